@@ -1,0 +1,82 @@
+# Developer commands; `make` lists them. Needs GNU Make 3.81 or later and a POSIX shell.
+
+# Which Python the virtual environment is made with; found below where none is given.
+PYTHON ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+# More options for the command behind a target: make demo ARGS=--quick, make test ARGS="-m slow".
+ARGS ?=
+
+# Two processes with one thread each: more threads than cores are slower than one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: help demo test check format clean FORCE
+.NOTPARALLEL:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+demo: $(VENV)/.stamp-demo ## install, then fit, sample and compare on the built-in data: runs/demo/report.html
+	@$(BIN)/calibrant run --out runs/demo --overwrite $(ARGS)
+
+test: $(VENV)/.stamp-test ## run the default tests
+	$(PYTEST) $(ARGS)
+
+check: $(VENV)/.stamp-test ## run all that a change must pass: ruff, mypy, the default tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(PYTEST) $(ARGS)
+
+format: $(VENV)/.stamp-test ## let ruff format and mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean: ## remove the virtual environments and caches; runs/ stays
+	rm -rf .venv .venv312 .local/data build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An installed environment is as new as its stamp, so that pip runs only where pyproject.toml changed.
+install = $(BIN)/python -m pip install --disable-pip-version-check --editable
+
+$(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-venv
+	@echo "Installing calibrant into $(VENV): PyTorch is large, the first time takes minutes."
+	@$(install) .
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-venv
+	@echo "Installing calibrant and its test tools into $(VENV): PyTorch is large, the first time takes minutes."
+	@$(install) '.[test]'
+	@touch $(VENV)/.stamp-demo $@
+
+$(VENV)/.stamp-venv:
+	$(eval python := $(find_python))
+	$(if $(filter calibrant,$(firstword $(python))),$(error $(python)))
+	@"$(python)" -m venv --clear $(VENV)
+	@echo '*' > $(VENV)/.gitignore
+	@touch $@
+
+# An environment of another Python than the one asked for is made anew.
+identity = $(shell "$(1)" -c 'import sys; print(sys.version + sys.base_prefix)' 2>/dev/null)
+ifneq ($(PYTHON),)
+ifneq ($(call identity,$(PYTHON)),$(call identity,$(BIN)/python))
+$(VENV)/.stamp-venv: FORCE
+endif
+endif
+FORCE:
+
+# The first Python that is new enough and can make environments; else one line, beginning with the project's name,
+# that says what to do.
+find_python = $(shell \
+	for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11); do \
+		version=`"$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null` || continue; \
+		if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+			old="$$old $$python is $$version;"; \
+		elif ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+			bare="$$bare $$python lacks the module venv, on Debian and Ubuntu: apt install python$$version-venv;"; \
+		else \
+			echo "$$python"; exit; \
+		fi; \
+	done; \
+	echo "calibrant needs Python 3.11 or later with venv:$${bare:-$${old:- none found;}}" \
+		"install it, or name one: make PYTHON=/path/to/python3.12 TARGET")

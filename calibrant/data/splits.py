@@ -1,0 +1,42 @@
+"""Which data train, which stop the training, and which are kept for the end."""
+
+from typing import Any
+
+import numpy as np
+
+from calibrant.data.dataset import Data
+from calibrant.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+SMALLEST = 10  # below it one of the three parts of an 80/10/10 split would be empty
+
+
+def interleaved(size: int) -> dict[str, np.ndarray]:
+    """Positions 0 … size − 1 dealt 80/10/10: of every ten, the first goes to validation, the sixth to test.
+
+    Positions sorted by a stratum (a label, an image) give every split its share of each stratum.
+    """
+    rank = np.arange(size) % 10
+    validation, test = rank == 0, rank == 5
+    return {
+        "train": np.flatnonzero(~validation & ~test),
+        "validation": np.flatnonzero(validation),
+        "test": np.flatnonzero(test),
+    }
+
+
+def random_splits(data: Data, seed: int, labels: Any = None) -> dict[str, Data]:
+    """Seeded 80/10/10 split, stratified where labels (one per datum) are given; each split keeps the order of the data.
+
+    Raises:
+        DataError: with fewer than 10 data.
+    """
+    if len(data) < SMALLEST:
+        raise DataError(
+            f"{len(data)} data are too few for an 80/10/10 split, which takes {SMALLEST}: "
+            "return the splits train, validation and test from a function (FILE.py:function)"
+        )
+    order = np.random.default_rng(seed).permutation(len(data))
+    if labels is not None:
+        order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    return {split: data.subset(np.sort(order[where])) for split, where in interleaved(len(data)).items()}

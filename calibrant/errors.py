@@ -1,0 +1,25 @@
+"""Errors that tell a user what to do; the command line prints each as one line, without a traceback."""
+
+
+class CalibrantError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ProgramError(CalibrantError, ValueError):
+    """A model or guide breaks the contract of `calibrant.program`."""
+
+
+class DataError(CalibrantError, ValueError):
+    """Observations or covariates that a program cannot take."""
+
+
+class RunError(CalibrantError):
+    """A run folder that cannot be written, or that is damaged or foreign."""
+
+
+class InferenceError(CalibrantError):
+    """Inference that cannot give what was asked: no exact posterior, too few draws, trees that do not belong together."""
+
+
+class NonFiniteLoss(CalibrantError, ArithmeticError):
+    """Training met a loss that is not finite; the last good weights were restored."""

@@ -1,0 +1,6 @@
+"""Amortized guides: an encoder, families by support, and a structure."""
+
+from calibrant.guides.amortize import AmortizedGuide, amortize
+from calibrant.guides.families import FAMILIES
+
+__all__ = ["FAMILIES", "AmortizedGuide", "amortize"]

@@ -1,0 +1,135 @@
+"""Families of variational distributions, and the head that computes one's parameters from features.
+
+The head's outputs are relative to the prior's location and scale on the real line, so that a fresh guide is near the
+prior for every support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import softplus
+
+from calibrant.errors import ProgramError
+
+_UNIT = 0.5413248546129181  # softplus(_UNIT) = 1
+
+
+def _gamma(loc: Tensor, scale: Tensor) -> dist.Distribution:
+    """Mean exp(loc), coefficient of variation `scale`: the shape is learned."""
+    shape = scale.pow(-2)
+    return dist.Gamma(shape, shape * (-loc).exp())
+
+
+@dataclass(frozen=True)
+class Family:
+    """`build(loc, scale)` on the real line, where `to_line` maps the support."""
+
+    build: Callable[[Tensor, Tensor], dist.Distribution]
+    support: constraints.Constraint
+    to_line: Callable[[Tensor], Tensor]
+
+
+FAMILIES: dict[str, Family] = {
+    "normal": Family(dist.Normal, constraints.real, lambda value: value),
+    "laplace": Family(dist.Laplace, constraints.real, lambda value: value),
+    "lognormal": Family(dist.LogNormal, constraints.positive, torch.log),
+    "gamma": Family(_gamma, constraints.positive, torch.log),
+}
+
+
+def choose_family(name: str, support: constraints.Constraint, prior: dist.Distribution, asked: str = "auto") -> str:
+    """The family of a site: the prior's own where it is one of ours, else by support.
+
+    Raises:
+        ProgramError: for an unknown family, one whose support is another, or a support that no family has.
+    """
+    support, prior = _base(support), _base(prior)
+    if asked != "auto":
+        if asked not in FAMILIES:
+            raise ProgramError(f"site {name!r}: unknown family {asked!r}; known: {sorted(FAMILIES)}")
+        if not _same(FAMILIES[asked].support, support):
+            raise ProgramError(f"site {name!r} has support {support}, the family {asked!r} has {FAMILIES[asked].support}")
+        return asked
+    own = type(prior).__name__.lower()
+    if own in FAMILIES and _same(FAMILIES[own].support, support):
+        return own
+    for family in ("normal", "lognormal"):
+        if _same(FAMILIES[family].support, support):
+            return family
+    raise ProgramError(
+        f"site {name!r} has support {support}, which no family covers yet ({sorted(FAMILIES)}): rewrite it with a real "
+        "or positive latent, or write the guide by hand (a PyroModule called as guide(observed, size, **covariates))"
+    )
+
+
+def _base(wrapped: object) -> object:
+    kinds = (constraints.independent, dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+    while isinstance(wrapped, kinds) or type(wrapped).__name__ == "Independent":
+        wrapped = getattr(wrapped, "base_constraint", None) or wrapped.base_dist
+    return wrapped
+
+
+def _same(family: constraints.Constraint, support: object) -> bool:
+    if family is constraints.positive:
+        return (
+            isinstance(support, (type(constraints.positive), type(constraints.nonnegative)))
+            and float(support.lower_bound) == 0.0
+        )
+    return support is constraints.real or isinstance(support, type(constraints.real))
+
+
+class Head(nn.Module):
+    """Features and earlier latents → the distribution of one site.
+
+    The earlier latents modulate the features (gain and offset), which contains the exact posterior mean and sd of a
+    linear decoder under a given scale: products of functions of the scale with linear functions of the image.
+
+    Args:
+        features: number of features.
+        parents: total number of entries of the earlier latents; 0 for none.
+        event_shape: of the site.
+        family: a name of `FAMILIES`.
+    """
+
+    center: Tensor
+    width: Tensor
+
+    def __init__(
+        self, features: int, parents: int, event_shape: tuple[int, ...], family: str, hidden: int = 64
+    ) -> None:
+        super().__init__()
+        self.event_shape, self.family = torch.Size(event_shape), FAMILIES[family]
+        entries = self.event_shape.numel()
+        self.out = nn.Linear(features, 2 * entries)
+        nn.init.normal_(self.out.weight, std=0.1 / features**0.5)
+        nn.init.zeros_(self.out.bias)
+        self.modulate = (
+            nn.Sequential(nn.Linear(parents, hidden), nn.SiLU(), nn.Linear(hidden, 2 * features)) if parents else None
+        )
+        self.register_buffer("center", torch.zeros(self.event_shape))
+        self.register_buffer("width", torch.ones(self.event_shape))
+
+    @torch.no_grad()
+    def set_prior(self, draws: Tensor) -> None:
+        """Take the prior's location and scale from its draws `(n, *event_shape)`."""
+        low, middle, high = self.family.to_line(draws).quantile(torch.tensor([0.16, 0.5, 0.84]).to(draws), dim=0)
+        self.center.copy_(middle)
+        self.width.copy_((high - low) / 2)
+
+    def to_line(self, value: Tensor) -> Tensor:
+        """A value of this site, standardised by its prior, `(size, entries)`: what later heads see."""
+        return ((self.family.to_line(value) - self.center) / self.width).reshape(len(value), -1)
+
+    def forward(self, features: Tensor, parents: Tensor | None) -> dist.Distribution:
+        if self.modulate is not None:
+            gain, offset = self.modulate(parents).chunk(2, -1)
+            features = features * (1 + gain) + offset
+        loc, raw = self.out(features).reshape(len(features), 2, *self.event_shape).unbind(1)
+        scale = self.width * (softplus(raw + _UNIT) + 1e-6)
+        return self.family.build(self.center + self.width * loc, scale).to_event(len(self.event_shape))

@@ -1,0 +1,8 @@
+"""Inference: training, amortized and reference posteriors, exact solutions, the gate."""
+
+from calibrant.inference.fit import Fit, fit
+from calibrant.inference.posterior import posterior
+from calibrant.inference.predictive import GROUPS
+from calibrant.inference.reference import METHODS, log_evidence, reference
+
+__all__ = ["GROUPS", "METHODS", "Fit", "fit", "log_evidence", "posterior", "reference"]

@@ -1,0 +1,666 @@
+"""Exact posteriors of Gaussian models and of Gaussian models with one positive random scale (Gaussian scale mixtures).
+
+A model declares its structure as a `LinearGaussian`; `verify` compares the declaration with the program's own density,
+and `solve` returns the posterior of every datum: in closed form where there is no scale, otherwise by quadrature over
+the logarithm of the scale, given which everything is Gaussian.
+
+In units of the noise and in the coordinates of a singular value decomposition, a datum given its scale s is a set of
+independent problems u = s (shift + gain c) + N(0, 1) with c ~ N(0, 1), so that a node of the quadrature costs O(k).
+The range of the quadrature is found for every datum on its own: a scan over all scales that float64 can hold, then
+zooms into the hull of what lies within 40 nats of the maximum. The trapezoidal rule on an analytic integrand that
+vanishes at both ends converges faster than any power of the step; `grid_error` is what halving the grid changes.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal, Transform, constraints
+
+from calibrant.errors import InferenceError
+
+_SCAN_NODES = 2049  # over all scales, half an e-fold apart
+_ZOOM_NODES = 129
+_ZOOM_ROUNDS = 60
+_ZOOM_GAIN = 0.8  # zoom again while the range shrinks to less than this share
+_GRID_NODES = 1025  # odd, so that halving keeps both ends
+_DROP = 40.0  # nats below the maximum where the integrand is cut off
+_SHARP = 2.0  # nats below the maximum within which the grid is densest
+_LOG_SMALLEST = -700.0  # log of the smallest scale: float64 holds no normal number below e^-708
+_LOG_LARGEST = 345.0  # log of the largest scale times gain: its square is still finite
+_MARGIN = 1e-13  # keeps nodes inside a bounded support, where rounding would put them outside
+_CHUNK_ELEMENTS = 2**21  # numbers in one temporary, 16 MiB
+_VERIFY_POINTS = 64
+_VERIFY_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LinearGaussian:
+    """The structure x = offset + s (shift + loading z) + noise, z ~ N(0, covariance), s ~ scale_prior (or s = 1).
+
+    Args:
+        observed: name of the observed site; its event, flattened, has `pixels` elements.
+        latent: name of the Gaussian latent site, of shape (k,).
+        loading: (pixels, k).
+        noise: (pixels,) or (), standard deviation of the independent Gaussian noise.
+        offset: (pixels,), added to the image whatever the scale; None is zero.
+        shift: (pixels,), added to the image times the scale; None is zero.
+        covariance: (k, k), prior covariance of the latent, may be singular; None is the identity.
+        scale: name of the latent site of the scalar scale; None where there is none.
+        scale_prior: its prior, a univariate distribution of positive support, the same for every datum.
+
+    Raises:
+        InferenceError: shapes that do not fit together, a scale without a prior or a prior without a scale.
+    """
+
+    observed: str
+    latent: str
+    loading: Tensor
+    noise: Tensor
+    offset: Tensor | None = None
+    shift: Tensor | None = None
+    covariance: Tensor | None = None
+    scale: str | None = None
+    scale_prior: Distribution | None = None
+
+    def __post_init__(self) -> None:
+        if self.loading.dim() != 2:
+            raise InferenceError(f"loading has shape {tuple(self.loading.shape)}; give a matrix (pixels, k).")
+        pixels, latents = self.loading.shape
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            "noise": [(pixels,), ()],
+            "offset": [(pixels,)],
+            "shift": [(pixels,)],
+            "covariance": [(latents,) * 2],
+        }
+        for name, wanted in shapes.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) not in wanted:
+                raise InferenceError(f"{name} has shape {tuple(value.shape)}; with this loading give {wanted[0]}.")
+        if (self.scale is None) != (self.scale_prior is None):
+            raise InferenceError("Name the site of the scale and give its prior (`scale`, `scale_prior`), or neither.")
+
+
+class _System(NamedTuple):
+    """A structure in float64, in units of the noise, in coordinates c ~ N(0, I) of the latent: z = basis c."""
+
+    noise: Tensor  # (pixels,)
+    offset: Tensor  # (pixels,)
+    directions: Tensor  # (pixels, k): left singular vectors; zero columns where k > pixels
+    gain: Tensor  # (k,): singular values
+    basis: Tensor  # (k, k)
+    shift: Tensor  # (k,): the shift along the directions
+    shift_rest: Tensor  # (pixels,): the shift outside their span
+    log_norm: Tensor  # (): log density of noise-free zeros
+    prior: Distribution | None
+    limits: tuple[float, float]  # of log s
+    bounded: tuple[bool, bool]  # a limit is the end of the prior's support, not of float64
+
+
+class _Images(NamedTuple):
+    """What the posterior needs to know of each datum; `rest` is what no latent can explain."""
+
+    along: Tensor  # (data, k): the whitened image along the directions
+    rest_energy: Tensor  # (data,): energy of the rest at the scale that explains it best
+    rest_scale: Tensor  # (data,): that scale
+
+
+class _Grid(NamedTuple):
+    """Nodes log s = centre + width sinh(start + step j) with the unnormalised log density of the grid variable."""
+
+    centre: Tensor  # (data,)
+    width: Tensor  # (data,)
+    start: Tensor  # (data,)
+    step: Tensor  # (data,)
+    log_density: Tensor  # (data, nodes)
+
+    def log_scale(self, position: Tensor) -> Tensor:
+        """log s at positions (data, n), counted in nodes from the first."""
+        u = self.start[:, None] + self.step[:, None] * position
+        return self.centre[:, None] + self.width[:, None] * torch.sinh(u)
+
+    def nodes(self) -> Tensor:
+        """log s at the nodes, (data, nodes)."""
+        count = self.log_density.shape[1]
+        return self.log_scale(torch.arange(count, dtype=torch.float64, device=self.step.device)[None])
+
+    def log_jacobian(self, log_scale: Tensor) -> Tensor:
+        """log of d log s / du = width cosh u, at log s."""
+        width = self.width[:, None]
+        return torch.hypot(width, log_scale - self.centre[:, None]).log()
+
+
+class _Moments(NamedTuple):
+    """Moments on the full grid and, at index 1 of the second dimension, on every second node."""
+
+    log_evidence: Tensor  # (data, 2)
+    scale_mean: Tensor  # (data, 2)
+    scale_sd: Tensor  # (data, 2)
+    latent_mean: Tensor  # (data, 2, k)
+    latent_sd: Tensor  # (data, 2, k)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactPosterior:
+    """The exact posterior of every datum, as `solve` returns it.
+
+    Attributes:
+        structure: what was solved.
+        log_evidence: (data,), nats.
+        grid_error: (data,), the largest change when the grid is halved, over the log evidence (nats), the means (in
+            posterior standard deviations) and the standard deviations (relative) of the scale and of each latent
+            coordinate; not less than the mass cut off at the smallest and largest scale that float64 holds. Zero in
+            closed form.
+        mean: posterior means by site, (data,) and (data, k).
+        sd: posterior standard deviations by site, same shapes.
+    """
+
+    structure: LinearGaussian
+    log_evidence: Tensor
+    grid_error: Tensor
+    mean: dict[str, Tensor]
+    sd: dict[str, Tensor]
+    _system: _System
+    _images: _Images
+    _grid: _Grid
+
+    def covariance(self, datum: int) -> Tensor:
+        """Posterior covariance of the latent for one datum, (k, k)."""
+        row = torch.tensor([datum], device=self._images.along.device)
+        images, grid = _rows(self._images, row), _rows(self._grid, row)
+        weights, _ = _weights(grid)
+        mean, variance = _conditional(self._system, images, grid.nodes().exp())
+        weight = weights[0, 0]
+        centred = (mean[0] - weight @ mean[0]) * weight.sqrt()[:, None]
+        inner = centred.T @ centred + torch.diag(weight @ variance[0])
+        return self._system.basis @ inner @ self._system.basis.T
+
+    def sample(self, chains: int, draws: int, seed: int | torch.Generator) -> dict[str, Tensor]:
+        """Independent draws from the joint posterior of scale and latent.
+
+        Args:
+            chains: number of chains, a mere label: the draws are independent.
+            draws: draws per chain.
+            seed: an integer, giving the same draws on every device, or a generator, used where it lives.
+
+        Returns:
+            By site, (chains, draws, data) for the scale and (chains, draws, data, k) for the latent, in float64.
+        """
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        (size, latents), count = self._images.along.shape, chains * draws
+        z = self._images.along.new_empty(count, size, latents)
+        s = self._images.along.new_empty(count, size)
+        for rows in _chunks(size, count * latents):
+            s[:, rows], z[:, rows] = self._draw(rows, count, generator)
+        values = {self.structure.latent: z.unflatten(0, (chains, draws))}
+        if self.structure.scale is not None:
+            values[self.structure.scale] = s.unflatten(0, (chains, draws))
+        return values
+
+    def _draw(self, rows: slice, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`count` draws of (s, z) for some data: (count, data), (count, data, k)."""
+        images, grid = _rows(self._images, rows), _rows(self._grid, rows)
+        size, latents = images.along.shape
+        options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": generator.device}
+        # One request per datum, so that the draws do not depend on how the data are cut into chunks.
+        noise = [(torch.rand(count, **options), torch.randn(count, latents, **options)) for _ in range(size)]
+        uniform, normal = (torch.stack(parts).to(images.along.device) for parts in zip(*noise, strict=True))
+        s = _inverse_cdf(grid, uniform)
+        mean, variance = _conditional(self._system, images, s)
+        c = normal.mul_(variance.sqrt_()).add_(mean)
+        return s.T, (c @ self._system.basis.T).transpose(0, 1)
+
+
+def solve(structure: LinearGaussian, x: Tensor) -> ExactPosterior:
+    """The exact posterior of a Gaussian or scaled-Gaussian model for a batch of data.
+
+    Args:
+        structure: the model's structure; `verify` it against the program first.
+        x: (data, *event), any floating type; the device of `x` is the device of the computation.
+
+    Returns:
+        Evidence, moments and a sampler, in float64; memory for temporaries does not grow with the data.
+
+    Raises:
+        InferenceError: `x` of another size or not finite, noise that is not positive, a covariance that is no
+            covariance, a prior without positive support, an evidence that is not finite.
+    """
+    x = _flatten(structure, x)
+    system = _whiten(structure, x.device)
+    nodes = _SCAN_NODES if system.prior is not None else 1
+    parts = [_solve_part(system, x[rows]) for rows in _chunks(len(x), max(nodes * len(system.gain), x.shape[1]))]
+    images, grid, moments, error = (_join(column) for column in zip(*parts, strict=True))
+    log_evidence = moments.log_evidence[:, 0]
+    if not log_evidence.isfinite().all():
+        datum = int((~log_evidence.isfinite()).nonzero()[0])
+        raise InferenceError(
+            f"The evidence of datum {datum} is {log_evidence[datum].item()}: the prior of the scale or the pixels are "
+            "beyond what float64 can integrate; rescale the data, or give another scale_prior."
+        )
+    mean, sd = {structure.latent: moments.latent_mean[:, 0]}, {structure.latent: moments.latent_sd[:, 0]}
+    if structure.scale is not None:
+        mean[structure.scale], sd[structure.scale] = moments.scale_mean[:, 0], moments.scale_sd[:, 0]
+    return ExactPosterior(structure, log_evidence, error, mean, sd, system, images, grid)
+
+
+def log_joint(structure: LinearGaussian, values: dict[str, Tensor]) -> Tensor:
+    """Log joint density of the structure at given values of its sites.
+
+    Args:
+        structure: the model's structure.
+        values: by site, the observed (size, *event), the latent (size, k) and, where there is one, the scale (size,).
+
+    Returns:
+        (size,), nats, float64.
+
+    Raises:
+        InferenceError: a singular covariance, under which the latent has no density.
+    """
+    x, z = _flatten(structure, values[structure.observed]), values[structure.latent].double()
+    loading, noise, offset, shift, covariance = _float64(structure, x.device)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        raise InferenceError(f"The covariance of {structure.latent!r} is singular: it has no density to compare with.")
+    density = MultivariateNormal(torch.zeros_like(z[0]), scale_tril=factor, validate_args=False).log_prob(z)
+    signal = shift + z @ loading.T
+    if structure.scale is not None:
+        s = values[structure.scale].double()
+        prior = _univariate(structure, x.device)
+        density, signal = density + _log_prior(prior, s), s[:, None] * signal
+    error = (x - offset - signal) / noise
+    return density - 0.5 * (error**2 + math.log(2 * math.pi)).sum(-1) - noise.log().sum()
+
+
+def verify(
+    structure: LinearGaussian,
+    log_density: Callable[[dict[str, Tensor]], Tensor],
+    x: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """Compare a declared structure with the program's own density at random points, before it is believed.
+
+    The points are draws of scale and latent from the prior, as they are and enlarged, with images simulated from them
+    and with the images given: the simulated ones have densities near zero, where a relative error shows best.
+
+    Args:
+        structure: what the model declares.
+        log_density: the program's log joint density, values by site with leading dimension size (the observed site
+            among them) to (size,); evaluated in float64.
+        x: (data, *event), some data.
+        generator: source of the points.
+
+    Raises:
+        InferenceError: the two densities differ by more than 1e-6, relative to the larger of 1 nat and the density.
+    """
+    values = _random_points(structure, x, generator)
+    own, theirs = log_joint(structure, values), log_density(values)
+    if theirs.shape != own.shape:
+        raise InferenceError(f"The program's log density has shape {tuple(theirs.shape)}; wanted {tuple(own.shape)}.")
+    difference = (theirs - own).abs()
+    relative = (difference / own.abs().clamp_min(1.0)).nan_to_num(nan=math.inf)
+    worst = int(relative.argmax())
+    if relative[worst] > _VERIFY_TOLERANCE:
+        raise InferenceError(
+            f"The declared linear-Gaussian structure of {structure.observed!r} is not the program's: their log joint "
+            f"densities differ by up to {difference[worst].item():.6g} nats ({own[worst].item():.10g} declared, "
+            f"{theirs[worst].item():.10g} in the program). Correct what linear_gaussian() returns, or return None."
+        )
+
+
+def _random_points(structure: LinearGaussian, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Values of all sites at which `verify` compares, (points, ...)."""
+    images = _flatten(structure, x)
+    loading, noise, offset, shift, covariance = _float64(structure, images.device)
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": generator.device}
+    count, (pixels, latents) = _VERIFY_POINTS, loading.shape
+    # Cycles of different length, so that every enlargement meets every other.
+    enlarge = [
+        torch.tensor(cycle, dtype=torch.float64, device=images.device) for cycle in ([1.0, 3.0], [1.0, 0.1, 10.0])
+    ]
+    index = torch.arange(count, device=images.device)
+    z = torch.randn(count, latents, **options).to(images.device) * enlarge[0][index % 2, None]
+    z = z @ _factor(covariance, structure.latent).T
+    signal = shift + z @ loading.T
+    values = {structure.latent: z}
+    if structure.scale is not None:
+        s = _prior_draws(structure, count, generator).to(images.device) * enlarge[1][index % 3]
+        low, high = _support(_univariate(structure, images.device))
+        values[structure.scale] = s = s.clamp(low * (1 + _MARGIN), high * (1 - _MARGIN))
+        signal = s[:, None] * signal
+    simulated = offset + signal + noise * torch.randn(count, pixels, **options).to(images.device)
+    given = images[index % len(images)]
+    values[structure.observed] = torch.where((index % 4 == 3)[:, None], given, simulated).reshape(count, *x.shape[1:])
+    return values
+
+
+def _prior_draws(structure: LinearGaussian, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) draws of the scale; distributions know only the global generator, which is left as it was."""
+    prior = _univariate(structure, torch.device("cpu"))
+    seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return prior.sample((count,)).reshape(count, -1)[:, 0]
+
+
+def _flatten(structure: LinearGaussian, x: Tensor) -> Tensor:
+    """(data, pixels) in float64, checked."""
+    pixels = structure.loading.shape[0]
+    if x.dim() < 1 or len(x) == 0 or x.shape[1:].numel() != pixels:
+        raise InferenceError(
+            f"{structure.observed!r} has shape {tuple(x.shape)}; give (data, ...) with {pixels} elements a datum, "
+            "as many as the loading has rows, and at least one datum."
+        )
+    x = x.detach().reshape(len(x), pixels).double()
+    if not x.isfinite().all():
+        datum = int((~x.isfinite()).any(1).nonzero()[0])
+        raise InferenceError(f"{structure.observed!r} is not finite at datum {datum}; leave such data out.")
+    return x
+
+
+def _float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """loading, noise, offset, shift, covariance in float64 with the defaults filled in."""
+
+    def cast(name: str, default: Tensor) -> Tensor:
+        value = getattr(structure, name)
+        value = default if value is None else value.detach()
+        value = value.to(device=device, dtype=torch.float64)
+        if not value.isfinite().all():
+            raise InferenceError(f"{name} of the linear-Gaussian structure is not finite.")
+        return value
+
+    pixels, latents = structure.loading.shape
+    noise = cast("noise", structure.noise).expand(pixels)
+    if not (noise > 0).all():
+        raise InferenceError(f"noise of {structure.observed!r} is {noise.min().item()} somewhere; it must be positive.")
+    loading, zeros = cast("loading", structure.loading), torch.zeros(pixels)
+    return loading, noise, cast("offset", zeros), cast("shift", zeros), cast("covariance", torch.eye(latents))
+
+
+def _factor(covariance: Tensor, name: str) -> Tensor:
+    """F (k, k) with F F^T = covariance, also where that is singular."""
+    # The eigenvalues of the correlations, for coordinates of very different size.
+    sd = covariance.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(sd > 0, 1 / sd, 0.0)
+    values, vectors = torch.linalg.eigh(covariance * inverse * inverse[:, None])
+    factor = sd[:, None] * vectors * values.clamp_min(0).sqrt()
+    if not torch.allclose(factor @ factor.T, covariance, rtol=1e-6, atol=1e-9 * float(sd.max()) ** 2):
+        raise InferenceError(f"The covariance of {name!r} is not symmetric and positive semi-definite.")
+    return factor
+
+
+def _whiten(structure: LinearGaussian, device: torch.device) -> _System:
+    loading, noise, offset, shift, covariance = _float64(structure, device)
+    pixels, latents = loading.shape
+    factor = _factor(covariance, structure.latent)
+    u, d, vh = torch.linalg.svd(loading @ factor / noise[:, None], full_matrices=latents > pixels)
+    missing = (0, max(latents - pixels, 0))
+    u, d = torch.nn.functional.pad(u, missing), torch.nn.functional.pad(d, missing)
+    whitened = shift / noise
+    along = whitened @ u
+    prior, limits, bounded = None, (0.0, 0.0), (True, True)
+    if structure.scale is not None:
+        prior = _univariate(structure, device)
+        low, high = _support(prior)
+        largest = _LOG_LARGEST - math.log(max(1.0, float(d.max()), float(whitened.norm())))
+        bounded = low > 0, high < math.inf
+        limits = (
+            math.log(low) + _MARGIN if bounded[0] else _LOG_SMALLEST,
+            math.log(high) - _MARGIN if bounded[1] else largest,
+        )
+    log_norm = -noise.log().sum() - 0.5 * pixels * math.log(2 * math.pi)
+    rest = whitened - u @ along
+    return _System(noise, offset, u, d, factor @ vh.T, along, rest, log_norm, prior, limits, bounded)
+
+
+def _project(system: _System, x: Tensor) -> _Images:
+    image = (x - system.offset) / system.noise
+    along = image @ system.directions
+    # The vectors first, then their energy: a difference of energies would lose the noise of a strong image.
+    rest = image - along @ system.directions.T
+    energy = system.shift_rest @ system.shift_rest
+    scale = rest @ system.shift_rest / energy if energy > 0 else torch.zeros_like(rest[:, 0])
+    rest = rest - scale[:, None] * system.shift_rest
+    return _Images(along, (rest**2).sum(-1), scale)
+
+
+def _solve_part(system: _System, x: Tensor) -> tuple[_Images, _Grid, _Moments, Tensor]:
+    images = _project(system, x)
+    grid = _grid(system, images) if system.prior is not None else _single_node(system, images)
+    moments = _moments(system, images, grid)
+    error = torch.zeros_like(images.rest_energy)
+    if system.prior is not None:
+        error = torch.maximum(_halving_error(moments), _tail_mass(system, grid, moments))
+    return images, grid, moments, error
+
+
+def _log_integrand(system: _System, images: _Images, log_scale: Tensor) -> Tensor:
+    """log p(x, log s) at log_scale (data or 1, nodes); -inf where the prior cannot be evaluated."""
+    s = log_scale.exp()
+    variance = (s[..., None] * system.gain).square_().add_(1)
+    error = (images.along[:, None] - s[..., None] * system.shift).square_().div_(variance).sum(-1)
+    rest = images.rest_energy[:, None] + system.shift_rest.square().sum() * (s - images.rest_scale[:, None]) ** 2
+    density = system.log_norm - 0.5 * (variance.log_().sum(-1) + error + rest)
+    if system.prior is not None:
+        density = density + (_log_prior(system.prior, s) + log_scale)
+    return density.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+
+def _conditional(system: _System, images: _Images, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the coordinates c given s (data, n): both (data, n, k)."""
+    signal = s[..., None] * system.gain
+    variance = signal.square().add_(1).reciprocal_()
+    error = images.along[:, None] - s[..., None] * system.shift
+    return signal.mul_(error).mul_(variance), variance
+
+
+def _hull(log_scale: Tensor, density: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+    """Ends (data,) of what may lie within `drop` nats of the maximum, of the density and of s^2 times the density.
+
+    The second keeps the tail that the variance of the scale needs. Between nodes a function may rise above them by
+    an eighth of its second difference; a quarter is allowed for.
+    """
+    bend = (density[:, 2:] - 2 * density[:, 1:-1] + density[:, :-2]).abs() / 4
+    bend = bend.nan_to_num(nan=0.0, posinf=0.0)
+    bend = torch.cat([bend[:, :1], bend, bend[:, -1:]], dim=1)
+    moment = density + 2 * log_scale
+    keep = density + bend >= density.amax(1, keepdim=True) - drop
+    keep |= moment + bend >= moment.amax(1, keepdim=True) - drop
+    return _ends(log_scale, keep)
+
+
+def _ends(log_scale: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """log s at one node before the first and one behind the last node kept."""
+    last = keep.shape[1] - 1
+    first = keep.int().argmax(1, keepdim=True) - 1
+    final = last - keep.flip(1).int().argmax(1, keepdim=True) + 1
+    log_scale = log_scale.expand(len(keep), -1)
+    low, high = log_scale.gather(1, first.clamp_min(0)), log_scale.gather(1, final.clamp_max(last))
+    return low[:, 0], high[:, 0]
+
+
+def _between(low: Tensor, high: Tensor, nodes: int) -> Tensor:
+    return low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, nodes, dtype=low.dtype, device=low.device)
+
+
+def _zoom(system: _System, images: _Images, low: Tensor, high: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+    """Narrow the range of log s from (low, high), (data,) each, to the hull of what lies within `drop` nats."""
+    low, high = low.clone(), high.clone()
+    active = torch.arange(len(low), device=low.device)
+    for _ in range(_ZOOM_ROUNDS):
+        log_scale = _between(low[active], high[active], _ZOOM_NODES)
+        density = _log_integrand(system, _rows(images, active), log_scale)
+        new_low, new_high = _hull(log_scale, density, drop)
+        shrunk = new_high - new_low < _ZOOM_GAIN * (high - low)[active]
+        low[active], high[active] = new_low, new_high
+        active = active[shrunk]
+        if not len(active):
+            break
+    return low, high
+
+
+def _grid(system: _System, images: _Images) -> _Grid:
+    """The fine grid: even in u with log s = centre + width sinh u, dense where the posterior is, wide in its tails.
+
+    A prior that goes as s^a with small a has a left tail of 40 / a e-folds beside a right end of one: no even grid in
+    log s serves both. The map is analytic, so the trapezoidal rule keeps its order.
+    """
+    limits = torch.tensor(system.limits, dtype=torch.float64, device=images.along.device)
+    scan = _between(limits[:1], limits[1:], _SCAN_NODES)
+    low, high = _hull(scan, _log_integrand(system, images, scan), _DROP)
+    low, high = _zoom(system, images, low, high, _DROP)
+    inner_low, inner_high = _zoom(system, images, low, high, _SHARP)
+    centre = (inner_low + inner_high) / 2
+    width = ((inner_high - inner_low) / 2).clamp_min(torch.finfo(low.dtype).tiny)
+    start, end = torch.asinh((low - centre) / width), torch.asinh((high - centre) / width)
+    grid = _Grid(centre, width, start, (end - start) / (_GRID_NODES - 1), low.new_empty(len(low), _GRID_NODES))
+    nodes = torch.minimum(torch.maximum(grid.nodes(), low[:, None]), high[:, None])
+    return grid._replace(log_density=_log_integrand(system, images, nodes) + grid.log_jacobian(nodes))
+
+
+def _single_node(system: _System, images: _Images) -> _Grid:
+    """The grid of a model without a scale: log s = 0, of weight one."""
+    zero = torch.zeros_like(images.rest_energy)
+    return _Grid(zero, zero, zero, zero + 1, _log_integrand(system, images, zero[:, None]))
+
+
+def _weights(grid: _Grid) -> tuple[Tensor, Tensor]:
+    """Posterior weights of the nodes (data, 2, nodes) and log evidence (data, 2): all nodes, every second node."""
+    nodes = grid.log_density.shape[1]
+    rule = grid.log_density.new_ones(2, nodes)
+    if nodes > 1:
+        rule[1, 0::2], rule[1, 1::2] = 2.0, 0.0
+        rule[:, [0, -1]] /= 2
+    top = grid.log_density.amax(1)
+    weights = (grid.log_density - top[:, None]).exp()[:, None] * rule
+    total = weights.sum(-1, keepdim=True)
+    return weights / total, top[:, None] + (total[..., 0] * grid.step[:, None]).log()
+
+
+def _moments(system: _System, images: _Images, grid: _Grid) -> _Moments:
+    """Moments of the mixture over the grid, the variances about the mean of the full grid first."""
+    weights, log_evidence = _weights(grid)
+    s = grid.nodes().exp()
+    mean, variance = _conditional(system, images, s)
+    within = (weights @ variance) @ system.basis.square().T
+    values = torch.cat([mean @ system.basis.T, s[..., None]], dim=-1)
+    means = weights @ values
+    between = weights @ (values - means[:, :1]).square_() - (means - means[:, :1]).square_()
+    between = between.clamp_min_(0)
+    latent_sd = (within + between[..., :-1]).sqrt()
+    return _Moments(log_evidence, means[..., -1], between[..., -1].sqrt(), means[..., :-1], latent_sd)
+
+
+def _halving_error(moments: _Moments) -> Tensor:
+    """(data,): the largest change when every second node is left out."""
+    means = torch.cat([moments.latent_mean, moments.scale_mean[..., None]], dim=-1)
+    sds = torch.cat([moments.latent_sd, moments.scale_sd[..., None]], dim=-1)
+    changes = torch.cat([means[:, 1] - means[:, 0], sds[:, 1] - sds[:, 0]], dim=-1).abs()
+    unit = sds[:, 0].repeat(1, 2)
+    changes = torch.where(unit > 0, changes / unit, 0.0)  # a latent of no variance does not change
+    evidence = (moments.log_evidence[:, 1] - moments.log_evidence[:, 0]).abs()
+    return torch.maximum(changes.amax(1), evidence)
+
+
+def _tail_mass(system: _System, grid: _Grid, moments: _Moments) -> Tensor:
+    """(data,): share of the mass, or of the second moment of s, beyond the ends of the grid, by their log slopes."""
+    log_scale = grid.nodes()
+    mass = grid.log_density - grid.log_jacobian(log_scale) - moments.log_evidence[:, :1]
+    second = moments.scale_mean[:, :1] ** 2 + moments.scale_sd[:, :1] ** 2
+    tail = torch.zeros_like(log_scale[:, 0])
+    for log_density in (mass, mass + 2 * log_scale - second.log()):
+        for end, inner, bounded in ((0, 1, system.bounded[0]), (-1, -2, system.bounded[1])):
+            if not bounded:
+                fall = (log_density[:, inner] - log_density[:, end]) / (log_scale[:, inner] - log_scale[:, end]).abs()
+                share = log_density[:, end].exp() / fall.clamp_min(1e-3)
+                tail = torch.maximum(tail, share.nan_to_num(nan=0.0))  # NaN: the density is zero there
+    return tail
+
+
+def _inverse_cdf(grid: _Grid, uniform: Tensor) -> Tensor:
+    """Draws of s (data, n) at uniform levels (data, n): the density is linear in the grid variable between nodes."""
+    if grid.log_density.shape[1] == 1:
+        return torch.ones_like(uniform)
+    density = (grid.log_density - grid.log_density.amax(1, keepdim=True)).exp()
+    cdf = ((density[:, 1:] + density[:, :-1]) / 2).cumsum(1)
+    target = uniform * cdf[:, -1:]
+    cell = torch.searchsorted(cdf, target, right=True).clamp_max(cdf.shape[1] - 1)
+    below = torch.nn.functional.pad(cdf, (1, 0)).gather(1, cell)
+    left, right = density.gather(1, cell), density.gather(1, cell + 1)
+    # The root of left f + (right - left) f^2 / 2 = mass, in the form without cancellation.
+    mass = (target - below).clamp_min(0)
+    root = (left**2 + 2 * (right - left) * mass).clamp_min(0).sqrt()
+    fraction = (2 * mass / (left + root)).nan_to_num(nan=0.0).clamp(0, 1)
+    return grid.log_scale(cell + fraction).exp()
+
+
+def _univariate(structure: LinearGaussian, device: torch.device) -> Distribution:
+    """The prior of the scale in float64, checked to be univariate and the same for every datum."""
+    prior = _cast(structure.scale_prior, device, {})
+    if prior.event_shape:
+        raise InferenceError(
+            f"{structure.scale!r} has events of shape {tuple(prior.event_shape)}; the scale is a scalar."
+        )
+    low, high = _support(prior)
+    if not 0 <= low < high:
+        raise InferenceError(f"The prior of {structure.scale!r} has support {prior.support}; a scale is positive.")
+    if math.prod(prior.batch_shape) > 1:
+        values = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device).clamp(low, high)
+        density = prior.log_prob(values.reshape(-1, *[1] * len(prior.batch_shape))).reshape(3, -1)
+        if not torch.equal(density, density[:, :1].expand_as(density)):
+            raise InferenceError(f"The prior of {structure.scale!r} differs between data; declare one for all.")
+    return prior
+
+
+def _log_prior(prior: Distribution, s: Tensor) -> Tensor:
+    """log density of the prior at s, whatever its batch shape: its entries are alike, so each takes some values."""
+    entries = math.prod(prior.batch_shape)
+    padded = torch.nn.functional.pad(s.reshape(-1), (0, -s.numel() % entries), value=1.0)
+    return prior.log_prob(padded.reshape(-1, *prior.batch_shape)).reshape(-1)[: s.numel()].reshape(s.shape)
+
+
+def _support(prior: Distribution) -> tuple[float, float]:
+    """Ends of the prior's support; (-inf, inf) where it names none."""
+    support: Any = prior.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    low, high = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+    return float(torch.as_tensor(low).min()), float(torch.as_tensor(high).max())
+
+
+def _cast(value: Any, device: torch.device, copies: dict[int, Any]) -> Any:
+    """A float64 copy of a distribution and its parts that takes any argument without complaint.
+
+    A transform and its inverse hold each other: `copies` maps the id of what has been copied to its copy.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to(device=device, dtype=torch.float64 if value.is_floating_point() else value.dtype)
+    if isinstance(value, list):
+        return [_cast(item, device, copies) for item in value]
+    if not isinstance(value, Distribution | Transform):
+        return value
+    if id(value) not in copies:
+        copies[id(value)] = clone = copy.copy(value)
+        clone.__dict__.update({name: _cast(item, device, copies) for name, item in vars(value).items()})
+        if isinstance(clone, Distribution):
+            clone._validate_args = False
+    return copies[id(value)]
+
+
+def _chunks(size: int, elements: int) -> list[slice]:
+    """Slices of the data such that a temporary of `elements` numbers per datum stays within the memory budget."""
+    rows = max(1, _CHUNK_ELEMENTS // elements)
+    return [slice(start, start + rows) for start in range(0, size, rows)]
+
+
+def _rows(parts: Any, rows: slice | Tensor) -> Any:
+    return type(parts)(*(part[rows] for part in parts))
+
+
+def _join(parts: Any) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))

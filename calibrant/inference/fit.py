@@ -1,0 +1,241 @@
+"""Training a model and its guide by stochastic variational inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from calibrant.binding import bind
+from calibrant.data import Data
+from calibrant.errors import DataError, InferenceError, NonFiniteLoss
+from calibrant.inference.objectives import OBJECTIVES, ElboTerms, check_guide, elbo_terms
+from calibrant.program import Program, as_program, check_program, defaults, seeded
+from calibrant.progress import Progress, silent
+from calibrant.store import load_checkpoint, save_checkpoint
+
+@dataclass
+class Fit:
+    """What training did.
+
+    Attributes:
+        history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
+        elbo: the held-out ELBO of the weights that were kept, nats per datum.
+        elbo_se: its standard error over the held-out data and the draws.
+        epochs: the epochs that were run.
+        stopped: why training ended: "finished", "early" or "interrupted".
+        held_out: indices of the held-out data in the data set.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    elbo: float = -math.inf
+    elbo_se: float = math.nan
+    epochs: int = 0
+    stopped: str = "finished"
+    held_out: list[int] = field(default_factory=list)
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    validation: float | Data = 0.1,
+    epochs: int = 100,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    objective: str = "stl",
+    clip: float = 100.0,
+    patience: int = 20,
+    device: str | torch.device | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Fit:
+    """Train model and guide in place on the ELBO; the weights that are best on the held-out part are restored.
+
+    Adam with cosine decay to zero over `epochs`; the held-out ELBO uses one fixed random stream, so that epochs compare.
+    The loss that is reported is the ELBO, in nats per datum. Both modules are left in `eval()`.
+
+    Args:
+        model: the program.
+        guide: `guide(observed, size, **covariates)`, for example from `calibrant.guides.amortize`.
+        observed: site → tensor, or a `Data`.
+        covariates: keyword → tensor.
+        validation: the share that is held out (seeded), or the held-out data themselves.
+        epochs: passes over the data.
+        batch_size: data a step; the last, smaller part of an epoch is left out.
+        lr: first learning rate.
+        objective: "stl" (path-derivative gradient) or "kl" (closed-form KL of each site).
+        clip: largest norm of the gradient.
+        patience: epochs without a better held-out ELBO after which training stops.
+        device: where to train; the modules move there. None leaves them where they are.
+        run_dir: a folder for checkpoints (every epoch); an interrupted training goes on with `resume=True`.
+        resume: go on from the checkpoint in `run_dir`.
+        seed: of the split, the minibatches and the draws.
+        progress: called with (stage, done, total, text).
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract.
+        NonFiniteLoss: with the minibatch's indices; the last good weights are restored (and saved in `run_dir`).
+    """
+    if objective not in OBJECTIVES:
+        raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
+    data = bind(model, observed, covariates)
+    modules = _Modules(as_program(model), as_program(guide))
+    if device is not None:
+        modules.to(device)
+    train, held = _split(data, validation, seed)
+    modules.eval()
+    rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
+    check_program(modules.model, *rows)
+    check_guide(modules.model, modules.guide, *rows)
+    plan = _Plan(OBJECTIVES[objective], epochs, min(batch_size, len(train)), lr, clip, patience, seed)
+    state = _init(modules, plan)
+    folder = None if run_dir is None else Path(run_dir) / "checkpoints"
+    if resume and folder is not None:
+        load_checkpoint(folder, state)
+    with defaults(modules, rows[0]), pyro.validation_enabled(False):
+        try:
+            while state.fit.epochs < epochs and state.fit.stopped == "finished":
+                _epoch(state, plan, train, held)
+                progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
+                if folder is not None:
+                    save_checkpoint(folder, state)
+        except KeyboardInterrupt:
+            state.fit.stopped = "interrupted"
+        finally:
+            modules.load_state_dict(state.best)
+            modules.eval()
+        state.fit.elbo, state.fit.elbo_se = _held_out_elbo(modules, held, plan, draws=16)
+    state.fit.held_out = [] if isinstance(validation, Data) else [int(i) for i in held.coords["data"]]
+    return state.fit
+
+
+class _Modules(nn.Module):
+    """Model and guide together: one set of weights."""
+
+    def __init__(self, model: PyroModule, guide: PyroModule) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The settings of a training."""
+
+    objective: Callable[..., ElboTerms]
+    epochs: int
+    batch_size: int
+    lr: float
+    clip: float
+    patience: int
+    seed: int
+
+    def learning_rate(self, progress: float) -> float:
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class TrainingState:
+    """All that changes during training."""
+
+    modules: _Modules
+    optimizer: torch.optim.Adam
+    best: dict[str, Tensor]
+    waited: int = 0
+    fit: Fit = field(default_factory=Fit)
+
+
+def _init(modules: _Modules, plan: _Plan) -> TrainingState:
+    weights = [weight for weight in modules.parameters() if weight.requires_grad]
+    return TrainingState(modules, torch.optim.Adam(weights, plan.lr), _copy(modules))
+
+
+def _copy(modules: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}
+
+
+def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
+    """One pass over the data, with a random stream of its own, then the held-out ELBO."""
+    epoch = state.fit.epochs
+    with seeded(plan.seed * 1_000_003 + epoch + 1):
+        order = torch.randperm(len(train), device="cpu", generator=torch.Generator().manual_seed(plan.seed + epoch))
+        batches = order.split(plan.batch_size)[: len(train) // plan.batch_size]
+        state.modules.train()
+        elbos = []
+        for step, index in enumerate(batches):
+            lr = plan.learning_rate((epoch + step / len(batches)) / plan.epochs)
+            elbos.append(_step(state, plan, train, index, lr))
+    state.modules.eval()
+    elbo, elbo_se = _held_out_elbo(state.modules, held, plan)
+    row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
+    state.fit.history.append(row)
+    state.fit.epochs += 1
+    _keep_best(state, plan, elbo, elbo_se)
+
+
+def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: float) -> float:
+    observed, covariates = train.batch(index, state.modules.device)
+    terms = plan.objective(state.modules.model, state.modules.guide, observed, len(index), covariates)
+    elbo = terms.per_datum(len(train))
+    state.optimizer.zero_grad(set_to_none=True)
+    (-elbo).backward()
+    norm = nn.utils.clip_grad_norm_(state.modules.parameters(), plan.clip)
+    if not (elbo.isfinite() and norm.isfinite()):
+        rows = [int(i) for i in train.coords["data"][index]]
+        raise NonFiniteLoss(
+            f"the ELBO or its gradient is not finite in epoch {state.fit.epochs + 1}, minibatch of the data {rows}; the last "
+            f"good weights are restored. Look at these data, or lower lr (now {plan.lr:g}) or clip ({plan.clip:g})"
+        )
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    return float(elbo.detach())
+
+
+def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float) -> None:
+    if elbo > state.fit.elbo:
+        state.fit.elbo, state.fit.elbo_se, state.waited = elbo, elbo_se, 0
+        state.best = _copy(state.modules)
+        return
+    state.waited += 1
+    if state.waited >= plan.patience:
+        state.fit.stopped = "early"
+
+
+def _held_out_elbo(modules: _Modules, held: Data, plan: _Plan, draws: int = 1) -> tuple[float, float]:
+    """ELBO per datum and its standard error, with the same random stream at every call."""
+    local, shared = [], []
+    with seeded(plan.seed):
+        for index in torch.arange(len(held)).split(4096):
+            observed, covariates = held.batch(index, modules.device)
+            terms = [elbo_terms(modules.model, modules.guide, observed, len(index), covariates) for _ in range(draws)]
+            local.append(torch.stack([t.local for t in terms]).double().mean(0))
+            shared.extend(t.shared.double() for t in terms)
+    values = torch.cat(local)
+    elbo = values.mean() + torch.stack(shared).mean() / len(held)
+    return float(elbo), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
+
+
+def _split(data: Data, validation: float | Data, seed: int) -> tuple[Data, Data]:
+    if isinstance(validation, Data):
+        return data, validation
+    count = round(validation * len(data))
+    if not 1 <= count < len(data):
+        raise DataError(f"validation={validation} of {len(data)} data leaves a part empty: give 0 < validation < 1")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)

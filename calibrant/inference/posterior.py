@@ -1,0 +1,166 @@
+"""The amortized posterior of every datum, as an ArviZ tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from calibrant.binding import bind
+from calibrant.data import Data
+from calibrant.inference.objectives import check_guide, guide_trace, latent_values
+from calibrant.inference.predictive import add_groups
+from calibrant.inference.trees import build_tree, require_memory
+from calibrant.program import (
+    LogDensity,
+    Program,
+    Values,
+    as_program,
+    check_program,
+    defaults,
+    density_of,
+    deterministic,
+    in_double,
+    is_local,
+    seeded,
+    trace,
+)
+from calibrant.progress import Progress, silent
+
+_ROWS = 65_536
+
+
+def posterior(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    draws: int = 1000,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    groups: Iterable[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.DataTree:
+    """Independent draws of the guide for every datum, with their log densities under model and guide.
+
+    Args:
+        model: the program.
+        guide: its guide; both should be in `eval()`.
+        observed: site → tensor, or a `Data`.
+        draws: draws a datum (one chain).
+        covariates: keyword → tensor.
+        groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
+        seed: of the draws.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        A tree with `posterior`, `sample_stats` (`log_p`, `log_q` in nats, `(chain, draw, data)`; for programs with random
+        shared latents `log_p_shared`, `log_q_shared`, `(chain, draw)`), `observed_data`, `constant_data`.
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract.
+        InferenceError: when the draws would not fit into memory.
+    """
+    data, program, guided = bind(model, observed, covariates), as_program(model), as_program(guide)
+    check_program(program, *data.tensors())
+    few = data.batch(torch.arange(min(len(data), 4)))
+    check_guide(program, guided, *few)
+    pair = (in_double(program), in_double(guided))
+    with torch.no_grad(), seeded(seed), defaults(program, few[0], torch.float64) as (device, _):
+        probe = _score(*pair, *_double(few), repeats=1)
+        entries = sum(value[0].numel() for value in probe.values.values())
+        require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data")
+        shared = [name for name in probe.values if name not in probe.local]
+        draw = _draw_jointly if shared else _draw_each
+        values, stats = draw(pair, data, draws, device, progress)
+    tree = build_tree(
+        values,
+        model=program,
+        data=data,
+        local=probe.local,
+        latents=probe.latents,
+        method="amortized",
+        independent=True,
+        sample_stats=stats,
+        settings={"draws": draws, "seed": seed},
+    )
+    add_groups(tree, program, data, groups, seed)
+    return tree
+
+
+Pair = tuple[Program, Program]
+Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Draws of the guide (and what the program records for them), with their log densities."""
+
+    values: dict[str, Tensor]
+    latents: list[str]
+    local: list[str]
+    log_p: LogDensity
+    log_q: LogDensity
+
+
+def _double(rows: tuple[Values, Values]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    first, second = ({name: value.double() for name, value in part.items()} for part in rows)
+    return first, second
+
+
+def _score(model: Program, guide: Program, observed: Values, covariates: Values, repeats: int) -> _Score:
+    """One draw of the guide for every datum, each datum `repeats` times in a row."""
+    observed, covariates = (
+        {name: value.repeat_interleave(repeats, 0) for name, value in part.items()} for part in (observed, covariates)
+    )
+    size = len(next(iter(observed.values())))
+    guided = guide_trace(guide, observed, size, covariates)
+    latents = latent_values(guided)
+    held = {**observed, **latents}
+    run = trace(model, size, covariates, held)
+    recorded = {name: site["value"] for name, site in deterministic(run).items()}
+    local = [name for name in (*latents, *recorded) if is_local(run.nodes[name])]
+    log_p, log_q = density_of(run, size, held, observed), density_of(guided, size, latents)
+    return _Score({**latents, **recorded}, list(latents), local, log_p, log_q)
+
+
+def _draw_each(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
+    """Without shared latents: every datum is repeated along the plate."""
+    rows = max(1, _ROWS // draws)
+    parts = []
+    for index in torch.arange(len(data), device="cpu").split(rows):
+        score = _score(*pair, *data.batch(index, device, torch.float64), repeats=draws)
+        stats = {"log_p": score.log_p.local, "log_q": score.log_q.local}
+        parts.append([_by_draw(part, len(index), draws) for part in (score.values, stats)])
+        progress("posterior", int(index[-1]) + 1, len(data))
+    values, stats = (
+        {name: torch.cat([part[which][name] for part in parts], 1)[None] for name in parts[0][which]} for which in (0, 1)
+    )
+    return values, stats
+
+
+def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
+    """Rows `(data · draws, …)` → `(draws, data, …)`, on the CPU and, beside statistics, in float32."""
+    shaped = {name: value.reshape(size, draws, *value.shape[1:]).transpose(0, 1).cpu() for name, value in values.items()}
+    return {name: value if name in ("log_p", "log_q") else value.float() for name, value in shaped.items()}
+
+
+def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
+    """With shared latents: one run of the whole data set a draw, so that shared and local draws belong together."""
+    rows = data.batch(torch.arange(len(data), device="cpu"), device, torch.float64)
+    scores = []
+    for done in range(draws):
+        scores.append(_score(*pair, *rows, repeats=1))
+        progress("posterior", done + 1, draws)
+    values = {name: torch.stack([s.values[name].float().cpu() for s in scores])[None] for name in scores[0].values}
+    stats = {
+        "log_p": [s.log_p.local for s in scores],
+        "log_q": [s.log_q.local for s in scores],
+        "log_p_shared": [s.log_p.shared for s in scores],
+        "log_q_shared": [s.log_q.shared for s in scores],
+    }
+    return values, {name: torch.stack(terms)[None].cpu() for name, terms in stats.items()}

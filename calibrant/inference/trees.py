@@ -1,0 +1,115 @@
+"""Results as ArviZ `DataTree`s."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor, nn
+
+from calibrant import __version__
+from calibrant.data import Data
+from calibrant.errors import InferenceError
+
+SAMPLE = ("chain", "draw")
+
+
+def model_sha256(model: nn.Module) -> str:
+    """A hash of a model's weights and buffers: two results with the same hash are of the same model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_tree(
+    draws: Mapping[str, Tensor | np.ndarray],
+    *,
+    model: nn.Module,
+    data: Data,
+    local: Iterable[str],
+    latents: Iterable[str],
+    method: str,
+    independent: bool,
+    sample_stats: Mapping[str, Tensor | np.ndarray],
+    settings: Mapping[str, Any],
+) -> xr.DataTree:
+    """A result tree with `posterior`, `sample_stats`, `observed_data` and `constant_data`.
+
+    Args:
+        draws: site → `(chain, draw, data, *event)`, or `(chain, draw, *event)` for a shared site.
+        local: the sites with a data dimension.
+        latents: the latent sites among the draws (the others are deterministic).
+        method: "amortized", "exact", "nuts" or "pyro-nuts".
+        independent: whether draws are independent.
+        sample_stats: name → `(chain, draw, data)`, or `(chain, draw)`.
+        settings: JSON values.
+    """
+    attributes = {
+        "method": method,
+        "independent_draws": int(independent),
+        "latents": json.dumps(list(latents)),
+        "settings": json.dumps(dict(settings)),
+        "model_sha256": model_sha256(model),
+        "inference_library": "calibrant",
+        "inference_library_version": __version__,
+    }
+    local = set(local)
+    posterior = {name: _array(model, name, value, SAMPLE, name in local) for name, value in draws.items()}
+    stats = {name: _statistic(value) for name, value in sample_stats.items()}
+    observed, covariates = data.tensors()
+    coords = {"data": data.coords["data"], **getattr(model, "coords", {})}
+    groups = {
+        "posterior": xr.Dataset(posterior, attrs=attributes),
+        "sample_stats": xr.Dataset(stats, attrs=attributes),
+        "observed_data": xr.Dataset({n: _array(model, n, v, (), True) for n, v in observed.items()}),
+        "constant_data": xr.Dataset({n: _array(model, n, v, (), True) for n, v in covariates.items()}),
+    }
+    return xr.DataTree.from_dict({f"/{name}": with_coords(group, coords) for name, group in groups.items()})
+
+
+def add_group(tree: xr.DataTree, name: str, values: Mapping[str, Tensor], model: nn.Module, leading: tuple[str, ...], local: Iterable[str]) -> None:
+    """Attach a group of arrays `(*leading, data, *event)` to a tree."""
+    local = set(local)
+    group = xr.Dataset({n: _array(model, n, v, leading, n in local) for n, v in values.items()})
+    coords = {"data": tree["posterior"].coords["data"].values, **getattr(model, "coords", {})}
+    tree[name] = xr.DataTree(with_coords(group, coords))
+
+
+def with_coords(group: xr.Dataset, coords: Mapping[str, Any]) -> xr.Dataset:
+    """A dataset with those coordinates whose dimension it has, and 0, 1, … for chains and draws."""
+    counts = {name: np.arange(group.sizes[name]) for name in SAMPLE if name in group.sizes}
+    return group.assign_coords({n: v for n, v in {**counts, **coords}.items() if n in group.dims})
+
+
+def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], local: bool) -> xr.DataArray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    leading = (*leading, "data") if local else leading
+    named = list(getattr(model, "dims", {}).get(name, ()))
+    events = [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(array.ndim - len(leading))]
+    return xr.DataArray(array, dims=(*leading, *events))
+
+
+def _statistic(value: Any) -> xr.DataArray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return xr.DataArray(array, dims=(*SAMPLE, "data")[: array.ndim])
+
+
+def require_memory(entries: int, what: str, budget: int = 4 << 30) -> None:
+    """Refuse results beyond the memory budget (bytes of float32), and say what to reduce.
+
+    Raises:
+        InferenceError: when they are larger.
+    """
+    if 4 * entries > budget:
+        raise InferenceError(
+            f"{what} take {4 * entries / 2**30:.1f} GiB, more than {budget / 2**30:.0f} GiB: reduce draws, or take fewer data"
+        )
+

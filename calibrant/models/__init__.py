@@ -1,0 +1,27 @@
+"""Generative models: every file here registers its models; a new model is one new file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from calibrant.models.likelihoods import Bernoulli, Gaussian
+from calibrant.models.linear_gaussian import LinearGaussian
+from calibrant.models.registry import ModelCard, Recipe, card, constructor_arguments, create, list_models, register_model
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+globals().update({card(name).cls.__name__: card(name).cls for name in list_models()})
+
+__all__ = [  # noqa: PLE0604  (and the registered classes)
+    "Bernoulli",
+    "Gaussian",
+    "LinearGaussian",
+    "ModelCard",
+    "Recipe",
+    "card",
+    "constructor_arguments",
+    "create",
+    "list_models",
+    "register_model",
+]

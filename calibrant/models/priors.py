@@ -1,0 +1,62 @@
+"""Priors of latents, by name. Each is a function without arguments, called inside the program: its constants follow
+the default device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.distributions.transforms import SoftplusTransform
+
+from calibrant.errors import ProgramError
+
+Prior = Callable[[], dist.Distribution]
+
+
+def rayleigh(scale: float) -> dist.Distribution:
+    """The Rayleigh distribution: the norm of two Normals with standard deviation `scale`."""
+    return dist.Weibull(scale * 2**0.5, 2.0)
+
+
+def softplus_laplace(loc: float, scale: float) -> dist.Distribution:
+    """softplus(u) with u ~ Laplace(loc, scale)."""
+    return dist.TransformedDistribution(dist.Laplace(loc, scale), [SoftplusTransform()])
+
+
+SCALE_PRIORS: dict[str, tuple[Callable[..., dist.Distribution], dict[str, float]]] = {
+    "lognormal": (dist.LogNormal, {"loc": 0.0, "scale": 1.0}),
+    "gamma": (dist.Gamma, {"concentration": 2.0, "rate": 2.0**0.5}),
+    "rayleigh": (rayleigh, {"scale": 1.0}),
+    "softplus-laplace": (softplus_laplace, {"loc": 0.0, "scale": 1.0}),
+}
+VECTOR_PRIORS: dict[str, Callable[[float, float], dist.Distribution]] = {"normal": dist.Normal, "laplace": dist.Laplace}
+
+
+def named_scale_prior(prior: str | dict[str, Any], allowed: tuple[str, ...]) -> Prior:
+    """The prior of a positive scalar from its name, or from `{"name": …, **parameters}`.
+
+    Raises:
+        ProgramError: for an unknown name or parameter.
+    """
+    given = {"name": prior} if isinstance(prior, str) else dict(prior)
+    name = given.pop("name", None)
+    if name not in allowed:
+        raise ProgramError(f"unknown scale prior {name!r}; this model takes {sorted(allowed)}")
+    make, parameters = SCALE_PRIORS[name]
+    if unknown := set(given) - set(parameters):
+        raise ProgramError(f"scale prior {name!r} has no parameters {sorted(unknown)}; it has {parameters}")
+    return lambda: make(**{**parameters, **given})
+
+
+def vector_prior(prior: str, latents: int) -> Prior:
+    """`latents` independent variables with location 0 and scale 1.
+
+    Raises:
+        ProgramError: for an unknown name, or no latents.
+    """
+    if prior not in VECTOR_PRIORS:
+        raise ProgramError(f"unknown latent prior {prior!r}; known: {sorted(VECTOR_PRIORS)}")
+    if latents < 1:
+        raise ProgramError(f"latents={latents}: a model has one or more")
+    return lambda: VECTOR_PRIORS[prior](0.0, 1.0).expand([latents]).to_event(1)

@@ -1,0 +1,65 @@
+"""The variational autoencoder's generative model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from calibrant.models.likelihoods import make_likelihood
+from calibrant.models.linear_gaussian import LinearGaussian, is_linear_gaussian
+from calibrant.models.networks import make_decoder
+from calibrant.models.priors import vector_prior
+from calibrant.models.registry import register_model
+
+
+@register_model(
+    "vae",
+    paper="Kingma & Welling 2014, arXiv 1312.6114; the standard VAE of arXiv 2404.15390",
+    equations="z ~ Normal or Laplace(0, 1), x ~ likelihood(decoder(z))",
+    licence="Apache-2.0",
+)
+class VAE(PyroModule):
+    """A decoder and a likelihood on independent latents.
+
+    Args:
+        shape: event shape of `x`.
+        latents: dimension of `z`.
+        prior: "normal" or "laplace", location 0 and scale 1.
+        decoder: "linear", "mlp", "conv", or a module `(size, latents) → (size, *shape)`.
+        likelihood: "gaussian" (a learned shared scale), "bernoulli", `{"name": …, **arguments}`, or a module.
+    """
+
+    dims = {"z": ["latent"]}
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        latents: int = 64,
+        prior: str = "normal",
+        decoder: str | nn.Module = "linear",
+        likelihood: str | dict[str, Any] | nn.Module = "gaussian",
+    ) -> None:
+        super().__init__()
+        self.prior_name, self.prior = prior, vector_prior(prior, latents)
+        self.decoder = make_decoder(decoder, latents, shape)
+        self.likelihood = make_likelihood(likelihood)
+
+    def forward(self, size: int) -> Tensor:
+        with pyro.plate("data", size):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(self.decoder(z)))
+
+    def linear_gaussian(self) -> LinearGaussian | None:
+        """The exact posterior's ingredients, or None where the decoder, prior or likelihood rules it out."""
+        if not is_linear_gaussian(self.decoder, self.likelihood, self.prior_name):
+            return None
+        return LinearGaussian(
+            observed="x",
+            latent="z",
+            loading=self.decoder.weight,
+            offset=self.decoder.bias,
+            noise=self.likelihood.scale,
+        )
