@@ -69,14 +69,16 @@ FORCE:
 # that says what to do.
 find_python = $(shell \
 	for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11); do \
-		version=`"$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null` || continue; \
-		if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-			old="$$old $$python is $$version;"; \
+		version=`"$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null`; \
+		if [ -z "$$version" ]; then \
+			found="$$found$(if $(PYTHON), $$python cannot be run;)"; \
+		elif ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+			found="$$found $$python is $$version;"; \
 		elif ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
-			bare="$$bare $$python lacks the module venv, on Debian and Ubuntu: apt install python$$version-venv;"; \
+			found="$$found $$python lacks venv (Debian, Ubuntu: apt install python$$version-venv);"; \
 		else \
 			echo "$$python"; exit; \
 		fi; \
 	done; \
-	echo "calibrant needs Python 3.11 or later with venv:$${bare:-$${old:- none found;}}" \
-		"install it, or name one: make PYTHON=/path/to/python3.12 TARGET")
+	echo "calibrant needs Python 3.11 or later with the module venv, but$${found:- no Python was found;}" \
+		"install it, or name one that has it: make TARGET PYTHON=/path/to/python3")

@@ -22,4 +22,12 @@ class InferenceError(CalibrantError):
 
 
 class NonFiniteLoss(CalibrantError, ArithmeticError):
-    """Training met a loss that is not finite; the last good weights were restored."""
+    """Training met a loss that is not finite; the last good weights were restored.
+
+    Attributes:
+        batch: the labels of the minibatch's data.
+    """
+
+    def __init__(self, message: str, batch: list[object]) -> None:
+        super().__init__(message)
+        self.batch = batch

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_moments_do_not_depend_on_batch_chunks_or_precision(monkeypatch):
     structure = gsm(6, 4, PRIORS["lognormal"])
     x = 3 * normal(20, 2, 3, seed=8).float()
     whole, part = solve(structure, x), solve(structure, x[7:9].double())
-    monkeypatch.setattr(exact, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setitem(exact._CHUNK_ELEMENTS, "cpu", 1)
     chunked = solve(structure, x)
     for one, other in [(whole, chunked), (solve(structure, x[7:9]), part)]:
         torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-12, atol=0)
@@ -284,14 +285,28 @@ def test_grid_error_from_blank_to_a_million_times_the_noise(prior):
     assert all(value.isfinite().all() for value in [*posterior.mean.values(), *posterior.sd.values()])
 
 
-def test_grid_error_sees_a_posterior_that_the_grid_does_not_hold():
-    """A left tail as s^0.005 has mass below the smallest float64; an improper prior 1/s leaves nothing else."""
-    improper = torch.distributions.TransformedDistribution(
-        dist.ImproperUniform(torch.distributions.constraints.real, (), ()), [torch.distributions.ExpTransform()]
-    )
-    for prior in (dist.Gamma(0.005, 1.0), improper):
-        structure = LinearGaussian("x", "z", torch.eye(2), torch.tensor(1.0), scale="s", scale_prior=prior)
-        assert solve(structure, torch.zeros(1, 2)).grid_error > 0.01
+def test_grid_error_sees_what_the_grid_does_not_hold():
+    """Mass below the smallest float64, an improper posterior, a variance that is infinite, a scale pinned to 1e-18."""
+    tiny, improper = dist.Gamma(0.005, 1.0), dist.ImproperUniform(torch.distributions.constraints.positive, (), ())
+    for prior, latents, pull in [(tiny, 2, 0.0), (improper, 1, 0.0), (PRIORS["half-cauchy"], 1, 0.0), (tiny, 1, 1e18)]:
+        loading, shift = torch.eye(3, latents), torch.full((3,), pull)
+        structure = LinearGaussian("x", "z", loading, torch.tensor(1.0), shift=shift, scale="s", scale_prior=prior)
+        assert solve(structure, shift[None]).grid_error > 0.01
+
+
+def test_a_prior_of_bounded_support():
+    prior = dist.Uniform(torch.tensor(0.5).double(), torch.tensor(2.0).double())
+    structure = gsm(5, 3, prior)
+    x = normal(1, 5, seed=7)
+    posterior = solve(structure, x)
+    truth = dense_posterior(structure, x[0], low=math.log(0.5) + 1e-12, high=math.log(2.0) - 1e-12)
+    torch.testing.assert_close(posterior.log_evidence[0], truth["log_evidence"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(posterior.mean["s"][0], truth["s_mean"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(posterior.mean["z"][0], truth["mean"], rtol=0, atol=1e-3)
+    assert posterior.grid_error < 1e-3
+    draws = posterior.sample(1, 1000, 0)["s"]
+    assert draws.min() >= 0.5
+    assert draws.max() <= 2.0
 
 
 # Draws
@@ -363,7 +378,7 @@ def test_the_inverse_distribution_function_has_no_visible_error():
 
 def test_draws_follow_the_seed_and_not_the_chunks(monkeypatch):
     posterior, _, draws = drawn(50)
-    monkeypatch.setattr(exact, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setitem(exact._CHUNK_ELEMENTS, "cpu", 1)
     again, from_generator = posterior.sample(4, 50, 11), posterior.sample(4, 50, generator(11))
     for site, values in draws.items():
         torch.testing.assert_close(again[site], values, rtol=1e-12, atol=1e-12)
@@ -394,7 +409,7 @@ def test_gpu_agrees_with_cpu():
     torch.testing.assert_close(gpu.sample(2, 5, 0)["s"].cpu(), cpu.sample(2, 5, 0)["s"], rtol=1e-5, atol=0)
     drawn_there = gpu.sample(4, 1000, torch.Generator("cuda").manual_seed(0))
     assert_draws_match(cpu, x, {site: values.cpu() for site, values in drawn_there.items()})
-    verify(structure, lambda values: log_joint(structure, values), x.cuda(), generator())
+    verify(structure, partial(log_joint, structure), x.cuda(), generator())
 
 
 # Declarations
@@ -404,16 +419,18 @@ def test_gpu_agrees_with_cpu():
 def test_verify_accepts_the_programs_own_structure(prior):
     structure = gsm(4, 3, prior)
     state = torch.random.get_rng_state()
-    verify(structure, lambda values: log_joint(structure, values), normal(2, 4), generator())
+    verify(structure, partial(log_joint, structure), normal(2, 4), generator())
     assert torch.equal(torch.random.get_rng_state(), state)
     if not prior.batch_shape:
-        verify(structure, lambda values: program_density(structure, values), normal(2, 2, 2), generator())
+        verify(structure, partial(program_density, structure), normal(2, 2, 2), generator())
 
 
-def test_verify_accepts_a_bounded_scale_and_none():
-    for prior in (None, dist.Uniform(torch.tensor(0.5).double(), torch.tensor(2.0).double())):
+def test_verify_accepts_bounded_and_improper_scales_and_none():
+    bounded = dist.Uniform(torch.tensor(0.5).double(), torch.tensor(2.0).double())
+    improper = dist.ImproperUniform(torch.distributions.constraints.positive, (), ())
+    for prior in (None, bounded, improper):
         structure = gsm(4, 3, prior)
-        verify(structure, lambda values: program_density(structure, values), normal(2, 4), generator())  # noqa: B023
+        verify(structure, partial(program_density, structure), normal(2, 4), generator())
 
 
 def nudged(value: Tensor) -> Tensor:
@@ -440,14 +457,14 @@ def test_verify_refuses_another_structure(defect):
     structure = gsm(40, 20, PRIORS["lognormal"])
     wrong = replace(structure, **defect(structure))
     with pytest.raises(InferenceError, match=r"is not the program's.*differ by up to"):
-        verify(wrong, lambda values: program_density(structure, values), 1e3 * normal(2, 40), generator())
+        verify(wrong, partial(program_density, structure), 1e3 * normal(2, 40), generator())
 
 
 def test_verify_refuses_densities_that_are_not_one_number_a_point():
     structure = gsm(4, 3, PRIORS["lognormal"])
     for density, message in [(torch.zeros(()), "shape"), (torch.full((64,), math.nan), "differ")]:
         with pytest.raises(InferenceError, match=message):
-            verify(structure, lambda values: density, normal(2, 4), generator())  # noqa: B023
+            verify(structure, lambda values, density=density: density, normal(2, 4), generator())
 
 
 @pytest.mark.parametrize(

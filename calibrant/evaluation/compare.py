@@ -29,11 +29,10 @@ from calibrant.inference.gate import (
 Array = npt.NDArray[np.float64]
 
 LEFT_OUT_LIMIT = 0.05
-MIN_DRAWS = 40  # two in each of the blocks of the correlation error
+MIN_DRAWS = 80  # two in each block
 
-_BLOCKS = 20
-_GRID = 100
-_KNOTS = (0.05, 0.5, 0.95)
+_BLOCKS = 40  # contiguous parts of the draws; a chain that passes the gate has 10 or more effective draws in each
+_GRID = 40
 _TINY = 1e-12  # a guide with a constant latent has this sd (in reference sd), so that its log stays finite
 
 
@@ -52,14 +51,14 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     Returns:
         Dimensions `data` (the data kept) and `latent` (`scale`, `z[3]`, `z[1,2]`; coordinates `site`, `index`):
         `mean_error` (amortized − reference mean), `sd_ratio` (amortized / reference), `wasserstein` (1-Wasserstein
-        distance), `coverage` (mass of the reference in the amortized central interval), each with `…_se`. Noise alone
-        makes `wasserstein` positive: `wasserstein_null` ± `wasserstein_null_se` is what equal posteriors would give at
-        these sample sizes.
+        distance), `coverage` (mass of the reference in the amortized central interval), each with `…_se`. What equal
+        posteriors would give at these sample sizes is `wasserstein_null` ± `wasserstein_null_se` (noise alone makes the
+        distance positive) and a coverage of `level` ± `coverage_null_se`.
         Per datum with two or more latents: `correlation_error`, the root-mean-square difference of the entries of the
         correlation matrices of all latents, with `correlation_error_se`. Both come from the unbiased mean square
-        `correlation_mean_square` (± `…_se`), which is what may be averaged over data: it is negative by chance where the
-        matrices agree, then with standard error `correlation_null_se`; `correlation_noise` is the mean sampling variance
-        of an entry, which has been subtracted.
+        `correlation_mean_square` (± `…_se`), which is what may be averaged over data: it is negative by chance where
+        the matrices agree, then with standard error `correlation_null_se`. `correlation_noise` is the mean sampling
+        variance of an entry, which has been subtracted.
         Shared latents (no dimension `data`): `shared_mean_error` … along `shared_latent`.
         Along `left_out`: `reason`. Along `observed_site`: `observed_rms_kept`, `observed_rms_left_out`, the mean over
         data of the root-mean-square of each observed site.
@@ -194,8 +193,8 @@ def _check_same_values(group: str, site: str, ours: np.ndarray, theirs: np.ndarr
             f"the trees differ in {where}: shape {ours.shape} (amortized) and {theirs.shape} (reference)"
         )
     same = _equal(ours, theirs)
-    if not same.all():
-        bad = ~same.reshape(len(same), -1).all(1)
+    bad = np.logical_not(same).reshape(same.shape[0], -1).any(1)
+    if bad.any():
         example = f" (first: datum {joined.tolist()[int(bad.argmax())]!r})" if len(bad) == len(joined) else ""
         raise InferenceError(
             f"the trees differ in {where} for {int(bad.sum())} of {len(bad)} joined data{example}; "
@@ -374,9 +373,12 @@ def _coverage(a: _Draws, r: _Draws, level: float) -> dict[str, Array]:
     coverage = inside.mean(0)
     size = r.size(inside)
     rounded = (coverage * size + 1.0) / (size + 2.0)  # a coverage of 0 or 1 is not known without error
+    own = np.quantile(r.flat, [tail, 1.0 - tail], axis=0)
+    null_size = r.size(((r.flat >= own[0]) & (r.flat <= own[1])).astype(np.float64))
     return {
         "coverage": coverage,
         "coverage_se": np.sqrt(a.variance(influence) + rounded * (1.0 - rounded) / size),
+        "coverage_null_se": np.sqrt(level * (1.0 - level) * (1.0 / a.size(a.flat) + 1.0 / null_size)),
     }
 
 
@@ -413,36 +415,48 @@ def _transport(a: Array, r: Array) -> tuple[Array, Array, Array]:
 
 
 def _null_wasserstein(a: _Draws, r: _Draws) -> tuple[Array, Array]:
-    """Mean and variance of W for two samples of the reference posterior, of these effective sizes.
+    """Mean and variance of W for two samples of the reference posterior, as many and as correlated as these.
 
-    F_a − F_r is then a Brownian bridge in F; E|·| = √(2/π) sd at every point, and the covariance of two absolute values
-    is that of a bivariate normal. The grid is dense in the tails; the effective sizes come from three quantiles.
+    F_a − F_r is then a normal process: E|·| = √(2/π) sd at every point, and the covariance of two absolute values is
+    that of a bivariate normal. The grid is dense in the tails.
     """
     edges = np.sin(np.linspace(0.0, np.pi / 2.0, _GRID + 1)) ** 2
     p = np.sin(np.pi / 2.0 * (np.arange(_GRID) + 0.5) / _GRID) ** 2
-    width = np.diff(np.quantile(r.flat, edges, axis=0), axis=0)
-    inverse = np.stack([_inverse_size(a, q) + _inverse_size(r, q) for q in _KNOTS])
-    weights = np.stack([np.interp(p, _KNOTS, row) for row in np.eye(len(_KNOTS))], axis=1)
-    noise = width * np.sqrt((p * (1.0 - p))[:, None] * (weights @ inverse))
-    low, high = np.minimum.outer(p, p), np.maximum.outer(p, p)
-    rho = np.sqrt(low * (1.0 - high) / (high * (1.0 - low)))
+    quantiles = np.quantile(r.flat, np.concatenate((edges, p)), axis=0)
+    width = np.diff(quantiles[: _GRID + 1], axis=0).T
+    covariance = _cdf_covariance(a, p, np.quantile(a.flat, p, axis=0)) + _cdf_covariance(r, p, quantiles[_GRID + 1 :])
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    rho = np.clip(covariance / np.maximum(sd[:, :, None] * sd[:, None, :], _TINY), -1.0, 1.0)
     folded = 2.0 / np.pi * (np.sqrt(1.0 - rho**2) + rho * np.arcsin(rho) - 1.0)
-    return np.sqrt(2.0 / np.pi) * noise.sum(0), np.einsum("kl,kj,jl->l", noise, folded, noise)
+    noise = width * sd
+    return np.sqrt(2.0 / np.pi) * noise.sum(1), np.einsum("lk,lkj,lj->l", noise, folded, noise)
 
 
-def _inverse_size(draws: _Draws, probability: float) -> Array:
-    """1 / effective number of draws for the distribution function at a quantile."""
-    cut = np.quantile(draws.flat, probability, axis=0)
-    return 1.0 / draws.size((draws.flat <= cut).astype(np.float64))
+def _cdf_covariance(draws: _Draws, p: Array, cuts: Array) -> Array:
+    """Covariance `(latent, cut, cut)` of the empirical distribution function at its quantiles `cuts` `(cut, latent)`.
+
+    A Brownian bridge for independent draws, the scatter of the blocks for MCMC.
+    """
+    if draws.independent:
+        bridge = np.minimum.outer(p, p) - np.outer(p, p)
+        return np.broadcast_to(bridge / len(draws.flat), (cuts.shape[1], len(p), len(p)))
+    below = np.stack([_blocks(draws.flat <= cut).mean(1) for cut in cuts])
+    scatter = (below - below.mean(1, keepdims=True)).transpose(2, 0, 1)
+    return scatter @ scatter.transpose(0, 2, 1) / (_BLOCKS * (_BLOCKS - 1))
+
+
+def _blocks(x: np.ndarray) -> np.ndarray:
+    """Cut `(draw, latent)` into contiguous blocks `(block, draw, latent)`; the rest of the division is dropped."""
+    size = len(x) // _BLOCKS
+    return x[: size * _BLOCKS].reshape(_BLOCKS, size, -1)
 
 
 def _correlation_error(a: _Draws, r: _Draws) -> dict[str, Array]:
     """Root-mean-square difference of the correlation matrices' entries, without the part that sampling noise adds.
 
-    Both samples are cut into 20 contiguous blocks, whose scatter gives the covariance V of the mean difference d for
-    independent draws and, because a chain that passes the gate has 20 or more effective draws in a block, for MCMC.
-    Then |d|² − tr V is unbiased for the squared difference δ, with variance 2 tr V² + 4 δᵀVδ (normal d); the traces
-    are taken from the Gram matrix of the blocks, so that V itself, one row per pair of latents, is never formed.
+    The scatter of blocks gives the covariance V of the mean difference d, also for MCMC. Then |d|² − tr V is unbiased
+    for the squared difference |δ|², with variance 2 tr V² + 4 δᵀVδ (normal d). The traces are taken from the Gram
+    matrix of the blocks: V itself, one row per pair of latents, is never formed.
     """
     if a.values.shape[-1] < 2:
         return {name: np.array(np.nan) for name in _PER_DATUM}
@@ -468,14 +482,12 @@ def _correlation_error(a: _Draws, r: _Draws) -> dict[str, Array]:
 
 def _correlation_blocks(x: Array) -> Array:
     """Correlation of every pair of latents from each block, `(block, pair)`, linearised so that blocks are unbiased."""
-    size = len(x) // _BLOCKS
-    x = x[: size * _BLOCKS]
-    u = (x - x.mean(0)) / np.maximum(x.std(0), _TINY)
-    blocks = u.reshape(_BLOCKS, size, -1)
-    products = np.matmul(blocks.transpose(0, 2, 1), blocks) / size
+    u = _blocks(x)
+    u = (u - u.mean((0, 1))) / np.maximum(u.std((0, 1)), _TINY)
+    products = u.transpose(0, 2, 1) @ u / u.shape[1]
     squares = np.diagonal(products, axis1=1, axis2=2)
     rho = products.mean(0)
-    upper = np.triu_indices(u.shape[1], 1)
+    upper = np.triu_indices(x.shape[1], 1)
     half_sum = (squares[:, upper[0]] + squares[:, upper[1]]) / 2.0
     return products[:, upper[0], upper[1]] - rho[upper] * (half_sum - 1.0)
 
@@ -484,6 +496,7 @@ _PER_LATENT = (
     *(f"{name}{suffix}" for name in ("mean_error", "sd_ratio", "wasserstein", "coverage") for suffix in ("", "_se")),
     "wasserstein_null",
     "wasserstein_null_se",
+    "coverage_null_se",
 )
 _PER_DATUM = (
     "correlation_error",

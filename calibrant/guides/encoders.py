@@ -16,8 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Standardize(nn.Module):
     """All inputs of a datum, standardised by statistics of the data and joined to one vector.
 
-    One entry is added: the log of the root mean square of the standardised inputs, the contrast of an image. Units
-    are standard deviations of the data.
+    Returns `(vector, direction)`: the vector itself, `(size, entries)`, in standard deviations of the data; and the vector
+    divided by its root mean square, with the log of that (the contrast of an image) as one more entry.
     """
 
     loc: Tensor
@@ -27,7 +27,7 @@ class Standardize(nn.Module):
         super().__init__()
         self.names = list(shapes)
         entries = sum(prod(shape) for shape in shapes.values())
-        self.features = entries + 1
+        self.entries = entries
         self.register_buffer("loc", torch.zeros(entries))
         self.register_buffer("scale", torch.ones(()))
 
@@ -38,37 +38,49 @@ class Standardize(nn.Module):
         self.loc.copy_(joined.mean(0))
         self.scale.copy_((joined - joined.mean(0)).pow(2).mean().sqrt().clamp(min=1e-6))
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         vector = (self._join(inputs) - self.loc) / self.scale
-        contrast = vector.pow(2).mean(-1, keepdim=True).clamp(min=1e-12).log() / 2
-        return torch.cat([vector, contrast], -1)
+        contrast = (vector.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+        return vector, torch.cat([vector / contrast, contrast.log()], -1)
 
     def _join(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([inputs[name].reshape(len(inputs[name]), -1).to(self.loc.dtype) for name in self.names], -1)
 
 
+class LinearPaths(nn.Module):
+    """Linear features of the vector and of its direction, `features` in all.
+
+    The exact posterior mean of a linear decoder is linear in the image; under a scale, a function of contrast times linear.
+    """
+
+    def __init__(self, entries: int, features: int) -> None:
+        super().__init__()
+        self.vector = nn.Linear(entries, features // 2)
+        self.direction = nn.Linear(entries + 1, features - features // 2)
+
+    def forward(self, vector: Tensor, direction: Tensor) -> Tensor:
+        return torch.cat([self.vector(vector), self.direction(direction)], -1)
+
+
 class MLPEncoder(nn.Module):
-    """Two hidden layers with SiLU, beside a linear path: half of the features each."""
+    """Two hidden layers with SiLU on the direction, beside linear paths: half of the features each."""
 
     def __init__(self, shapes: Shapes, hidden: int = 256) -> None:
         super().__init__()
         self.inputs = Standardize(shapes)
         self.network = nn.Sequential(
-            nn.Linear(self.inputs.features, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
+            nn.Linear(self.inputs.entries + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
         )
-        self.linear = nn.Linear(self.inputs.features, hidden)
+        self.linear = LinearPaths(self.inputs.entries, hidden)
         self.features = 2 * hidden
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        vector = self.inputs(inputs)
-        return torch.cat([self.network(vector), self.linear(vector)], -1)
+        vector, direction = self.inputs(inputs)
+        return torch.cat([self.network(direction), self.linear(vector, direction)], -1)
 
 
 class ConvEncoder(nn.Module):
-    """Two convolutions of stride 2 on one image, beside the linear path of `MLPEncoder`."""
+    """Two convolutions of stride 2 on one image, beside the linear paths of `MLPEncoder`."""
 
     def __init__(self, shapes: Shapes, channels: int = 32, hidden: int = 256) -> None:
         super().__init__()
@@ -88,15 +100,15 @@ class ConvEncoder(nn.Module):
             nn.Flatten(),
         )
         flat = 2 * channels * (height // 4) * (width // 4)
-        self.network = nn.Sequential(nn.Linear(flat + self.inputs.features, hidden), nn.SiLU())
-        self.linear = nn.Linear(self.inputs.features, hidden)
+        self.network = nn.Sequential(nn.Linear(flat + self.inputs.entries + 1, hidden), nn.SiLU())
+        self.linear = LinearPaths(self.inputs.entries, hidden)
         self.features = 2 * hidden
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        vector = self.inputs(inputs)
+        vector, direction = self.inputs(inputs)
         image = inputs[self.image].to(vector.dtype) / self.inputs.scale
-        seen = self.network(torch.cat([self.convolutions(image), vector], -1))
-        return torch.cat([seen, self.linear(vector)], -1)
+        seen = self.network(torch.cat([self.convolutions(image), direction], -1))
+        return torch.cat([seen, self.linear(vector, direction)], -1)
 
 
 ENCODERS: dict[str, type[nn.Module]] = {"mlp": MLPEncoder, "conv": ConvEncoder}

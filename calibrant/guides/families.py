@@ -1,7 +1,8 @@
 """Families of variational distributions, and the head that computes one's parameters from features.
 
-The head's outputs are relative to the prior's location and scale on the real line, so that a fresh guide is near the
-prior for every support.
+The head's outputs are relative to the prior's location and scale on the real line, so that a fresh guide lies within the
+prior for every support: at its location, with a quarter of its scale. (With the whole scale, the decoder at first sees
+mostly noise, learns to ignore the latents, and a learned noise scale grows until it explains the data alone.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch.nn.functional import softplus
 
 from calibrant.errors import ProgramError
 
-_UNIT = 0.5413248546129181  # softplus(_UNIT) = 1
+_START = -1.26  # softplus(_START) = 0.25, see Head
+_FARTHEST = 30.0  # prior scales from the prior's location: exp() of more would overflow while training is young
 
 
 def _gamma(loc: Tensor, scale: Tensor) -> dist.Distribution:
@@ -107,10 +109,11 @@ class Head(nn.Module):
         self.event_shape, self.family = torch.Size(event_shape), FAMILIES[family]
         entries = self.event_shape.numel()
         self.out = nn.Linear(features, 2 * entries)
-        nn.init.normal_(self.out.weight, std=0.1 / features**0.5)
+        nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
+        self.summary = nn.Linear(features, 16) if parents else None
         self.modulate = (
-            nn.Sequential(nn.Linear(parents, hidden), nn.SiLU(), nn.Linear(hidden, 2 * features)) if parents else None
+            nn.Sequential(nn.Linear(parents + 16, hidden), nn.SiLU(), nn.Linear(hidden, 2 * features)) if parents else None
         )
         self.register_buffer("center", torch.zeros(self.event_shape))
         self.register_buffer("width", torch.ones(self.event_shape))
@@ -128,8 +131,11 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, parents: Tensor | None) -> dist.Distribution:
         if self.modulate is not None:
-            gain, offset = self.modulate(parents).chunk(2, -1)
+            context = torch.cat([parents, self.summary(features).tanh()], -1)
+            gain, offset = (self.modulate(context) / 8).chunk(2, -1)
             features = features * (1 + gain) + offset
-        loc, raw = self.out(features).reshape(len(features), 2, *self.event_shape).unbind(1)
-        scale = self.width * (softplus(raw + _UNIT) + 1e-6)
+        # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
+        loc, raw = self.out(features / features.shape[1] ** 0.5).reshape(len(features), 2, *self.event_shape).unbind(1)
+        loc = _FARTHEST * torch.tanh(loc / _FARTHEST)
+        scale = self.width * (softplus(raw + _START) + 1e-6)
         return self.family.build(self.center + self.width * loc, scale).to_event(len(self.event_shape))

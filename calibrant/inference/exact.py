@@ -14,7 +14,7 @@ vanishes at both ends converges faster than any power of the step; `grid_error` 
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Transform, constraints
 
 from calibrant.errors import InferenceError
+from calibrant.models.linear_gaussian import LinearGaussian
 
 _SCAN_NODES = 2049  # over all scales, half an e-fold apart
 _ZOOM_NODES = 129
@@ -33,56 +34,9 @@ _SHARP = 2.0  # nats below the maximum within which the grid is densest
 _LOG_SMALLEST = -700.0  # log of the smallest scale: float64 holds no normal number below e^-708
 _LOG_LARGEST = 345.0  # log of the largest scale times gain: its square is still finite
 _MARGIN = 1e-13  # keeps nodes inside a bounded support, where rounding would put them outside
-_CHUNK_ELEMENTS = 2**21  # numbers in one temporary, 16 MiB
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # numbers in one temporary: what caches hold, what keeps a GPU busy
 _VERIFY_POINTS = 64
 _VERIFY_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class LinearGaussian:
-    """The structure x = offset + s (shift + loading z) + noise, z ~ N(0, covariance), s ~ scale_prior (or s = 1).
-
-    Args:
-        observed: name of the observed site; its event, flattened, has `pixels` elements.
-        latent: name of the Gaussian latent site, of shape (k,).
-        loading: (pixels, k).
-        noise: (pixels,) or (), standard deviation of the independent Gaussian noise.
-        offset: (pixels,), added to the image whatever the scale; None is zero.
-        shift: (pixels,), added to the image times the scale; None is zero.
-        covariance: (k, k), prior covariance of the latent, may be singular; None is the identity.
-        scale: name of the latent site of the scalar scale; None where there is none.
-        scale_prior: its prior, a univariate distribution of positive support, the same for every datum.
-
-    Raises:
-        InferenceError: shapes that do not fit together, a scale without a prior or a prior without a scale.
-    """
-
-    observed: str
-    latent: str
-    loading: Tensor
-    noise: Tensor
-    offset: Tensor | None = None
-    shift: Tensor | None = None
-    covariance: Tensor | None = None
-    scale: str | None = None
-    scale_prior: Distribution | None = None
-
-    def __post_init__(self) -> None:
-        if self.loading.dim() != 2:
-            raise InferenceError(f"loading has shape {tuple(self.loading.shape)}; give a matrix (pixels, k).")
-        pixels, latents = self.loading.shape
-        shapes: dict[str, list[tuple[int, ...]]] = {
-            "noise": [(pixels,), ()],
-            "offset": [(pixels,)],
-            "shift": [(pixels,)],
-            "covariance": [(latents,) * 2],
-        }
-        for name, wanted in shapes.items():
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) not in wanted:
-                raise InferenceError(f"{name} has shape {tuple(value.shape)}; with this loading give {wanted[0]}.")
-        if (self.scale is None) != (self.scale_prior is None):
-            raise InferenceError("Name the site of the scale and give its prior (`scale`, `scale_prior`), or neither.")
 
 
 class _System(NamedTuple):
@@ -164,9 +118,9 @@ class ExactPosterior:
     grid_error: Tensor
     mean: dict[str, Tensor]
     sd: dict[str, Tensor]
-    _system: _System
-    _images: _Images
-    _grid: _Grid
+    _system: _System = field(repr=False)
+    _images: _Images = field(repr=False)
+    _grid: _Grid = field(repr=False)
 
     def covariance(self, datum: int) -> Tensor:
         """Posterior covariance of the latent for one datum, (k, k)."""
@@ -194,7 +148,7 @@ class ExactPosterior:
         (size, latents), count = self._images.along.shape, chains * draws
         z = self._images.along.new_empty(count, size, latents)
         s = self._images.along.new_empty(count, size)
-        for rows in _chunks(size, count * latents):
+        for rows in _chunks(self._images.along, count * latents):
             s[:, rows], z[:, rows] = self._draw(rows, count, generator)
         values = {self.structure.latent: z.unflatten(0, (chains, draws))}
         if self.structure.scale is not None:
@@ -232,7 +186,7 @@ def solve(structure: LinearGaussian, x: Tensor) -> ExactPosterior:
     x = _flatten(structure, x)
     system = _whiten(structure, x.device)
     nodes = _SCAN_NODES if system.prior is not None else 1
-    parts = [_solve_part(system, x[rows]) for rows in _chunks(len(x), max(nodes * len(system.gain), x.shape[1]))]
+    parts = [_solve_part(system, x[rows]) for rows in _chunks(x, max(nodes * len(system.gain), x.shape[1]))]
     images, grid, moments, error = (_join(column) for column in zip(*parts, strict=True))
     log_evidence = moments.log_evidence[:, 0]
     if not log_evidence.isfinite().all():
@@ -277,7 +231,7 @@ def log_joint(structure: LinearGaussian, values: dict[str, Tensor]) -> Tensor:
 
 def verify(
     structure: LinearGaussian,
-    log_density: Callable[[dict[str, Tensor]], Tensor],
+    log_joint: Callable[[dict[str, Tensor]], Tensor],
     x: Tensor,
     generator: torch.Generator,
 ) -> None:
@@ -288,16 +242,22 @@ def verify(
 
     Args:
         structure: what the model declares.
-        log_density: the program's log joint density, values by site with leading dimension size (the observed site
+        log_joint: the program's log joint density, values by site with leading dimension size (the observed site
             among them) to (size,); evaluated in float64.
         x: (data, *event), some data.
         generator: source of the points.
 
     Raises:
-        InferenceError: the two densities differ by more than 1e-6, relative to the larger of 1 nat and the density.
+        InferenceError: the two densities differ by more than 1e-6, relative to the larger of 1 nat and the density;
+            or the covariance is singular, so that the latent has no density to compare.
     """
     values = _random_points(structure, x, generator)
-    own, theirs = log_joint(structure, values), log_density(values)
+    _compare(structure, values, log_joint(values))
+
+
+def _compare(structure: LinearGaussian, values: dict[str, Tensor], theirs: Tensor) -> None:
+    """Raise where the program's log joint densities `theirs` (size,) are not the structure's."""
+    own = log_joint(structure, values)
     if theirs.shape != own.shape:
         raise InferenceError(f"The program's log density has shape {tuple(theirs.shape)}; wanted {tuple(own.shape)}.")
     difference = (theirs - own).abs()
@@ -343,7 +303,10 @@ def _prior_draws(structure: LinearGaussian, count: int, generator: torch.Generat
     seed = torch.randint(2**31, (), generator=generator, device=generator.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
-        return prior.sample((count,)).reshape(count, -1)[:, 0]
+        try:
+            return prior.sample((count,)).reshape(count, -1)[:, 0]
+        except NotImplementedError:  # an improper prior has a density but no draws
+            return torch.randn(count, dtype=torch.float64, device="cpu").exp()
 
 
 def _flatten(structure: LinearGaussian, x: Tensor) -> Tensor:
@@ -373,11 +336,12 @@ def _float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, T
         return value
 
     pixels, latents = structure.loading.shape
-    noise = cast("noise", structure.noise).expand(pixels)
+    noise = cast("noise", structure.noise).flatten().expand(pixels)
     if not (noise > 0).all():
         raise InferenceError(f"noise of {structure.observed!r} is {noise.min().item()} somewhere; it must be positive.")
     loading, zeros = cast("loading", structure.loading), torch.zeros(pixels)
-    return loading, noise, cast("offset", zeros), cast("shift", zeros), cast("covariance", torch.eye(latents))
+    offset, shift = cast("offset", zeros).flatten(), cast("shift", zeros).flatten()
+    return loading, noise, offset, shift, cast("covariance", torch.eye(latents))
 
 
 def _factor(covariance: Tensor, name: str) -> Tensor:
@@ -562,7 +526,8 @@ def _halving_error(moments: _Moments) -> Tensor:
     unit = sds[:, 0].repeat(1, 2)
     changes = torch.where(unit > 0, changes / unit, 0.0)  # a latent of no variance does not change
     evidence = (moments.log_evidence[:, 1] - moments.log_evidence[:, 0]).abs()
-    return torch.maximum(changes.amax(1), evidence)
+    # A scale always varies: without a spread, it is pinned more tightly than float64 resolves.
+    return torch.maximum(changes.amax(1), evidence).masked_fill(moments.scale_sd[:, 0] == 0, math.inf)
 
 
 def _tail_mass(system: _System, grid: _Grid, moments: _Moments) -> Tensor:
@@ -650,10 +615,10 @@ def _cast(value: Any, device: torch.device, copies: dict[int, Any]) -> Any:
     return copies[id(value)]
 
 
-def _chunks(size: int, elements: int) -> list[slice]:
-    """Slices of the data such that a temporary of `elements` numbers per datum stays within the memory budget."""
-    rows = max(1, _CHUNK_ELEMENTS // elements)
-    return [slice(start, start + rows) for start in range(0, size, rows)]
+def _chunks(x: Tensor, elements: int) -> list[slice]:
+    """Slices of the data in x such that a temporary of `elements` numbers per datum stays within the memory budget."""
+    rows = max(1, _CHUNK_ELEMENTS[x.device.type] // elements)
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
 
 
 def _rows(parts: Any, rows: slice | Tensor) -> Any:

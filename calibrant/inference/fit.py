@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from calibrant.binding import bind
 from calibrant.data import Data
-from calibrant.errors import DataError, InferenceError, NonFiniteLoss
-from calibrant.inference.objectives import OBJECTIVES, ElboTerms, check_guide, elbo_terms
+from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
+from calibrant.inference.objectives import OBJECTIVES, check_guide, elbo_terms
 from calibrant.program import Program, as_program, check_program, defaults, seeded
 from calibrant.progress import Progress, silent
-from calibrant.store import load_checkpoint, save_checkpoint
+from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
+
+_RISE = 0.03  # of all steps
+
 
 @dataclass
 class Fit:
@@ -31,7 +34,7 @@ class Fit:
         elbo_se: its standard error over the held-out data and the draws.
         epochs: the epochs that were run.
         stopped: why training ended: "finished", "early" or "interrupted".
-        held_out: indices of the held-out data in the data set.
+        held_out: labels of the held-out data.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -39,7 +42,7 @@ class Fit:
     elbo_se: float = math.nan
     epochs: int = 0
     stopped: str = "finished"
-    held_out: list[int] = field(default_factory=list)
+    held_out: list[Any] = field(default_factory=list)
 
 
 def fit(
@@ -53,7 +56,7 @@ def fit(
     batch_size: int = 256,
     lr: float = 2e-3,
     objective: str = "stl",
-    clip: float = 100.0,
+    clip: float = 10.0,
     patience: int = 20,
     device: str | torch.device | None = None,
     run_dir: str | Path | None = None,
@@ -76,17 +79,18 @@ def fit(
         batch_size: data a step; the last, smaller part of an epoch is left out.
         lr: first learning rate.
         objective: "stl" (path-derivative gradient) or "kl" (closed-form KL of each site).
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient, as a multiple of its running mean.
         patience: epochs without a better held-out ELBO after which training stops.
         device: where to train; the modules move there. None leaves them where they are.
         run_dir: a folder for checkpoints (every epoch); an interrupted training goes on with `resume=True`.
-        resume: go on from the checkpoint in `run_dir`.
+        resume: go on from the checkpoint in `run_dir`; the result is the one of a training without a break.
         seed: of the split, the minibatches and the draws.
         progress: called with (stage, done, total, text).
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
-        NonFiniteLoss: with the minibatch's indices; the last good weights are restored (and saved in `run_dir`).
+        NonFiniteLoss: with the minibatch's labels; the best weights are restored (and saved in `run_dir`).
+        RunError: for a checkpoint that is in the way, missing, damaged, or of another training.
     """
     if objective not in OBJECTIVES:
         raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
@@ -99,25 +103,23 @@ def fit(
     rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
     check_program(modules.model, *rows)
     check_guide(modules.model, modules.guide, *rows)
-    plan = _Plan(OBJECTIVES[objective], epochs, min(batch_size, len(train)), lr, clip, patience, seed)
-    state = _init(modules, plan)
-    folder = None if run_dir is None else Path(run_dir) / "checkpoints"
-    if resume and folder is not None:
-        load_checkpoint(folder, state)
+    plan = _Plan(objective, epochs, min(batch_size, len(train)), lr, clip, patience, seed)
+    state = _init(modules, plan, train, held)
+    folder = _start(state, run_dir, resume)
     with defaults(modules, rows[0]), pyro.validation_enabled(False):
         try:
             while state.fit.epochs < epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
-                progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
                 if folder is not None:
                     save_checkpoint(folder, state)
+                progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
             state.fit.stopped = "interrupted"
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
         state.fit.elbo, state.fit.elbo_se = _held_out_elbo(modules, held, plan, draws=16)
-    state.fit.held_out = [] if isinstance(validation, Data) else [int(i) for i in held.coords["data"]]
+    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
     return state.fit
 
 
@@ -137,7 +139,7 @@ class _Modules(nn.Module):
 class _Plan:
     """The settings of a training."""
 
-    objective: Callable[..., ElboTerms]
+    objective: str
     epochs: int
     batch_size: int
     lr: float
@@ -146,23 +148,43 @@ class _Plan:
     seed: int
 
     def learning_rate(self, progress: float) -> float:
-        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        """Cosine decay to zero, after a linear rise over the first part of training."""
+        return self.lr * min(1.0, progress / _RISE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass
 class TrainingState:
-    """All that changes during training."""
+    """All that changes during training, and the settings that it must not change under."""
 
     modules: _Modules
     optimizer: torch.optim.Adam
     best: dict[str, Tensor]
+    settings: dict[str, Any]
     waited: int = 0
+    gradient_norm: float = 0.0
     fit: Fit = field(default_factory=Fit)
 
 
-def _init(modules: _Modules, plan: _Plan) -> TrainingState:
+def _init(modules: _Modules, plan: _Plan, train: Data, held: Data) -> TrainingState:
     weights = [weight for weight in modules.parameters() if weight.requires_grad]
-    return TrainingState(modules, torch.optim.Adam(weights, plan.lr), _copy(modules))
+    settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
+    return TrainingState(modules, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
+
+
+def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Path | None:
+    """The folder of the checkpoints, with one in it from which this training starts."""
+    if run_dir is None:
+        if resume:
+            raise RunError("resume=True needs the folder of the training: run_dir=")
+        return None
+    folder = Path(run_dir) / CHECKPOINTS
+    if resume:
+        load_checkpoint(folder, state)
+    elif has_checkpoint(folder):
+        raise RunError(f"there is a checkpoint in {folder}: go on with resume=True, or give another folder")
+    else:
+        save_checkpoint(folder, state)
+    return folder
 
 
 def _copy(modules: nn.Module) -> dict[str, Tensor]:
@@ -178,7 +200,7 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
         state.modules.train()
         elbos = []
         for step, index in enumerate(batches):
-            lr = plan.learning_rate((epoch + step / len(batches)) / plan.epochs)
+            lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
             elbos.append(_step(state, plan, train, index, lr))
     state.modules.eval()
     elbo, elbo_se = _held_out_elbo(state.modules, held, plan)
@@ -190,21 +212,32 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
 
 def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: float) -> float:
     observed, covariates = train.batch(index, state.modules.device)
-    terms = plan.objective(state.modules.model, state.modules.guide, observed, len(index), covariates)
+    terms = OBJECTIVES[plan.objective](state.modules.model, state.modules.guide, observed, len(index), covariates)
     elbo = terms.per_datum(len(train))
     state.optimizer.zero_grad(set_to_none=True)
     (-elbo).backward()
-    norm = nn.utils.clip_grad_norm_(state.modules.parameters(), plan.clip)
+    norm = nn.utils.get_total_norm([w.grad for w in state.modules.parameters() if w.grad is not None])
     if not (elbo.isfinite() and norm.isfinite()):
-        rows = [int(i) for i in train.coords["data"][index]]
+        batch = list(train.coords["data"][index])
+        some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
         raise NonFiniteLoss(
-            f"the ELBO or its gradient is not finite in epoch {state.fit.epochs + 1}, minibatch of the data {rows}; the last "
-            f"good weights are restored. Look at these data, or lower lr (now {plan.lr:g}) or clip ({plan.clip:g})"
+            f"the ELBO or its gradient is not finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the last "
+            f"good weights are restored. Look at these data, or lower lr (now {plan.lr:g}) or clip ({plan.clip:g})",
+            batch,
         )
+    _clip(state, plan, norm)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
     return float(elbo.detach())
+
+
+def _clip(state: TrainingState, plan: _Plan, norm: Tensor) -> None:
+    """Shorten a gradient that is much longer than usual; a fixed length would bind in one model and not in another."""
+    usual = state.gradient_norm or float(norm)
+    longest = plan.clip * usual
+    nn.utils.clip_grads_with_norm_(state.modules.parameters(), longest, norm)
+    state.gradient_norm = 0.98 * usual + 0.02 * min(float(norm), longest)
 
 
 def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float) -> None:

@@ -94,7 +94,7 @@ def _stack(arrays: list[np.ndarray], batch_dims: int) -> Array:
 def shortfall(chains: int, draws: int) -> str:
     """Why this many chains and draws cannot pass the gate; empty if they can."""
     if chains < MIN_CHAINS:
-        return f"{chains} chain{'s' * (chains != 1)} (at least {MIN_CHAINS} are needed)"
+        return f"{chains} {'chain' if chains == 1 else 'chains'} (at least {MIN_CHAINS} are needed)"
     if draws < MIN_DRAWS:
         return f"{draws} draws per chain (at least {MIN_DRAWS} are needed)"
     return ""
@@ -307,7 +307,8 @@ def _bfmi(stats: xr.Dataset, n_data: int) -> Array:
 def _transition_reasons(divergences: Array, bfmi: Array, has_energy: bool) -> list[str]:
     reasons = []
     for count, fraction in zip(divergences, bfmi, strict=True):
-        found = [f"{count:.0f} divergent transition{'s' * (count != 1)}"] if count > 0 else []
+        transitions = "transition" if count == 1 else "transitions"
+        found = [f"{count:.0f} divergent {transitions}"] if count > 0 else []
         if has_energy and not fraction >= BFMI_LIMIT:
             found.append(f"E-BFMI {fraction:.2f} (limit {BFMI_LIMIT})")
         reasons.append("; ".join(found))

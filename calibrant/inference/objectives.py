@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -11,9 +12,24 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from calibrant.errors import ProgramError
-from calibrant.program import LogDensity, Program, Values, defaults, density_of, is_local, sampled, seeded, trace
+from calibrant.program import (
+    LogDensity,
+    Program,
+    Values,
+    cast,
+    defaults,
+    density_of,
+    few,
+    in_double,
+    is_local,
+    sampled,
+    seeded,
+    trace,
+)
+from calibrant.refusals import check_independence, check_modules, check_site, inside, running
 
 
 @dataclass(frozen=True)
@@ -38,14 +54,15 @@ def latent_values(run: poutine.Trace) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in sampled(run).items()}
 
 
-def path_derivative(
-    model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values
-) -> ElboTerms:
+def path_derivative(model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values) -> ElboTerms:
     """ELBO whose gradient leaves out the score of q, so that its noise vanishes where q is the posterior.
 
     "Sticking the landing": Roeder, Wu & Duvenaud 2017, arXiv 1703.09194.
+
+    Raises:
+        ProgramError: for a latent whose draws carry no gradient.
     """
-    values = latent_values(guide_trace(guide, observed, size, covariates))
+    values = latent_values(_reparameterized(guide_trace(guide, observed, size, covariates)))
     weights = {name: tensor.detach() for name, tensor in guide.named_parameters()}
 
     def frozen(count: int) -> None:
@@ -56,15 +73,25 @@ def path_derivative(
     return ElboTerms(log_p.local - log_q.local, log_p.shared - log_q.shared)
 
 
+def _reparameterized(run: poutine.Trace) -> poutine.Trace:
+    if rough := [name for name, site in sampled(run).items() if not site["fn"].has_rsample]:
+        raise ProgramError(
+            f"the guide's draws of {rough} carry no gradient, so that q would not be trained: choose a family with "
+            "reparameterized draws, or sum discrete latents out of the model"
+        )
+    return run
+
+
 def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values) -> ElboTerms:
     """ELBO with the closed-form Kullback–Leibler divergence of each site.
 
     Exact when the guide samples its sites in the model's order (then a site's prior depends on earlier draws alone).
 
     Raises:
-        ProgramError: for a pair of families without a closed form, or another order.
+        ProgramError: for a pair of families without a closed form, a mask or scale around a latent, another order, or a
+            latent whose draws carry no gradient.
     """
-    guided = sampled(guide_trace(guide, observed, size, covariates))
+    guided = sampled(_reparameterized(guide_trace(guide, observed, size, covariates)))
     values = {name: site["value"] for name, site in guided.items()}
     run = trace(model, size, covariates, {**observed, **values})
     priors = {name: site for name, site in sampled(run).items() if name in guided}
@@ -73,6 +100,10 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
     likelihood = density_of(run, size, {**observed, **values}, observed).without(guided)
     local, shared = likelihood.local, likelihood.shared
     for name, site in guided.items():
+        if any(
+            isinstance(s["scale"], Tensor) or s["scale"] != 1 or s["mask"] is not None for s in (site, priors[name])
+        ):
+            raise ProgramError(f"site {name!r} is masked or scaled, use objective='stl'")
         try:
             divergence = kl_divergence(site["fn"], priors[name]["fn"])
         except NotImplementedError as error:
@@ -103,22 +134,56 @@ def _model_density(model: Program, values: Values, observed: Values, size: int, 
 
 
 def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """Refuse a guide that does not fit the model: other latents or shapes, a missing plate, dropout.
+    """Refuse a guide that does not fit the model: other latents, shapes or supports, a missing plate, dropout, and what
+    mixes data.
 
     Raises:
         ProgramError: naming the site, the shape found and the shape wanted.
     """
+    try:
+        _check_guide(model, guide, observed, covariates)
+    except ProgramError as error:
+        raise ProgramError(f"the guide: {error}") from error
+
+
+def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
+    if dropout := [n for n, m in guide.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]:
+        raise ProgramError(f"it has dropout {dropout}, which makes q a random density: leave it out")
+    check_modules(guide)
     size = len(next(iter(observed.values())))
-    if dropout := [n for n, m in guide.named_modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]:
-        raise ProgramError(f"the guide has dropout {dropout}, which makes q a random density: leave it out")
-    with torch.no_grad(), seeded(0), defaults(guide, observed):
-        guided = sampled(guide_trace(guide, observed, size, covariates))
-        latent = {n: s for n, s in sampled(trace(model, size, covariates, observed)).items() if n not in observed}
-    if set(guided) != set(latent):
-        raise ProgramError(f"the guide samples {sorted(guided)}, the model's latents are {sorted(latent)}")
-    for name, site in guided.items():
-        if is_local(site) != is_local(latent[name]):
-            raise ProgramError(f"latent {name!r} is in the data plate of the model or of the guide, but not of both")
-        if site["value"].shape != latent[name]["value"].shape:
-            found, wanted = tuple(site["value"].shape), tuple(latent[name]["value"].shape)
-            raise ProgramError(f"latent {name!r} has shape {found} in the guide, {wanted} in the model")
+    with torch.no_grad(), seeded(0), defaults(guide, observed) as (_, dtype):
+        rows, cols = cast(observed, dtype), cast(covariates, dtype)
+        with running(guide, f"it does not run for {size} data"):
+            guided = guide_trace(guide, rows, size, cols)
+        latent = {n: s for n, s in sampled(trace(model, size, cols, rows)).items() if n not in observed}
+    found = sampled(guided)
+    if set(found) != set(latent):
+        raise ProgramError(f"it samples {sorted(found)}, the model's latents are {sorted(latent)}")
+    for name, site in found.items():
+        _check_latent(name, site, latent[name], size)
+    if all(is_local(site) for site in found.values()):
+        _check_mixing(guide, observed, covariates)
+
+
+def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any], size: int) -> None:
+    if is_local(site) != is_local(wanted):
+        raise ProgramError(f"latent {name!r} is in the data plate of the model or of the guide, but not of both")
+    check_site(name, site, size)
+    if site["value"].shape != wanted["value"].shape:
+        shapes = tuple(site["value"].shape), tuple(wanted["value"].shape)
+        raise ProgramError(f"latent {name!r} has shape {shapes[0]}, in the model {shapes[1]}")
+    if not inside(wanted["fn"], site["value"]).all():
+        raise ProgramError(
+            f"latent {name!r} is drawn outside the model's support {wanted['fn'].support}: choose a family on that "
+            "support"
+        )
+
+
+def _check_mixing(guide: PyroModule, observed: Values, covariates: Values) -> None:
+    """A guide whose density of one datum depends on others would give other draws here than in training."""
+    double = in_double(guide)
+
+    def program(size: int, **given: Tensor) -> None:
+        double({n: given[n] for n in observed}, size, **{n: given[n] for n in covariates})
+
+    check_independence(guide, program, {}, few({**observed, **covariates}, 4))

@@ -58,8 +58,8 @@ def posterior(
         progress: called with (stage, done, total, text).
 
     Returns:
-        A tree with `posterior`, `sample_stats` (`log_p`, `log_q` in nats, `(chain, draw, data)`; for programs with random
-        shared latents `log_p_shared`, `log_q_shared`, `(chain, draw)`), `observed_data`, `constant_data`.
+        A tree with `posterior`, `sample_stats` (`log_p`, `log_q` in nats, `(chain, draw, data)`; for programs with
+        shared latents also `log_p_shared`, `log_q_shared`, `(chain, draw)`), `observed_data`, `constant_data`.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
@@ -71,11 +71,10 @@ def posterior(
     check_guide(program, guided, *few)
     pair = (in_double(program), in_double(guided))
     with torch.no_grad(), seeded(seed), defaults(program, few[0], torch.float64) as (device, _):
-        probe = _score(*pair, *_double(few), repeats=1)
-        entries = sum(value[0].numel() for value in probe.values.values())
+        probe = _score(*pair, *data.batch(torch.arange(min(len(data), 4)), device, torch.float64), repeats=1)
+        entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data")
-        shared = [name for name in probe.values if name not in probe.local]
-        draw = _draw_jointly if shared else _draw_each
+        draw = _draw_each if set(probe.latents) <= set(probe.local) else _draw_jointly
         values, stats = draw(pair, data, draws, device, progress)
     tree = build_tree(
         values,
@@ -107,11 +106,6 @@ class _Score:
     log_q: LogDensity
 
 
-def _double(rows: tuple[Values, Values]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    first, second = ({name: value.double() for name, value in part.items()} for part in rows)
-    return first, second
-
-
 def _score(model: Program, guide: Program, observed: Values, covariates: Values, repeats: int) -> _Score:
     """One draw of the guide for every datum, each datum `repeats` times in a row."""
     observed, covariates = (
@@ -135,17 +129,22 @@ def _draw_each(pair: Pair, data: Data, draws: int, device: torch.device, progres
     for index in torch.arange(len(data), device="cpu").split(rows):
         score = _score(*pair, *data.batch(index, device, torch.float64), repeats=draws)
         stats = {"log_p": score.log_p.local, "log_q": score.log_q.local}
-        parts.append([_by_draw(part, len(index), draws) for part in (score.values, stats)])
+        recorded = {name: score.values[name] for name in score.local}
+        parts.append([_by_draw(part, len(index), draws) for part in (recorded, stats)])
         progress("posterior", int(index[-1]) + 1, len(data))
     values, stats = (
-        {name: torch.cat([part[which][name] for part in parts], 1)[None] for name in parts[0][which]} for which in (0, 1)
+        {name: torch.cat([part[which][name] for part in parts], 1)[None] for name in parts[0][which]}
+        for which in (0, 1)
     )
-    return values, stats
+    constants = {name: value.float().cpu() for name, value in score.values.items() if name not in score.local}
+    return {**values, **{name: value.expand(1, draws, *value.shape) for name, value in constants.items()}}, stats
 
 
 def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
     """Rows `(data · draws, …)` → `(draws, data, …)`, on the CPU and, beside statistics, in float32."""
-    shaped = {name: value.reshape(size, draws, *value.shape[1:]).transpose(0, 1).cpu() for name, value in values.items()}
+    shaped = {
+        name: value.reshape(size, draws, *value.shape[1:]).transpose(0, 1).cpu() for name, value in values.items()
+    }
     return {name: value if name in ("log_p", "log_q") else value.float() for name, value in shaped.items()}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import xarray as xr
 from pyro.nn import PyroModule
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from calibrant.data import Data
@@ -19,6 +20,8 @@ from calibrant.program import (
     density_of,
     in_double,
     is_local,
+    messages,
+    refuse_factors,
     sample_prior,
     sampled,
     seeded,
@@ -31,11 +34,12 @@ GROUPS = ("prior", "prior_predictive", "posterior_predictive", "log_likelihood")
 def add_groups(tree: xr.DataTree, model: PyroModule, data: Data, groups: Iterable[str], seed: int) -> None:
     """Attach the groups asked for to a result tree, in place.
 
-    `prior` and `prior_predictive` hold as many draws as the posterior. `log_likelihood` (nats) is summed over the event.
+    `prior` and `prior_predictive` hold as many draws as the posterior. `log_likelihood` (nats) is summed over the
+    event.
 
     Raises:
         InferenceError: for an unknown group, or one that would not fit into memory.
-        ProgramError: for prior simulation of a program with an improper prior.
+        ProgramError: for simulation of a program with a factor, or prior simulation of one with an improper prior.
     """
     groups = list(groups)
     if unknown := set(groups) - set(GROUPS):
@@ -56,7 +60,7 @@ def add_groups(tree: xr.DataTree, model: PyroModule, data: Data, groups: Iterabl
 def _add_prior(tree: xr.DataTree, model: PyroModule, data: Data, groups: list[str], draws: int, seed: int) -> None:
     observed, covariates = data.tensors()
     simulated = [sample_prior(model, len(data), covariates, seed=seed + 1 + draw) for draw in range(draws)]
-    local = {name for name, site in sampled(_one_run(model, data)).items() if is_local(site)}
+    local = {name for name, site in messages(_one_run(model, data)).items() if is_local(site)}
     stacked = {name: torch.stack([values[name] for values in simulated])[None].cpu() for name in simulated[0]}
     latents = {name: value for name, value in stacked.items() if name not in observed}
     if "prior" in groups:
@@ -65,10 +69,10 @@ def _add_prior(tree: xr.DataTree, model: PyroModule, data: Data, groups: list[st
         add_group(tree, "prior_predictive", {name: stacked[name] for name in observed}, model, SAMPLE, local)
 
 
-def _one_run(model: PyroModule, data: Data):  # noqa: ANN202
-    rows, cols = data.batch(torch.arange(min(len(data), 2)))
-    with torch.no_grad(), seeded(0), defaults(model, rows):
-        return trace(model, len(next(iter(rows.values()))), cols, rows)
+def _one_run(model: PyroModule, data: Data) -> Trace:
+    first = data.subset(torch.arange(min(len(data), 2)))
+    with torch.no_grad(), seeded(0), defaults(model, first.tensors()[0]) as (device, dtype):
+        return trace(model, len(first), first.tensors(device, dtype)[1])
 
 
 def _add_posterior(tree: xr.DataTree, model: PyroModule, data: Data, groups: list[str], seed: int) -> None:
@@ -79,7 +83,8 @@ def _add_posterior(tree: xr.DataTree, model: PyroModule, data: Data, groups: lis
         for size, latents, rows, covariates in _each_draw(tree, model, data):
             if "posterior_predictive" in groups:
                 run = trace(double, size, covariates, latents)
-                predicted.append({name: run.nodes[name]["value"].float() for name in observed})
+                refuse_factors(run)
+                predicted.append({name: sampled(run)[name]["value"].float() for name in observed})
             if "log_likelihood" in groups:
                 run = trace(double, size, covariates, {**latents, **rows})
                 density = density_of(run, size, {**latents, **rows}, rows)

@@ -24,6 +24,7 @@ from calibrant.program import (
     deterministic,
     in_double,
     is_local,
+    messages,
     sampled,
     seeded,
     trace,
@@ -65,7 +66,7 @@ def sample_nuts(
         target = _Target(double, latent, rows, covariates)
         runs = [_chain(target, warmup, draws, (seed, 0, chain), progress) for chain in range(chains)]
         values, stats = _stack(runs)
-        local = [name for name in values if is_local(target.example.nodes[name])]
+        local = [name for name in values if is_local(target.example[name])]
         stats = {name: value[..., None].expand(*value.shape, len(data)) for name, value in stats.items()}
         return NutsDraws(values, stats, list(latent), local, len(data))
 
@@ -87,8 +88,8 @@ class _Target:
         self.model, self.rows, self.covariates = model, rows, covariates
         self.size = len(next(iter(rows.values())))
         with torch.no_grad(), seeded(0):
-            self.example = trace(model, self.size, covariates, rows)
-        self.transforms = {name: biject_to(self.example.nodes[name]["fn"].support) for name in latent}
+            self.example = messages(trace(model, self.size, covariates, rows))
+        self.transforms = {name: biject_to(self.example[name]["fn"].support) for name in latent}
 
     def potential(self, raw: dict[str, Tensor]) -> Tensor:
         values = self.constrain(raw)
@@ -107,7 +108,7 @@ class _Target:
 
     def start(self) -> dict[str, Tensor]:
         for _ in range(_STARTS):
-            shapes = {n: t.inverse_shape(self.example.nodes[n]["value"].shape) for n, t in self.transforms.items()}
+            shapes = {n: t.inverse_shape(self.example[n]["value"].shape) for n, t in self.transforms.items()}
             raw = {name: torch.empty(shape).uniform_(-2.0, 2.0) for name, shape in shapes.items()}
             with torch.no_grad():
                 if self.potential(raw).isfinite():
@@ -202,6 +203,8 @@ def _datum_by_datum(
     except KeyboardInterrupt:
         if not done:
             raise
-    values = {name: torch.cat([draw[name] for draw, _ in done], 2) for name in done[0][0]}
+    local = [name for name in done[0][0] if is_local(target.example[name])]
+    values = {name: torch.cat([draw[name] for draw, _ in done], 2) for name in local}
+    constants = {name: value for name, value in done[0][0].items() if name not in local}
     stats = {name: torch.stack([stat[name] for _, stat in done], -1) for name in done[0][1]}
-    return NutsDraws(values, stats, list(latent), list(values), len(done))
+    return NutsDraws({**values, **constants}, stats, list(latent), local, len(done))

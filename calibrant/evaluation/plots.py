@@ -1,0 +1,432 @@
+"""The report's pictures, as PNG data URIs. A function returns None where its picture can't be made.
+
+Line, marker and colour go together, and the colours are Okabe and Ito's: no picture needs colour vision.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+
+from calibrant.errors import CalibrantError
+from calibrant.evaluation.pit import pit
+from calibrant.evaluation.results import RunResult
+from calibrant.program import sample_prior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+REFERENCE, GUIDE, INK = "#333333", "#D55E00", "#222222"
+REFERENCE_FILL = "#BDBDBD"
+
+_STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "font.family": "sans-serif",
+    "figure.facecolor": "white",
+}
+_WIDTH = 7.2  # inches
+_DPI = 110
+
+Array = npt.NDArray[np.float64]
+
+
+# -- training, dictionary, samples -------------------------------------------------------------------------------------
+
+
+def training_curves(results: Sequence[RunResult]) -> str | None:
+    """ELBO of training and held-out data over epochs; the steep start is cut off."""
+    trained = [(i, r) for i, r in enumerate(results) if len(r.history) > 1]
+    if not trained:
+        return None
+    with _figure(_WIDTH, 3.2) as figure:
+        axes = figure.subplots()
+        late: list[float] = []
+        for i, result in trained:
+            epochs = [row["epoch"] for row in result.history]
+            for key, style, width in (("train", ":", 1.4), ("validation", "-", 2.0)):
+                values = [row[key] for row in result.history]
+                late += values[len(values) // 10 :]
+                words = "held out" if key == "validation" else "training"
+                axes.plot(epochs, values, style, color=_of(COLOURS, i), lw=width, label=f"{words}, {_plain(result.name)}")
+        late = [value for value in late if np.isfinite(value)]
+        if late and np.ptp(late) > 0:
+            axes.set_ylim(min(late) - 0.02 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("ELBO (nats per datum)")
+        axes.legend(loc="lower right")
+        return _uri(figure)
+
+
+def dictionary(result: RunResult) -> str | None:
+    """Columns of a linear decoder as images, largest norm first, up to 64 of them on one grey scale."""
+    model: Any = result.model
+    structure = model.linear_gaussian() if hasattr(model, "linear_gaussian") else None
+    if structure is None or structure.observed not in result.amortized["observed_data"]:
+        return None
+    columns = structure.loading.detach().double().cpu().numpy().T
+    columns = columns[np.argsort(-np.linalg.norm(columns, axis=1), kind="stable")][:64]
+    shape = result.amortized["observed_data"][structure.observed].shape[1:]
+    images = as_images(columns.reshape(-1, *shape))
+    if images is None:
+        return None
+    largest = float(np.abs(columns).max()) or 1.0
+    return _pictures([("", _grey(images, -largest, largest), 16 if len(columns) > 16 else 8)])
+
+
+def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
+    """Observations next to draws from the model's prior predictive, on one grey scale."""
+    for name, observed in result.amortized["observed_data"].data_vars.items():
+        images = as_images(observed.transpose("data", ...).values[:count].astype(np.float64))
+        if images is None:
+            continue
+        try:
+            drawn = _prior_predictive(result, str(name), len(images), seed)
+        except CalibrantError:  # an improper prior or a factor: nothing to draw
+            return None
+        simulated = as_images(drawn)
+        assert simulated is not None
+        low, high = _limits(images)
+        return _pictures([("data", _grey(images, low, high), 8), ("model", _grey(simulated, low, high), 8)])
+    return None
+
+
+def _prior_predictive(result: RunResult, name: str, count: int, seed: int) -> Array:
+    given = result.amortized["constant_data"].dataset if "constant_data" in result.amortized.children else xr.Dataset()
+    covariates = {
+        str(n): torch.as_tensor(v.transpose("data", ...).values[:count]) for n, v in given.data_vars.items() if "data" in v.dims
+    }
+    return sample_prior(result.model, count, covariates, seed=seed)[name].double().cpu().numpy()
+
+
+def as_images(values: Array) -> Array | None:
+    """`(n, h, w)` or `(n, h, w, 3)` from `(n, *event)`; None where an event is no image."""
+    if values.ndim == 4 and values.shape[1] in (1, 3):
+        values = values[:, 0] if values.shape[1] == 1 else np.moveaxis(values, 1, -1)
+    image = values.ndim == 3 or (values.ndim == 4 and values.shape[-1] == 3)
+    return values if image and min(values.shape[1:3]) >= 3 else None
+
+
+def _limits(images: Array) -> tuple[float, float]:
+    """A grey scale that spares outliers, symmetric where the values have both signs."""
+    low, high = np.quantile(images, [0.005, 0.995])
+    if low < 0 < high:
+        high = max(-low, high)
+        low = -high
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _grey(images: Array, low: float, high: float) -> Array:
+    return np.clip((images - low) / (high - low), 0.0, 1.0)
+
+
+def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
+    """Mosaics side by side; `(title, images in [0, 1], columns)`."""
+    tiles = [_mosaic(images, columns) for _, images, columns in panels]
+    height = _WIDTH / sum(tile.shape[1] / tile.shape[0] for tile in tiles) + 0.35
+    with _figure(_WIDTH, height) as figure:
+        for axes, tile, (title, _, _) in zip(figure.subplots(1, len(tiles), squeeze=False)[0], tiles, panels, strict=True):
+            _show(axes, tile, title)
+        return _uri(figure)
+
+
+def _mosaic(images: Array, columns: int) -> Array:
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width = images.shape[1] + 1, images.shape[2] + 1
+    canvas = np.ones((rows * height - 1, columns * width - 1, *images.shape[3:]))
+    for i, image in enumerate(images):
+        top, left = i // columns * height, i % columns * width
+        canvas[top : top + height - 1, left : left + width - 1] = image
+    return canvas
+
+
+def _show(axes: Axes, picture: Array, title: str) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+# -- contrast ----------------------------------------------------------------------------------------------------------
+
+_PANELS = (
+    ("posterior_sd", "posterior sd / prior sd", "linear"),
+    ("mean_norm", "norm of posterior mean", "log"),
+    ("signal_variance", "variance of posterior mean\nover images", "log"),
+    ("scale_cv", "sd / mean of the scale", "linear"),
+)
+
+
+def contrast_curves(results: Sequence[RunResult]) -> str | None:
+    """The contrast experiment of all models: exact as lines, the guide as markers with error bars."""
+    shown = [(i, r.name, r.contrast) for i, r in enumerate(results) if r.contrast is not None]
+    if not shown:
+        return None
+    panels = [p for p in _PANELS if any(np.isfinite(c[p[0]].values).any() for _, _, c in shown)]
+    with _figure(_WIDTH, 6.2) as figure:
+        grid = figure.subplots(2, 2, sharex=True).ravel()
+        for axes, (name, label, scale) in zip(grid, panels, strict=False):
+            for i, model, contrast in shown:
+                _contrast_curve(axes, contrast, name, i, _plain(model))
+            axes.set(xscale="log", yscale=scale, ylabel=label)
+            axes.axvline(1.0, color="#999999", lw=0.8, ls=(0, (1, 2)))
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("contrast (1 = noise-equivalent)")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        grid[0].axhline(1.0, color=INK, lw=1.0, ls="--")
+        grid[0].annotate("prior", (1.0, 1.0), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
+        grid[0].set_ylim(0.0, None)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        return _uri(figure)
+
+
+def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: str) -> None:
+    unit = contrast.attrs["prior_sd"] if name == "posterior_sd" else 1.0
+    x, log = contrast["contrast"].values, dict((n, s) for n, _, s in _PANELS)[name] == "log"
+    kind = "exact" if contrast.attrs["reference_method"] == "exact" else "reference"
+    for source in ("exact", "amortized"):
+        y, se = (contrast[f"{name}{end}"].sel(source=source).values / unit for end in ("", "_se"))
+        if log:  # what noise leaves below zero has no place on a logarithmic axis
+            y = np.where(y > 0, y, np.nan)
+        if source == "exact":
+            axes.plot(x, y, ls=_of(LINES, i), color=_of(COLOURS, i), lw=2.0, label=f"{kind}, {model}")
+        else:
+            style = {"ms": 5, "mfc": "white", "mew": 1.5, "elinewidth": 1.2, "capsize": 2}
+            label = f"guide, {model}"
+            axes.errorbar(x, y, se, fmt=_of(MARKERS, i), color=_of(COLOURS, i), label=label, **style)
+
+
+# -- amortized against reference ---------------------------------------------------------------------------------------
+
+
+def agreement(result: RunResult, sites: int = 4) -> str | None:
+    """For every site: posterior means of guide against reference, and the ratios of their sds."""
+    if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
+        return None
+    comparison = result.comparison
+    names = list(dict.fromkeys(comparison["site"].values.tolist()))[:sites]
+    if not names:
+        return None
+    with _figure(_WIDTH, 3.1 * len(names)) as figure:
+        for (left, right), name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
+            part = comparison.isel(latent=np.flatnonzero(comparison["site"].values == name))
+            _means(left, result, name, comparison["data"].values)
+            _ratios(right, part["sd_ratio"].values.ravel(), name)
+        return _uri(figure)
+
+
+def _means(axes: Axes, result: RunResult, name: str, labels: np.ndarray) -> None:
+    assert result.reference is not None
+    theirs, ours = (
+        tree["posterior"][name].sel(data=labels).mean(("chain", "draw")).transpose("data", ...).values.ravel()
+        for tree in (result.reference, result.amortized)
+    )
+    axes.plot(theirs, ours, ".", ms=3, alpha=min(1.0, max(0.15, 500 / len(ours))), color=COLOURS[0], rasterized=True)
+    ends = [min(theirs.min(), ours.min()), max(theirs.max(), ours.max())]
+    axes.plot(ends, ends, color=INK, lw=1.0, ls="--")
+    axes.set(xlabel=f"reference mean of {_plain(name)}", ylabel=f"guide's mean of {_plain(name)}")
+
+
+def _ratios(axes: Axes, ratio: Array, name: str) -> None:
+    ratio = np.clip(ratio, 0.05, 20.0)
+    low, high = min(0.5, float(ratio.min())), max(2.0, float(ratio.max()))
+    bins = np.geomspace(low, high, 50)
+    axes.hist(ratio, bins, color=COLOURS[0])
+    axes.axvline(1.0, color=INK, lw=1.0, ls="--")
+    axes.set_xscale("log")
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False)
+    axes.minorticks_off()
+    axes.set(xlabel=f"sd of guide / sd of reference, {_plain(name)}", ylabel="data × latents")
+
+
+def scores(comparison: xr.Dataset) -> xr.DataArray:
+    """How far the guide is off, `(data, latent)`: the larger of |mean error| (reference sd) and |log sd ratio|."""
+    ratio = np.abs(np.log(np.maximum(comparison["sd_ratio"], 1e-12)))
+    return np.maximum(np.abs(comparison["mean_error"]), ratio)
+
+
+def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | None:
+    """The data with the largest errors: the image, and their worst marginals, guide over reference."""
+    if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
+        return None
+    if not result.comparison.sizes["latent"]:
+        return None
+    score = scores(result.comparison)
+    worst = score.max("latent").sortby(score.max("latent"), ascending=False)["data"].values[:count].tolist()
+    pictures = _images_of(result, worst)
+    columns = latents + (pictures is not None)
+    with _figure(_WIDTH, 1.95 * len(worst) + 0.4) as figure:
+        grid = figure.subplots(len(worst), columns, squeeze=False)
+        for row, label in enumerate(worst):
+            if pictures is not None:
+                _show(grid[row, 0], pictures[row], f"datum {_plain(label)}")
+            of_datum = score.sel(data=label)
+            chosen = of_datum.sortby(of_datum, ascending=False)["latent"].values[:latents].tolist()
+            ours, theirs = (scalar_draws(tree, label, chosen) for tree in (result.amortized, result.reference))
+            for axes, latent in zip(grid[row, columns - latents :], chosen, strict=False):
+                _marginal(axes, theirs[latent].values.ravel(), ours[latent].values.ravel(), latent)
+            if pictures is None:
+                grid[row, 0].set_ylabel(f"datum {_plain(label)}")
+            for axes in grid[row, columns - latents + len(chosen) :]:
+                axes.set_axis_off()
+        handles, names = grid[0, columns - latents].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=2)
+        return _uri(figure)
+
+
+def _images_of(result: RunResult, labels: list[Hashable]) -> Array | None:
+    for variable in result.amortized["observed_data"].data_vars.values():
+        images = as_images(variable.sel(data=labels).transpose("data", ...).values.astype(np.float64))
+        if images is not None:
+            everything = as_images(variable.transpose("data", ...).values.astype(np.float64))
+            assert everything is not None
+            return _grey(images, *_limits(everything))
+    return None
+
+
+def _marginal(axes: Axes, theirs: Array, ours: Array, label: str) -> None:
+    low, high = np.quantile(np.concatenate([theirs, ours]), [0.001, 0.999])
+    bins = np.linspace(low, high if high > low else low + 1.0, 41)
+    axes.hist(theirs, bins, density=True, color=REFERENCE_FILL, label="reference")
+    axes.hist(ours, bins, density=True, histtype="step", color=GUIDE, lw=1.6, label="guide")
+    axes.set_title(_plain(label))
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def scalar_draws(tree: xr.DataTree, label: Hashable, latents: Sequence[str]) -> xr.Dataset:
+    """Draws of single latents (`scale`, `z[3]`, `z[1,2]`) of one datum, each a variable `(chain, draw)`."""
+    posterior = tree["posterior"].dataset
+    found = {}
+    for latent in latents:
+        site, _, index = latent.partition("[")
+        draws = posterior[site].sel(data=label).transpose("chain", "draw", ...)
+        position = tuple(int(i) for i in index.rstrip("]").split(",")) if index else ()
+        found[latent] = (("chain", "draw"), draws.values[(..., *position)].astype(np.float64))
+    return xr.Dataset(found, coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values})
+
+
+# -- ArviZ -------------------------------------------------------------------------------------------------------------
+
+
+def typical_datum(comparison: xr.Dataset) -> Hashable:
+    """The datum whose largest error is the median one."""
+    largest = scores(comparison).max("latent")
+    return largest.sortby(largest)["data"].values[(largest.sizes["data"] - 1) // 2].item()
+
+
+def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
+    """ArviZ's own plots: `dist`, `forest` and `trace` of a typical datum, `ecdf_pit` over all data.
+
+    Those latents are shown whose errors are largest over all data.
+    """
+    comparison = result.comparison
+    if comparison is None or result.reference is None or not comparison.sizes["data"] or not comparison.sizes["latent"]:
+        return {}
+    import arviz_plots
+
+    average = scores(comparison).mean("data")
+    chosen = average.sortby(average, ascending=False)["latent"].values[:latents].tolist()
+    label = typical_datum(comparison)
+    ours, theirs = (scalar_draws(tree, label, chosen) for tree in (result.amortized, result.reference))
+    both = {"reference": _one_chain(theirs, ours), "guide": _one_chain(ours, theirs)}
+    trees = {name: xr.DataTree.from_dict({"/posterior": draws}) for name, draws in both.items()}
+    values = xr.DataTree.from_dict({"/pit": _pit_values(result, chosen)})
+    calls: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "dist": (arviz_plots.plot_dist, trees, {}),
+        "forest": (arviz_plots.plot_forest, trees, {}),
+        "trace": (arviz_plots.plot_trace, xr.DataTree.from_dict({"/posterior": theirs}), {}),
+        "ecdf_pit": (arviz_plots.plot_ecdf_pit, values, {"group": "pit"}),
+    }
+    return {name: _arviz(function, tree, options) for name, (function, tree, options) in calls.items()}
+
+
+def _one_chain(draws: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+    """As many draws as both sides have, evenly spaced, as one chain: ArviZ overlays trees of one shape."""
+    count = min(side.sizes["chain"] * side.sizes["draw"] for side in (draws, other))
+    flat = {name: value.values.ravel() for name, value in draws.data_vars.items()}
+    thin = np.linspace(0, draws.sizes["chain"] * draws.sizes["draw"] - 1, count).astype(int)
+    found = {name: (("chain", "draw"), values[thin][None]) for name, values in flat.items()}
+    return xr.Dataset(found, coords={"chain": [0], "draw": np.arange(count)})
+
+
+def _pit_values(result: RunResult, latents: Sequence[str], total: int = 2000) -> xr.Dataset:
+    """PIT values of single latents over all data, about `total` of them, as one chain."""
+    assert result.reference is not None and result.comparison is not None
+    each = max(1, total // result.comparison.sizes["data"])
+    available = min(t["posterior"].sizes["chain"] * t["posterior"].sizes["draw"] for t in (result.amortized, result.reference))
+    values = pit(result.amortized, result.reference, draws=min(each, available // 20))["pit"].dataset
+    tree = xr.DataTree.from_dict({"/posterior": values})
+    parts = [scalar_draws(tree, label, latents) for label in values["data"].values.tolist()]
+    joined = xr.concat([part.assign_coords(draw=np.arange(part.sizes["draw"])) for part in parts], "draw")
+    return joined.assign_coords(draw=np.arange(joined.sizes["draw"]))
+
+
+def _arviz(function: Any, tree: Any, options: Mapping[str, Any]) -> str:
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before = plt.get_backend()
+    plt.switch_backend("agg")
+    try:
+        with matplotlib.rc_context({**_STYLE, "figure.dpi": _DPI}):
+            figure = function(tree, backend="matplotlib", **options).viz["figure"].item()
+            uri = _uri(figure)
+            plt.close(figure)
+        return uri
+    finally:
+        plt.switch_backend(before)
+
+
+# -- the PNG -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of its own, without pyplot and its global state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _of(options: Sequence[Any], i: int) -> Any:
+    return options[i % len(options)]
+
+
+def _plain(text: object) -> str:
+    """Text that matplotlib sets as it is: a dollar sign would start a formula."""
+    return str(text).replace("$", r"\$")

@@ -1,0 +1,247 @@
+"""The report: one HTML file that needs nothing else, verdicts first."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from calibrant import __version__
+from calibrant.errors import CalibrantError, RunError
+from calibrant.evaluation import plots
+from calibrant.evaluation.contrast_verdicts import contrast_verdicts
+from calibrant.evaluation.results import RunResult
+from calibrant.evaluation.verdicts import Verdict, verdicts
+from calibrant.inference.gate import convergence_of
+from calibrant.models import card
+
+_LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "arviz-plots")
+_LISTED = 10  # data that failed the gate
+
+
+def report(results: Sequence[RunResult], path: str | Path, command: str = "") -> Path:
+    """Write what was found as one HTML file without external resources.
+
+    Args:
+        results: one a model.
+        path: the file; its folder is made if need be.
+        command: what makes the report again, as the reader would type it.
+
+    Raises:
+        RunError: without results, or where the file can't be written.
+    """
+    if not results:
+        raise RunError("there is no result to report on")
+    path = Path(path)
+    page = _template().render(
+        models=[_section(result) for result in results],
+        training=plots.training_curves(results),
+        contrast=plots.contrast_curves(results),
+        command=command,
+        versions=_versions(results),
+        made=f"{datetime.now():%d %B %Y, %H:%M}",
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"the report can't be written: {error}") from error
+    return path
+
+
+def _template() -> Any:
+    import jinja2
+    from markupsafe import Markup, escape
+
+    def prose(text: str) -> Markup:
+        """Names in backticks become code; everything else is escaped."""
+        return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["prose"] = prose
+    source = resources.files("calibrant.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """All that the page says of one model."""
+
+    name: str
+    equations: str
+    paper: str
+    verdicts: list[Verdict]
+    contrast: list[Verdict]
+    numbers: list[tuple[str, str]]
+    settings: list[tuple[str, str]]
+    sites: list[dict[str, str]]
+    gate: dict[str, Any] | None
+    notes: list[str]
+    pictures: dict[str, str | None]
+    typical: str
+
+
+def _section(result: RunResult) -> _Section:
+    comparison = result.comparison
+    found = verdicts(comparison) if comparison is not None else []
+    equations, paper = _card(result.name)
+    pictures = {
+        "dictionary": plots.dictionary(result),
+        "samples": plots.samples(result),
+        "agreement": plots.agreement(result),
+        "worst": plots.worst_data(result),
+        **plots.arviz_pictures(result),
+    }
+    compared = comparison is not None and comparison.sizes["data"] and comparison.sizes["latent"]
+    return _Section(
+        name=result.name,
+        equations=equations,
+        paper=paper,
+        verdicts=found,
+        contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
+        numbers=_numbers(result),
+        settings=_settings(result.config),
+        sites=[_site_row(comparison, name, found) for name in _sites(comparison)] if comparison is not None else [],
+        gate=_gate(result),
+        notes=[str(note) for note in result.config.get("notes", [])],
+        pictures=pictures,
+        typical=str(plots.typical_datum(comparison)) if compared else "",
+    )
+
+
+def _card(name: str) -> tuple[str, str]:
+    try:
+        known = card(name)
+    except CalibrantError:  # a model in a file of the user's own
+        return "", ""
+    return known.equations, known.paper
+
+
+# -- numbers and tables ------------------------------------------------------------------------------------------------
+
+
+def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
+    """Exact log evidence and ELBO of the same data, and the standard error of the ELBO, means over data in nats.
+
+    None where the exact evidence is not known.
+    """
+    if result.reference is None or "log_evidence" not in result.reference.get("convergence", xr.DataTree()).data_vars:
+        return None
+    evidence = result.reference["convergence"]["log_evidence"]
+    stats = result.amortized["sample_stats"].dataset
+    bound = (stats["log_p"] - stats["log_q"]).sel(data=evidence["data"])
+    draws = bound.sizes["chain"] * bound.sizes["draw"]
+    error = float(np.sqrt((bound.var(("chain", "draw"), ddof=1) / draws).sum())) / bound.sizes["data"]
+    return float(evidence.mean()), float(bound.mean()), error
+
+
+def _numbers(result: RunResult) -> list[tuple[str, str]]:
+    trained, rows = result.config.get("fit") or {}, []
+    if trained:
+        rows.append(("held-out ELBO of training", f"{trained['elbo']:.2f} ± {trained['elbo_se']:.2f} nats per datum"))
+        rows.append(("epochs", f"{trained['epochs']} ({trained['stopped']})"))
+    gap = evidence_gap(result)
+    if gap is not None:
+        evidence, bound, error = gap
+        rows.append(("exact log evidence of the checked data", f"{evidence:.2f} nats per datum"))
+        rows.append(("ELBO of the same data", f"{bound:.2f} ± {error:.2f} nats per datum"))
+        rows.append(("gap that the guide leaves", f"{evidence - bound:.2f} ± {error:.2f} nats per datum"))
+    if result.contrast is not None:
+        noise, informative, all_ = (result.contrast.attrs[name] for name in ("noise", "n_informative", "n_latents"))
+        rows.append(("standard deviation of the noise", f"{noise:.3g} data units"))
+        rows.append(("latents that respond to the images", f"{informative} of {all_}"))
+    return rows
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Data, model, guide and settings of a run, a line each."""
+    parts = {"data": config.get("data"), "model": (config.get("model") or {}).get("arguments"), "guide": config.get("guide")}
+    rows = []
+    for part, values in {**parts, "settings": config.get("settings")}.items():
+        for name, value in (values or {}).items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            rows.append((f"{part}: {name}", text))
+    return rows
+
+
+def _sites(comparison: xr.Dataset) -> list[str]:
+    shared = comparison["shared_site"].values.tolist() if "shared_site" in comparison.coords else []
+    return list(dict.fromkeys([*comparison["site"].values.tolist(), *shared]))
+
+
+def _site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> dict[str, str]:
+    """Statistics of one site over data and latents, and what the verdicts say of it."""
+    prefix = "" if site in comparison["site"].values else "shared_"
+    part = comparison.isel({f"{prefix}latent": np.flatnonzero(comparison[f"{prefix}site"].values == site)})
+    ratio, error, se, coverage = (
+        part[f"{prefix}{name}"].values.ravel() for name in ("sd_ratio", "mean_error", "mean_error_se", "coverage")
+    )
+    row = {"site": site, "latents": str(part.sizes[f"{prefix}latent"]), "level": f"{comparison.attrs['coverage_level']:.0%}"}
+    if len(ratio) and np.isfinite(ratio).all():
+        low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+        row["sd"] = f"{middle:.2f} ({low:.2f} – {high:.2f})"
+        row["mean"] = f"{np.sqrt(max(float((error**2 - se**2).mean()), 0.0)):.2f}"
+        row["coverage"] = f"{coverage.mean():.0%}"
+    else:
+        row |= {"sd": "–", "mean": "–", "coverage": "–"}
+    sentences = [verdict.sentence for verdict in found if verdict.site == site and verdict.status != "pass"]
+    return {**row, "verdict": "; ".join(sentences) or f"`{site}`: agrees with the reference"}
+
+
+def _gate(result: RunResult) -> dict[str, Any] | None:
+    """How many data have a reference posterior, why others have none, and how these differ."""
+    if result.reference is None:
+        return None
+    gate = convergence_of(result.reference)
+    failed = gate.isel(data=~gate["is_reference"].values)
+    reasons = list(zip(failed["data"].values.tolist(), failed["reason"].values.tolist(), strict=True))
+    differences = []
+    if result.comparison is not None and len(reasons):
+        kept, left = (result.comparison[f"observed_rms_{part}"].values for part in ("kept", "left_out"))
+        for name, a, b in zip(result.comparison["observed_site"].values.tolist(), kept, left, strict=True):
+            differences.append((name, f"{a:.3g}", f"{b:.3g}"))
+    posterior = result.reference["posterior"]
+    return {
+        "method": posterior.attrs.get("method", "unknown"),
+        "data": gate.sizes["data"],
+        "passed": int(gate["is_reference"].sum()),
+        "reasons": reasons[:_LISTED],
+        "more": max(0, len(reasons) - _LISTED),
+        "differences": differences,
+        "worst": _worst_diagnostics(gate),
+        "draws": f"{posterior.sizes['chain']} × {posterior.sizes['draw']}",
+    }
+
+
+def _worst_diagnostics(gate: xr.Dataset) -> list[tuple[str, str]]:
+    """The worst value over data of each diagnostic that was computed."""
+    known = {
+        "rhat": ("largest R-hat", "max", ".3f"),
+        "ess_bulk": ("smallest bulk ESS", "min", ".0f"),
+        "ess_tail": ("smallest tail ESS", "min", ".0f"),
+        "divergences": ("most divergences of a datum", "max", ".0f"),
+        "bfmi": ("smallest E-BFMI", "min", ".2f"),
+        "grid_error": ("largest numerical error (posterior sd)", "max", ".1e"),
+    }
+    rows = []
+    for name, (words, which, form) in known.items():
+        values = gate[name].values if name in gate else np.array([])
+        if np.isfinite(values).any():
+            rows.append((words, f"{getattr(np, f'nan{which}')(values):{form}}"))
+    return rows
+
+
+def _versions(results: Sequence[RunResult]) -> list[tuple[str, str]]:
+    """Of the run where it was stored, else of this process."""
+    here = {"calibrant": __version__, "python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    return list({**here, **(results[0].config.get("versions") or {})}.items())
