@@ -118,7 +118,7 @@ _Lr = Annotated[float | None, _option("--lr", text="First learning rate", settin
 _Seed = Annotated[int | None, _option("--seed", text="Of everything random", setting="seed", min=0)]
 _Device = Annotated[str | None, _option("--device", text="Where to train", setting="device")]
 _Draws = Annotated[
-    int | None, _option("--draws", text="Draws a datum, and of each reference chain", setting="draws", min=40)
+    int | None, _option("--draws", text="Draws a datum, and of each reference chain", setting="draws", min=100)
 ]
 _Chains = Annotated[int | None, _option("--chains", text="Reference chains", setting="chains", min=1)]
 _Warmup = Annotated[

@@ -145,16 +145,13 @@ def in_double(module: Program) -> Program:
 
     The module itself is never changed, nor are its buffers; gradients do not reach its weights.
     """
-    return on_copies(as_program(module), torch.float64)
-
-
-def on_copies(program: PyroModule, dtype: torch.dtype) -> Program:
-    """The program as a function of copies of its weights and buffers, the floating ones cast."""
-    copies = {
-        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        for name, tensor in _state(program)
-    }
+    program = as_program(module)
+    copies = {name: _copy_in_double(tensor.detach()) for name, tensor in _state(program)}
     return lambda *args, **kwargs: functional_call(program, copies, args, kwargs)
+
+
+def _copy_in_double(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def cast(values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -484,7 +481,7 @@ def sites(model: Program, observed: Values, covariates: Values | None = None) ->
     density of the other site at its fixed value.
     """
     program = as_program(model)
-    rows, cols = few(observed), few(covariates or {})
+    rows, cols = few(observed, 8), few(covariates or {}, 8)
     size = len(next(iter(rows.values())))
     with torch.no_grad(), seeded(0):
         with defaults(program, rows) as (_, dtype):
@@ -508,7 +505,7 @@ def sites(model: Program, observed: Values, covariates: Values | None = None) ->
     }
 
 
-def few(values: Values, size: int = 3) -> dict[str, Tensor]:
+def few(values: Values, size: int) -> dict[str, Tensor]:
     """The first rows, repeated up to `size` where there are fewer."""
     return {name: value[torch.arange(size, device=value.device) % len(value)] for name, value in values.items()}
 

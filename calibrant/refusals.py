@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +32,9 @@ from calibrant.program import (
     in_double,
     is_deterministic,
     is_factor,
+    is_improper,
     is_local,
     messages,
-    on_copies,
     sampled,
     seeded,
     trace,
@@ -51,25 +51,31 @@ def refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
     _check_arguments(program, covariates)
     check_modules(program)
     weights = {name for name, _ in program.named_parameters()}
-    with torch.no_grad(), seeded(0), pyro.validation_enabled(True), defaults(program, observed) as (_, dtype):
+    with (
+        torch.no_grad(),
+        seeded(0),
+        _buffers_kept(program),
+        pyro.validation_enabled(True),
+        defaults(program, observed) as (_, dtype),
+    ):
         observed, covariates = cast(observed, dtype), cast(covariates, dtype)
-        copied = on_copies(program, dtype)
         runs = []
         for size in _SIZES:
             with running(program, f"the program does not run for {size} data"):
-                runs.append(trace(copied, size, few(covariates, size)))
+                runs.append(trace(program, size, few(covariates, size)))
         if new := {name for name, _ in program.named_parameters()} - weights:
             raise ProgramError(f"parameters {sorted(new)} appeared when the program ran: create them in __init__")
         for name, site in sampled(runs[0]).items():
             _check_kind(name, site, observed)
+        for name, site in messages(runs[0]).items():
+            check_site(name, site, _SIZES[0])
         _check_same_sites(runs)
-        for run, size in zip(runs, _SIZES, strict=True):
-            for name, site in messages(run).items():
-                check_site(name, site, size)
         _check_weights(program, runs[0])
         _check_supports(runs[0], runs[-1])
         _check_observed(runs[0], observed)
-        check_support(copied, observed, covariates)
+        for index in torch.arange(len(next(iter(observed.values())))).split(_ROWS):
+            rows, cols = ({n: v[index.to(v.device)] for n, v in part.items()} for part in (observed, covariates))
+            check_support(program, rows, cols, labels=index.tolist())
     check_independence(program, in_double(program), few(observed, 4), few(covariates, 4))
 
 
@@ -122,32 +128,44 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+@contextmanager
+def _buffers_kept(program: nn.Module) -> Iterator[None]:
+    """Some modules count their calls in training mode."""
+    before = {name: buffer.clone() for name, buffer in program.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in program.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+
+
 # -- while it runs -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def running(program: PyroModule, failure: str) -> Iterator[None]:
     """Turns what goes wrong in a run of the program into a `ProgramError`, and refuses parameters of Pyro's store."""
-    params = program._pyro_context.param_state["params"]
+    state = program._pyro_context.param_state
     try:
         yield
     except CalibrantError:
         raise
     except Exception as error:
-        if params:
-            raise _param_error(list(params)) from error
+        if state["params"]:
+            raise _param_error(state["params"]) from error
         if found := _SHAPE_MISMATCH.search(str(error)):
             raise _mismatch_error(*found.groups()) from error
         reason = str(error).partition("\n")[0]
         raise ProgramError(f"{failure}: {type(error).__name__}: {reason}") from error
     else:
-        if params:
-            raise _param_error(list(params))
+        if state["params"]:
+            raise _param_error(state["params"])
     finally:
-        params.clear()
+        state.update({"params": {}, "constraints": {}})
 
 
-def _param_error(names: list[str]) -> ProgramError:
+def _param_error(names: Iterable[str]) -> ProgramError:
     return ProgramError(
         f"pyro.param or pyro.module is called for {sorted(names)}: make each an nn.Parameter, PyroParam or "
         "submodule in __init__, and use it as an attribute"
@@ -188,7 +206,8 @@ def check_site(name: str, site: Mapping[str, Any], size: int) -> None:
             )
         if frame.name == PLATE and frame.dim != -1:
             raise ProgramError(
-                f"the plate {PLATE!r} of site {name!r} has dim {frame.dim}, wanted -1: it is the innermost plate"
+                f"the plate {PLATE!r} of site {name!r} has dim {frame.dim}, wanted -1: write `with pyro.plate(...)`, "
+                "as the innermost plate"
             )
     if is_local(site) and not is_deterministic(site) and tuple(site["fn"].batch_shape) != (size,):
         raise batch_error(name, site, size)
@@ -258,34 +277,38 @@ def _check_observed(run: Trace, observed: Values) -> None:
             raise DataError(f"{name!r} has shape {tuple(value.shape[1:])} a datum, the program samples {wanted}")
 
 
-def check_support(program: Program, observed: Values, covariates: Values) -> None:
+def check_support(program: Program, observed: Values, covariates: Values, labels: Sequence[Any] | None = None) -> None:
     """Refuse observations outside the support of their site, where a density would be a number without a meaning.
 
+    Args:
+        program: the program.
+        observed: site → tensor, leading dimension data.
+        covariates: keyword → tensor, leading dimension data.
+        labels: what to call each datum; its index where left out.
+
     Raises:
-        DataError: naming the site, the first such datum and its value.
+        DataError: naming the site and the first such datum.
     """
     size = len(next(iter(observed.values())))
-    for index in torch.arange(size).split(_ROWS):
-        rows, cols = ({n: v[index.to(v.device)] for n, v in part.items()} for part in (observed, covariates))
-        run = trace(program, len(index), cols)
-        for name, value in rows.items():
-            fn = messages(run)[name]["fn"]
-            allowed = inside(fn, value).reshape(len(value), -1).all(1)
-            if not allowed.all():
-                row = int(allowed.logical_not().nonzero()[0])
-                raise DataError(
-                    f"{name!r} is outside the support of its {type(unwrapped(fn)).__name__} likelihood, {fn.support}, "
-                    f"at datum {int(index[row])}: transform the data, or choose a likelihood that takes such values "
-                    "(masked entries hold any value inside the support)"
-                )
+    run = trace(program, size, covariates)
+    for name, value in observed.items():
+        fn = messages(run)[name]["fn"]
+        allowed = inside(fn, value).reshape(size, -1).all(1)
+        if not allowed.all():
+            row = int(allowed.logical_not().nonzero()[0])
+            raise DataError(
+                f"{name!r} is outside the support of its {type(unwrapped(fn)).__name__} likelihood, {fn.support}, at "
+                f"datum {row if labels is None else labels[row]}: transform the data, or choose a likelihood that "
+                "takes such values (masked entries hold any value inside the support)"
+            )
 
 
 def inside(fn: Any, value: Tensor) -> Tensor:
     """Whether a value lies in the support of a distribution, entry by entry of what the support checks."""
     try:
-        return fn.support.check(value)
+        return fn.support.check(value if value.is_floating_point() else value.double())
     except NotImplementedError:  # a support that torch can't tell
-        return torch.ones(value.shape[:1], dtype=torch.bool)
+        return torch.ones(value.shape[:1], dtype=torch.bool, device=value.device)
 
 
 # -- independence ------------------------------------------------------------------------------------------------------
@@ -312,7 +335,7 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
         observed, covariates = cast(observed, dtype), cast(covariates, dtype)
         with running(module, "the program does not run in float64 (hold its tensors as parameters and buffers)"):
             start = trace(program, 4, covariates, observed)
-            values = {name: site["value"] for name, site in sampled(start).items()}
+            values = {name: observed.get(name, _draw(site)) for name, site in sampled(start).items()}
             local = {name for name, site in messages(start).items() if is_local(site)}
             known = _terms(program, values, covariates, local, base)
             found = {what: _terms(program, values, covariates, local, index) for what, index in changes.items()}
@@ -331,14 +354,21 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
                 )
 
 
+def _draw(site: Mapping[str, Any]) -> Tensor:
+    """Another draw of a site, which the program has not seen and so not changed."""
+    fn = site["fn"]
+    value = site["value"] if is_improper(fn) else fn.sample()
+    return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+
+
 def _terms(
     program: Program, values: Values, covariates: Values, local: set[str], index: list[int]
 ) -> dict[str, Tensor]:
     """Log densities, and the values of deterministic sites, of some of the data."""
     held = {name: value[index] if name in local else value for name, value in values.items()}
-    run = trace(program, len(index), {name: value[index] for name, value in covariates.items()}, held)
-    for name, value in held.items():
-        if not torch.equal(messages(run)[name]["value"], values[name][index] if name in local else value):
-            raise ProgramError(f"the program changes the value of site {name!r} in place: let it work on a clone")
+    given = {name: value.clone() for name, value in held.items()}
+    run = trace(program, len(index), {name: value[index] for name, value in covariates.items()}, given)
+    if changed := [name for name, value in held.items() if not torch.equal(messages(run)[name]["value"], value)]:
+        raise ProgramError(f"the program changes the value of site {changed[0]!r} in place: let it work on a clone")
     recorded = {name: site["value"] for name, site in deterministic(run).items()}
     return {**density_of(run, len(index), held), **recorded}

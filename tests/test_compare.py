@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.signal import lfilter
-from scipy.stats import chi2, norm, wasserstein_distance
+from scipy.stats import norm, wasserstein_distance
 
 from calibrant.errors import InferenceError
 from calibrant.evaluation.compare import compare
@@ -143,9 +143,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_standard_errors_are_calibrated(case: str) -> None:
-    """Over independent posteriors the deviations from the truth, in standard errors, have mean 0 and sd 1."""
+    """Over independent posteriors the deviations from the truth, in standard errors, have mean 0 and sd 1.
+
+    The sd of so many deviations is itself known to 0.03 (0.08 for the correlation, one skewed number per datum).
+    """
     reference, guide = CASES[case]
-    rng, n = np.random.default_rng(7), 120
+    rng, n = np.random.default_rng(7), 100 if "phi" in reference else 250
     result = compare(tree(rng, n, latents=4, **guide), tree(rng, n, latents=4, **reference))
     pair_error = abs(guide.get("rho", 0.4) - 0.4)
     for name, z in z_scores(result, guide.get("shift", 0.0), guide.get("factor", 1.0), pair_error).items():
@@ -157,9 +160,9 @@ def test_standard_errors_are_calibrated(case: str) -> None:
 def test_calibration_test_sees_standard_errors_without_autocorrelation() -> None:
     """The planted defect of the test above: an AR(1) reference that claims to be independent."""
     rng = np.random.default_rng(7)
-    reference = tree(rng, 120, draws=800, chains=4, phi=0.8, latents=4)
+    reference = tree(rng, 100, draws=800, chains=4, phi=0.8, latents=3)
     reference["posterior"].attrs["independent_draws"] = 1
-    result = compare(tree(rng, 120, latents=4), reference)
+    result = compare(tree(rng, 100, latents=3), reference)
     assert all(z.std() > 1.25 for name, z in z_scores(result, 0.0, 1.0, 0.0).items() if name in ("mean", "wasserstein"))
 
 
@@ -187,7 +190,7 @@ def test_one_latent_has_no_correlation() -> None:
 def test_exact_sampler_never_fails_and_nearly_always_passes() -> None:
     """30 independent comparisons at a false-alarm probability of 1e-5 each; 32 data are enough to pass."""
     rng = np.random.default_rng(0)
-    result = compare(tree(rng, 30 * 32, latents=3), tree(rng, 30 * 32, draws=2000, latents=3))
+    result = compare(tree(rng, 30 * 32, latents=2), tree(rng, 30 * 32, draws=1500, latents=2))
     parts = [result.isel(data=slice(32 * i, 32 * (i + 1))) for i in range(30)]
     statuses = [verdict.status for part in parts for verdict in verdicts(part)]
     assert "fail" not in statuses
@@ -280,32 +283,34 @@ def test_constant_guide_fails() -> None:
 
 def test_few_data_and_draws_cannot_tell() -> None:
     rng = np.random.default_rng(0)
-    result = compare(tree(rng, 200, draws=100), tree(rng, 200, draws=100))
-    for start in range(0, 200, 20):
+    result = compare(tree(rng, 100, draws=100), tree(rng, 100, draws=100))
+    for start in range(0, 100, 20):
         judged = verdicts(result.isel(data=slice(start, start + 20)))
         assert {v.status for v in judged} == {"cannot tell"}
         assert all("cannot tell whether" in v.sentence for v in judged)
 
 
+@pytest.fixture(scope="module")
 def few_noisy_data() -> list[xr.Dataset]:
-    """600 comparisons of one datum each, its guide exact."""
+    """150 comparisons of one datum with 40 independent latents each, the guide exact."""
     rng = np.random.default_rng(0)
-    result = compare(tree(rng, 600, draws=100, latents=2), tree(rng, 600, draws=100, latents=2))
-    return [result.isel(data=[i]) for i in range(600)]
+    post, ref = (tree(rng, 150, draws=100, rho=0.0, latents=40) for _ in range(2))
+    result = compare(post, ref)
+    return [result.isel(data=[i]) for i in range(150)]
 
 
-def test_few_noisy_data_do_not_fail_by_chance() -> None:
-    assert all(v.status != "fail" for part in few_noisy_data() for v in verdicts(part))
+def test_few_noisy_data_do_not_fail_by_chance(few_noisy_data: list[xr.Dataset]) -> None:
+    assert all(v.status != "fail" for part in few_noisy_data for v in verdicts(part))
 
 
-def test_false_alarms_of_normal_limits_for_squares_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_false_alarms_of_normal_limits_for_squares_are_seen(
+    few_noisy_data: list[xr.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The planted defect of the test above: limits that do not know the skewness of a squared error."""
-    degrees = 1e12  # χ² of so many degrees of freedom is normal
     normal = SimpleNamespace(isf=lambda p, df: df + np.sqrt(2.0 * df) * norm.isf(p))
-    assert normal.isf(1e-6, degrees) == pytest.approx(chi2.isf(1e-6, degrees))
-    # `calibrant.evaluation.verdicts` is the function; the module of that name has to be looked up.
+    # `calibrant.evaluation.verdicts` may be the function; the module of that name has to be looked up.
     monkeypatch.setattr(import_module("calibrant.evaluation.verdicts"), "chi2", normal)
-    assert any(v.status == "fail" for part in few_noisy_data() for v in verdicts(part))
+    assert any(v.status == "fail" for part in few_noisy_data for v in verdicts(part))
 
 
 # --- what is compared with what ---------------------------------------------------------------------------------------

@@ -81,13 +81,13 @@ def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[S
     noise = bool((np.abs(curve - curve.mean()) <= limit * se).all())
     if noise or np.ptp(curve) < FLAT:
         theory = _LINEAR_THEORY if result.attrs["structure"] == "linear-gaussian" else ""
-        return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: not as it should"
+        return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: it should fall"
     rank, start, end = result.attrs["spearman_exact"], curve[0], curve[-1]
-    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {rank:.2f})"
+    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {rank:.2f})".replace("-", "−")
     if rank > MONOTONE:
-        return "fail", f"{course}, which is no steady fall: not as it should"
+        return "fail", f"{course}: it should fall steadily"
     if start < START:
-        return "fail", f"{course}, but is far from the prior where the image lies below the noise: not as it should"
+        return "fail", f"{course}: it should start near the prior, where the image lies below the noise"
     return "pass", f"{course.replace('goes', 'falls', 1)}: as it should"
 
 

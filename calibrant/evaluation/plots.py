@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -198,8 +198,8 @@ def contrast_curves(results: Sequence[RunResult]) -> str | None:
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         grid[0].axhline(1.0, color=INK, lw=1.0, ls="--")
-        grid[0].annotate("prior", (1.0, 1.0), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
-        grid[0].set_ylim(0.0, None)
+        grid[0].annotate("prior", (1.0, 1.0), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
+        grid[0].set_ylim(0.0, max(1.15, grid[0].get_ylim()[1]))
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
         return _uri(figure)
@@ -358,13 +358,23 @@ def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
     both = {"reference": _one_chain(theirs, ours), "guide": _one_chain(ours, theirs)}
     trees = {name: xr.DataTree.from_dict({"/posterior": draws}) for name, draws in both.items()}
     values = xr.DataTree.from_dict({"/pit": _pit_values(result, chosen)})
-    calls: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-        "dist": (arviz_plots.plot_dist, trees, {}),
-        "forest": (arviz_plots.plot_forest, trees, {}),
-        "trace": (arviz_plots.plot_trace, xr.DataTree.from_dict({"/posterior": theirs}), {}),
-        "ecdf_pit": (arviz_plots.plot_ecdf_pit, values, {"group": "pit"}),
+    rows = -(-len(chosen) // _ACROSS)
+    grid = {"col_wrap": _ACROSS, "figure_kwargs": _size(2.0 * rows + 0.4)}
+    bare = {"point_estimate_text": False}
+    reference = xr.DataTree.from_dict({"/posterior": theirs})
+    return {
+        "dist": _arviz(arviz_plots.plot_dist, trees, "model", visuals=bare, **grid),
+        "forest": _arviz(arviz_plots.plot_forest, trees, "model", figure_kwargs=_size(0.6 * len(chosen) + 1.2)),
+        "trace": _arviz(arviz_plots.plot_trace, reference, visuals={"trace": {"alpha": 0.6, "width": 0.6}}, **grid),
+        "ecdf_pit": _arviz(arviz_plots.plot_ecdf_pit, values, group="pit", **grid),
     }
-    return {name: _arviz(function, tree, options) for name, (function, tree, options) in calls.items()}
+
+
+_ACROSS = 3
+
+
+def _size(height: float) -> dict[str, Any]:
+    return {"figsize": (_WIDTH, height), "figsize_units": "inches", "layout": "constrained"}
 
 
 def _one_chain(draws: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
@@ -388,15 +398,18 @@ def _pit_values(result: RunResult, latents: Sequence[str], total: int = 2000) ->
     return joined.assign_coords(draw=np.arange(joined.sizes["draw"]))
 
 
-def _arviz(function: Any, tree: Any, options: Mapping[str, Any]) -> str:
+def _arviz(function: Callable[..., Any], tree: Any, legend: str | None = None, **options: Any) -> str:
     import matplotlib
     import matplotlib.pyplot as plt
 
     before = plt.get_backend()
     plt.switch_backend("agg")
     try:
-        with matplotlib.rc_context({**_STYLE, "figure.dpi": _DPI}):
-            figure = function(tree, backend="matplotlib", **options).viz["figure"].item()
+        with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}):
+            plot = function(tree, backend="matplotlib", **options)
+            if legend is not None:
+                plot.add_legend(legend, title="")
+            figure = plot.viz["figure"].item()
             uri = _uri(figure)
             plt.close(figure)
         return uri

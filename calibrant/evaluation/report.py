@@ -148,7 +148,7 @@ def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
 def _numbers(result: RunResult) -> list[tuple[str, str]]:
     trained, rows = result.config.get("fit") or {}, []
     if trained:
-        rows.append(("held-out ELBO of training", f"{trained['elbo']:.2f} ± {trained['elbo_se']:.2f} nats per datum"))
+        rows.append(("ELBO of the validation data", f"{trained['elbo']:.2f} ± {trained['elbo_se']:.2f} nats per datum"))
         rows.append(("epochs", f"{trained['epochs']} ({trained['stopped']})"))
     gap = evidence_gap(result)
     if gap is not None:
@@ -186,7 +186,7 @@ def _site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> di
     ratio, error, se, coverage = (
         part[f"{prefix}{name}"].values.ravel() for name in ("sd_ratio", "mean_error", "mean_error_se", "coverage")
     )
-    row = {"site": site, "latents": str(part.sizes[f"{prefix}latent"]), "level": f"{comparison.attrs['coverage_level']:.0%}"}
+    row = {"site": site, "size": str(part.sizes[f"{prefix}latent"]), "level": f"{comparison.attrs['coverage_level']:.0%}"}
     if len(ratio) and np.isfinite(ratio).all():
         low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
         row["sd"] = f"{middle:.2f} ({low:.2f} – {high:.2f})"
@@ -231,7 +231,7 @@ def _worst_diagnostics(gate: xr.Dataset) -> list[tuple[str, str]]:
         "ess_tail": ("smallest tail ESS", "min", ".0f"),
         "divergences": ("most divergences of a datum", "max", ".0f"),
         "bfmi": ("smallest E-BFMI", "min", ".2f"),
-        "grid_error": ("largest numerical error (posterior sd)", "max", ".1e"),
+        "grid_error": ("largest numerical error (posterior sd)", "max", ".1g"),
     }
     rows = []
     for name, (words, which, form) in known.items():

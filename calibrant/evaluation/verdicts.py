@@ -73,10 +73,11 @@ def verdicts(result: xr.Dataset) -> list[Verdict]:
         For each latent site "sd", "mean" and "coverage", shared sites last; then "correlation" over all latents, if
         there are two or more local ones.
     """
-    limit = float(norm.isf(FALSE_ALARM / (2 * _number_of_checks(result))))
+    groups = list(_groups(result))
+    limit = _limit([len(group.labels) for group in groups], result.sizes["latent"] > 1)
     level = float(result.attrs["coverage_level"])
     found = []
-    for group in _groups(result):
+    for group in groups:
         for quantity in ("sd", "mean", "coverage"):
             found.append(_judge(group.site, quantity, _checks(group, quantity, level, limit), level))
     if result.sizes["latent"] > 1:
@@ -109,9 +110,10 @@ def _groups(result: xr.Dataset) -> Iterator[_Group]:
             yield _Group(site, part[dim].values.tolist(), values)
 
 
-def _number_of_checks(result: xr.Dataset) -> int:
-    latents = [len(group.labels) for group in _groups(result)]
-    return sum(5 * (1 + (n if n > 1 else 0)) for n in latents) + int(result.sizes["latent"] > 1)
+def _limit(latents: list[int], correlation: bool) -> float:
+    """The simultaneous limit, in standard errors, of all checks of sites with so many latents."""
+    checks = sum(5 * (1 + (n if n > 1 else 0)) for n in latents) + int(correlation)
+    return float(norm.isf(FALSE_ALARM / (2 * checks)))
 
 
 @dataclass(frozen=True)

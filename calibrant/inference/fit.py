@@ -19,6 +19,7 @@ from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
 from calibrant.inference.objectives import OBJECTIVES, check_guide, elbo_terms
 from calibrant.program import Program, as_program, check_program, defaults, seeded
 from calibrant.progress import Progress, silent
+from calibrant.refusals import check_support
 from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 
 _RISE = 0.03  # of all steps
@@ -103,6 +104,7 @@ def fit(
     rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
     check_program(modules.model, *rows)
     check_guide(modules.model, modules.guide, *rows)
+    _check_supports(modules, train, held)
     plan = _Plan(objective, epochs, min(batch_size, len(train)), lr, clip, patience, seed)
     state = _init(modules, plan, train, held)
     folder = _start(state, run_dir, resume)
@@ -133,6 +135,14 @@ class _Modules(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+
+def _check_supports(modules: _Modules, *parts: Data) -> None:
+    """All data are looked at once, since Pyro's own validation is off in training."""
+    with torch.no_grad(), seeded(0), defaults(modules, {}):
+        for data in parts:
+            for index in torch.arange(len(data)).split(4096):
+                check_support(modules.model, *data.batch(index, modules.device), labels=data.labels()[index])
 
 
 @dataclass(frozen=True)
