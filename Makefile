@@ -67,7 +67,7 @@ FORCE:
 
 # The first Python that is new enough and can make environments; else one line, beginning with the project's name,
 # that says what to do.
-find_python = $(shell \
+find_python = $(shell found=; \
 	for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11); do \
 		version=`"$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null`; \
 		if [ -z "$$version" ]; then \

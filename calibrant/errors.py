@@ -18,7 +18,7 @@ class RunError(CalibrantError):
 
 
 class InferenceError(CalibrantError):
-    """Inference that cannot give what was asked: no exact posterior, too few draws, trees that do not belong together."""
+    """Inference that cannot give what was asked: no exact posterior, too few draws, trees that do not match."""
 
 
 class NonFiniteLoss(CalibrantError, ArithmeticError):

@@ -352,6 +352,8 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
         raise RunError(f"{folder} holds several runs, name one of them: {each}")
     if missing := sorted({"name", "model", "guide", "data", "settings", "fit", "sha256"} - set(config)):
         raise RunError(f"{folder} is damaged: {CONFIG} lacks {missing}; copy the folder again")
+    if config["fit"] is not None:
+        config["fit"] = {name: math.nan if value is None else value for name, value in config["fit"].items()}
     return config
 
 

@@ -600,22 +600,13 @@ class Summary:
 
 def summarise(result: RunResult) -> Summary:
     """What the command line shows of a result."""
-    trained = {name: np.nan if value is None else value for name, value in (result.config.get("fit") or {}).items()}
-    numbers = {name: trained.get(name, np.nan) for name in ("elbo", "elbo_se")}
-    return Summary(result.name, **numbers, **_evidence(result), verdicts=_verdicts(result))
+    from calibrant.evaluation.report import evidence_gap
 
-
-def _evidence(result: RunResult) -> dict[str, float]:
-    """Mean log evidence of the checked data, and how far the ELBO of the same data is below it."""
-    unknown = dict.fromkeys(("evidence", "gap", "gap_se"), np.nan)
-    if result.reference is None or "log_evidence" not in result.reference["convergence"].dataset:
-        return unknown
-    evidence = result.reference["convergence"].dataset["log_evidence"]
-    stats = result.amortized["sample_stats"].dataset
-    bound = (stats["log_p"] - stats["log_q"]).sel(data=evidence["data"]).stack(sample=("chain", "draw"))
-    gap = evidence - bound.mean("sample")
-    error = float(np.sqrt((bound.var("sample", ddof=1) / bound.sizes["sample"]).sum())) / gap.sizes["data"]
-    return {"evidence": float(evidence.mean()), "gap": float(gap.mean()), "gap_se": error}
+    trained = result.config["fit"]
+    evidence, bound, error = evidence_gap(result) or (np.nan,) * 3
+    return Summary(
+        result.name, trained["elbo"], trained["elbo_se"], evidence, evidence - bound, error, verdicts=_verdicts(result)
+    )
 
 
 def _verdicts(result: RunResult) -> list[str]:

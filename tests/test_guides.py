@@ -147,7 +147,9 @@ def test_latents_that_no_head_covers_are_named(program, match):
             pyro.sample("x", dist.Normal(p, 1.0))
 
     with pytest.raises(ProgramError, match=match):
-        cal.guides.amortize({"shared": shared, "discrete": discrete, "bounded": bounded}[program], {"x": torch.zeros(8)})
+        cal.guides.amortize(
+            {"shared": shared, "discrete": discrete, "bounded": bounded}[program], {"x": torch.zeros(8)}
+        )
 
 
 def test_options_are_checked():

@@ -43,7 +43,9 @@ def simulate(model, size=48):
     return {"x": cal.program.sample_prior(model, size, seed=1)["x"]}
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *(f"{key}={str(value)[:12]}" for key, value in case[1].items())]))
+@pytest.fixture(
+    params=CASES, ids=lambda case: "-".join([case[0], *(f"{key}={str(value)[:12]}" for key, value in case[1].items())])
+)
 def case(request):
     return request.param
 

@@ -572,7 +572,7 @@ def test_the_test_of_resuming_notices_what_a_checkpoint_lost(tmp_path, monkeypat
 
 
 def test_early_stopping_counts_on(tmp_path, monkeypatch):
-    options = {"lr": 3.0, "patience": 2, "epochs": 8}
+    options = {"lr": 0.3, "patience": 2, "epochs": 6}
     whole, weights = train(**options)
     assert whole.stopped == "early"
     with monkeypatch.context() as patched:

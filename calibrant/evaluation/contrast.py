@@ -63,13 +63,14 @@ def contrast_experiment(
 ) -> xr.Dataset:
     """Posteriors of the same images at many contrasts, of the model (exact or reference) and of its guide.
 
-    An image has its own mean removed and is scaled to a root-mean-square contrast of `level` × σ, where σ is the standard
-    deviation of the model's noise: level 1 is the noise-equivalent contrast. Images without contrast take no part. Only
-    data whose reference passes the gate count, for both sources, level by level; one level is in memory at a time.
+    An image has its own mean removed and is scaled to a root-mean-square contrast of `level` × σ, where σ is the
+    standard deviation of the model's noise: level 1 is the noise-equivalent contrast. Images without contrast take no
+    part. Only data whose reference passes the gate count, for both sources, level by level; one level is in memory at a
+    time.
 
     Averages run over the *informative* latents, chosen once on the reference posterior of the images at their own
-    contrast: those whose posterior mean varies over images by more than 0.1 prior standard deviations (root mean square;
-    all latents where there is none).
+    contrast: those whose posterior mean has a standard deviation over images above 0.1 of the prior's (all latents
+    where there is none).
 
     Args:
         model: the program, with one observed site.
@@ -101,7 +102,8 @@ def contrast_experiment(
         `share_reference` (of images × levels), `structure` ("linear-gaussian", "scaled linear-gaussian" or "").
 
     Raises:
-        InferenceError: for levels, images, sites or a noise that the experiment can't use, and draws that are not finite.
+        InferenceError: for levels, images, sites or a noise that the experiment can't use, for draws of the guide that
+            are not finite, and where the gate leaves fewer than two images.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
     data, program = bind(model, observed, covariates), as_program(model)
@@ -153,8 +155,8 @@ def noise_equivalent_contrast(model: PyroModule) -> float:
     found = getattr(getattr(model, "likelihood", None), "scale", None)
     if found is None:
         raise InferenceError(
-            f"{type(model).__name__} has no `likelihood.scale`, so that its noise-equivalent contrast is not known: give "
-            "noise=, the standard deviation of its noise in data units"
+            f"{type(model).__name__} has no `likelihood.scale`, so that its noise-equivalent contrast is not known: "
+            "give noise=, the standard deviation of its noise in data units"
         )
     return float(torch.as_tensor(found).detach().double().square().mean().sqrt())
 
@@ -200,9 +202,11 @@ def _checked_noise(noise: float) -> float:
 def _find_sites(
     found: Mapping[str, Site], data: Data, structure: LinearGaussian | None, latent: str | None, scale: str | None
 ) -> tuple[_Names, Site]:
-    """The three sites of the experiment: as asked for, else as the model declares them, else the only ones there are."""
+    """The sites of the experiment: as asked for, else as the model declares them, else the only ones there are."""
     if len(data.observed_names) != 1:
-        raise InferenceError(f"the data hold the observations {list(data.observed_names)}: contrast is that of one site")
+        raise InferenceError(
+            f"the data hold the observations {list(data.observed_names)}: contrast is that of one site"
+        )
     local = {name: site for name, site in found.items() if site.local}
     if structure is not None:
         latent, scale = latent or structure.latent, scale or structure.scale
@@ -275,7 +279,9 @@ class _Summary:
     def where(self, passed: npt.NDArray[np.bool_]) -> _Summary:
         """The same with only some of the images."""
         kept = {
-            field.name: np.where(passed.reshape(-1, *[1] * (getattr(self, field.name).ndim - 1)), getattr(self, field.name), np.nan)
+            field.name: np.where(
+                passed.reshape(-1, *[1] * (getattr(self, field.name).ndim - 1)), getattr(self, field.name), np.nan
+            )
             for field in fields(self)
             if field.name != "passed"
         }
@@ -295,10 +301,12 @@ def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | s
     if not np.isfinite(mean).all() and "convergence" not in tree.children:
         raise InferenceError(f"the guide's draws of {names.latent!r} are not finite")
     influence = (((draws - mean[:, None, None]) / sd[:, None, None]) ** 2 - 1) / 2 * sd[:, None, None]
-    scale_cv, scale_cv_se = _variation(_draws(group[names.scale]), independent) if names.scale else [np.full(len(mean), np.nan)] * 2
+    scale_cv, scale_cv_se = (
+        _variation(_draws(group[names.scale]), independent) if names.scale else [np.full(len(mean), np.nan)] * 2
+    )
     passed = np.ones(len(draws), dtype=bool)
     if "convergence" in tree.children:
-        passed = tree["convergence"]["is_reference"].values.astype(bool)
+        passed = np.asarray(tree["convergence"]["is_reference"].values, dtype=bool)
     return _Summary(
         mean,
         _error(draws, independent) ** 2,
@@ -312,7 +320,7 @@ def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | s
 
 def _draws(variable: xr.DataArray) -> Array:
     """`(image, chain, draw, latent)`."""
-    values = variable.transpose("data", "chain", "draw", ...).values.astype(np.float64)
+    values = np.asarray(variable.transpose("data", "chain", "draw", ...).values, dtype=np.float64)
     return values.reshape(*values.shape[:3], -1)
 
 
@@ -337,7 +345,8 @@ def _prior_sd(program: PyroModule, site: Site, patches: _Patches) -> Array:
         raise InferenceError(f"latent {site.name!r} has an improper prior: there is no prior sd to compare with")
     if not (site.parents or patches.covariates):
         try:
-            return site.prior.stddev[0].detach().double().cpu().numpy().reshape(-1)
+            prior: Any = site.prior
+            return prior.stddev[0].detach().double().cpu().numpy().reshape(-1)
         except NotImplementedError:  # some families know no moments
             pass
     size = len(patches.labels)
@@ -351,7 +360,8 @@ def _informative(natural: xr.DataTree, names: _Names, prior_sd: Array) -> npt.ND
     passed = summary.passed
     if passed.sum() < 2:
         raise InferenceError(
-            f"the reference of {(~passed).sum()} of {len(passed)} images fails the gate: take more draws, or another method="
+            f"the reference of {(~passed).sum()} of {len(passed)} images fails the gate: take more draws, or another "
+            "method="
         )
     signal = summary.mean[passed].var(0, ddof=1) - summary.mean_error[passed].mean(0)
     return signal > (_INFORMATIVE * prior_sd) ** 2

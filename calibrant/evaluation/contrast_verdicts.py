@@ -1,9 +1,10 @@
 """Verdicts on the contrast experiment: what the model's exact posterior does, and whether the guide shows it.
 
-The model is asked for the normative pattern: near the prior where the image lies below the noise, falling with contrast.
-A flat curve is the model's own failure, and a guide that shows it flat has passed. Flatness is tested before ranks are
-looked at, because the ranks of a flat curve are noise. As in `verdicts`, statements are about the images that were shown:
-errors are those of the draws, and with m statistics limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard errors out.
+The model is asked for the normative pattern: near the prior where the image lies below the noise, falling with
+contrast. A flat curve is the model's own failure, and a guide that shows it flat has passed. Flatness is tested before
+ranks are looked at, because the ranks of a flat curve are noise. As in `verdicts`, statements are about the images
+that were shown: errors are those of the draws, and with m statistics limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard errors
+out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ START = 0.8  # of the prior sd, at the lowest contrast
 MONOTONE = -0.9  # Spearman's rank correlation
 
 _LINEAR_THEORY = (
-    " (theory: with a linear decoder, Gaussian noise and a Normal prior the posterior covariance does not depend on the image)"
+    " (theory: with a linear decoder, Gaussian noise and a Normal prior the posterior covariance does not depend on "
+    "the image)"
 )
 
 Array = npt.NDArray[np.float64]
@@ -35,9 +37,9 @@ def contrast_verdicts(result: xr.Dataset) -> list[Verdict]:
 
     Returns:
         `site` "model": the exact posterior sd, which should fall from the prior's (at least 0.8 of it at the lowest
-        contrast, Spearman at most −0.9). `site` "guide": the posterior sd and, where there is a scale, its coefficient of
-        variation, which should agree with the exact ones within a factor of 1.1 at every contrast. If more than 5% of the
-        references fail the gate, no verdict is "pass".
+        contrast, Spearman at most −0.9). `site` "guide": the posterior sd and, where there is a scale, its coefficient
+        of variation, which should agree with the exact ones within a factor of 1.1 at every contrast. If more than 5%
+        of the references fail the gate, no verdict is "pass".
     """
     found = [_model(result), _guide(result, "posterior_sd", "posterior sd")]
     if result.attrs["scale"]:
@@ -83,7 +85,9 @@ def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[S
         theory = _LINEAR_THEORY if result.attrs["structure"] == "linear-gaussian" else ""
         return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: it should fall"
     rank, start, end = result.attrs["spearman_exact"], curve[0], curve[-1]
-    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {rank:.2f})".replace("-", "−")
+    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {rank:.2f})".replace(
+        "-", "−"
+    )
     if rank > MONOTONE:
         return "fail", f"{course}: it should fall steadily"
     if start < START:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 import xarray as xr
 
@@ -12,9 +14,9 @@ from calibrant.inference.gate import convergence_of, latent_names
 def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) -> xr.DataTree:
     """PIT values of reference draws under the guide, in a group that `arviz_plots.plot_ecdf_pit` takes.
 
-    Each of `draws` reference draws, evenly spaced along the chains, is ranked among guide draws of its own, with ties to
-    the ends broken at random: if guide and reference agree, the values of a latent are exactly uniform on (0, 1), and
-    independent as far as the reference draws are.
+    Each of `draws` reference draws, evenly spaced along the chains, is ranked among guide draws of its own, and its
+    value is drawn uniformly from the interval that the rank stands for: if guide and reference agree, the values of a
+    latent are exactly uniform on (0, 1), and independent as far as the reference draws are.
 
         tree = pit(post, ref)
         plot_ecdf_pit(tree, group="pit", sample_dims=["chain", "draw", "data"])             # over all data
@@ -24,7 +26,7 @@ def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) ->
         post: the tree to be judged, usually of `posterior`.
         ref: the tree to judge by, usually of `reference`; data that fail the gate are left out.
         draws: PIT values for every datum and latent.
-        seed: of the random ends.
+        seed: of the uniform parts.
 
     Returns:
         A tree with the group `pit`: every local latent that both have, `(chain, draw, data, …)` with one chain; the
@@ -42,9 +44,13 @@ def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) ->
         raise InferenceError("the trees have no datum with a reference posterior, or no local latent, in common")
     counts = [group.sizes["chain"] * group.sizes["draw"] for group in (ours, theirs)]
     if not 1 <= draws <= min(counts):
-        raise InferenceError(f"draws={draws}: there are {counts[0]} draws of the guide and {counts[1]} of the reference")
+        raise InferenceError(
+            f"draws={draws}: there are {counts[0]} draws of the guide and {counts[1]} of the reference"
+        )
     generator = np.random.default_rng(seed)
-    group = {name: _ranks(ours[name].sel(data=labels), theirs[name].sel(data=labels), draws, generator) for name in names}
+    group = {
+        name: _ranks(ours[name].sel(data=labels), theirs[name].sel(data=labels), draws, generator) for name in names
+    }
     dataset = xr.Dataset(group, attrs={"guide_draws": counts[0] // draws})
     return xr.DataTree.from_dict({"/pit": dataset.assign_coords(chain=[0], draw=np.arange(draws))})
 
@@ -61,7 +67,7 @@ def _ranks(ours: xr.DataArray, theirs: xr.DataArray, draws: int, generator: np.r
     return xr.DataArray(values[None], dims=("chain", "draw", *order), coords=coords)
 
 
-def _flat(values: xr.DataArray, order: list[str]) -> np.ndarray:
+def _flat(values: xr.DataArray, order: Sequence[Hashable]) -> np.ndarray:
     """`(chain · draw, data, …)`."""
     array = values.transpose("chain", "draw", *order).values
     return array.reshape(-1, *array.shape[2:])

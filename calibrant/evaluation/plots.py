@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
-from pyro.nn import PyroModule
 
 from calibrant.errors import CalibrantError
 from calibrant.evaluation.pit import pit
@@ -71,7 +70,9 @@ def training_curves(results: Sequence[RunResult]) -> str | None:
                 values = [row[key] for row in result.history]
                 late += values[len(values) // 10 :]
                 words = "held out" if key == "validation" else "training"
-                axes.plot(epochs, values, style, color=_of(COLOURS, i), lw=width, label=f"{words}, {_plain(result.name)}")
+                axes.plot(
+                    epochs, values, style, color=_of(COLOURS, i), lw=width, label=f"{words}, {_plain(result.name)}"
+                )
         late = [value for value in late if np.isfinite(value)]
         if late and np.ptp(late) > 0:
             axes.set_ylim(min(late) - 0.02 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
@@ -117,7 +118,9 @@ def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
 def _prior_predictive(result: RunResult, name: str, count: int, seed: int) -> Array:
     given = result.amortized["constant_data"].dataset if "constant_data" in result.amortized.children else xr.Dataset()
     covariates = {
-        str(n): torch.as_tensor(v.transpose("data", ...).values[:count]) for n, v in given.data_vars.items() if "data" in v.dims
+        str(n): torch.as_tensor(v.transpose("data", ...).values[:count])
+        for n, v in given.data_vars.items()
+        if "data" in v.dims
     }
     return sample_prior(result.model, count, covariates, seed=seed)[name].double().cpu().numpy()
 
@@ -146,9 +149,13 @@ def _grey(images: Array, low: float, high: float) -> Array:
 def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
     """Mosaics side by side; `(title, images in [0, 1], columns)`."""
     tiles = [_mosaic(images, columns) for _, images, columns in panels]
-    height = _WIDTH / sum(tile.shape[1] / tile.shape[0] for tile in tiles) + 0.35
+    height = _WIDTH / sum(tile.shape[1] / tile.shape[0] for tile in tiles) + (
+        0.35 if any(panel[0] for panel in panels) else 0.1
+    )
     with _figure(_WIDTH, height) as figure:
-        for axes, tile, (title, _, _) in zip(figure.subplots(1, len(tiles), squeeze=False)[0], tiles, panels, strict=True):
+        for axes, tile, (title, _, _) in zip(
+            figure.subplots(1, len(tiles), squeeze=False)[0], tiles, panels, strict=True
+        ):
             _show(axes, tile, title)
         return _uri(figure)
 
@@ -198,7 +205,9 @@ def contrast_curves(results: Sequence[RunResult]) -> str | None:
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         grid[0].axhline(1.0, color=INK, lw=1.0, ls="--")
-        grid[0].annotate("prior", (1.0, 1.0), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
+        grid[0].annotate(
+            "prior", (1.0, 1.0), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+        )
         grid[0].set_ylim(0.0, max(1.15, grid[0].get_ylim()[1]))
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
@@ -207,7 +216,7 @@ def contrast_curves(results: Sequence[RunResult]) -> str | None:
 
 def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: str) -> None:
     unit = contrast.attrs["prior_sd"] if name == "posterior_sd" else 1.0
-    x, log = contrast["contrast"].values, dict((n, s) for n, _, s in _PANELS)[name] == "log"
+    x, log = contrast["contrast"].values, {n: s for n, _, s in _PANELS}[name] == "log"
     kind = "exact" if contrast.attrs["reference_method"] == "exact" else "reference"
     for source in ("exact", "amortized"):
         y, se = (contrast[f"{name}{end}"].sel(source=source).values / unit for end in ("", "_se"))
@@ -216,7 +225,7 @@ def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: 
         if source == "exact":
             axes.plot(x, y, ls=_of(LINES, i), color=_of(COLOURS, i), lw=2.0, label=f"{kind}, {model}")
         else:
-            style = {"ms": 5, "mfc": "white", "mew": 1.5, "elinewidth": 1.2, "capsize": 2}
+            style: dict[str, Any] = {"ms": 5, "mfc": "white", "mew": 1.5, "elinewidth": 1.2, "capsize": 2}
             label = f"guide, {model}"
             axes.errorbar(x, y, se, fmt=_of(MARKERS, i), color=_of(COLOURS, i), label=label, **style)
 
@@ -255,7 +264,7 @@ def _means(axes: Axes, result: RunResult, name: str, labels: np.ndarray) -> None
 def _ratios(axes: Axes, ratio: Array, name: str) -> None:
     ratio = np.clip(ratio, 0.05, 20.0)
     low, high = min(0.5, float(ratio.min())), max(2.0, float(ratio.max()))
-    bins = np.geomspace(low, high, 50)
+    bins = np.geomspace(low, high, int(np.clip(2 * len(ratio) ** 0.5, 10, 50))).tolist()
     axes.hist(ratio, bins, color=COLOURS[0])
     axes.axvline(1.0, color=INK, lw=1.0, ls="--")
     axes.set_xscale("log")
@@ -267,8 +276,8 @@ def _ratios(axes: Axes, ratio: Array, name: str) -> None:
 
 def scores(comparison: xr.Dataset) -> xr.DataArray:
     """How far the guide is off, `(data, latent)`: the larger of |mean error| (reference sd) and |log sd ratio|."""
-    ratio = np.abs(np.log(np.maximum(comparison["sd_ratio"], 1e-12)))
-    return np.maximum(np.abs(comparison["mean_error"]), ratio)
+    error, ratio = abs(comparison["mean_error"]), abs(np.log(comparison["sd_ratio"].clip(1e-12)))
+    return error.where(error > ratio, ratio)
 
 
 def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | None:
@@ -312,7 +321,7 @@ def _images_of(result: RunResult, labels: list[Hashable]) -> Array | None:
 
 def _marginal(axes: Axes, theirs: Array, ours: Array, label: str) -> None:
     low, high = np.quantile(np.concatenate([theirs, ours]), [0.001, 0.999])
-    bins = np.linspace(low, high if high > low else low + 1.0, 41)
+    bins = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
     axes.hist(theirs, bins, density=True, color=REFERENCE_FILL, label="reference")
     axes.hist(ours, bins, density=True, histtype="step", color=GUIDE, lw=1.6, label="guide")
     axes.set_title(_plain(label))
@@ -327,8 +336,8 @@ def scalar_draws(tree: xr.DataTree, label: Hashable, latents: Sequence[str]) -> 
     for latent in latents:
         site, _, index = latent.partition("[")
         draws = posterior[site].sel(data=label).transpose("chain", "draw", ...)
-        position = tuple(int(i) for i in index.rstrip("]").split(",")) if index else ()
-        found[latent] = (("chain", "draw"), draws.values[(..., *position)].astype(np.float64))
+        position: tuple[Any, ...] = tuple(int(i) for i in index.rstrip("]").split(",")) if index else ()
+        found[latent] = (("chain", "draw"), draws.values[(slice(None), slice(None), *position)].astype(np.float64))
     return xr.Dataset(found, coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values})
 
 
@@ -359,7 +368,7 @@ def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
     trees = {name: xr.DataTree.from_dict({"/posterior": draws}) for name, draws in both.items()}
     values = xr.DataTree.from_dict({"/pit": _pit_values(result, chosen)})
     rows = -(-len(chosen) // _ACROSS)
-    grid = {"col_wrap": _ACROSS, "figure_kwargs": _size(2.0 * rows + 0.4)}
+    grid: dict[str, Any] = {"col_wrap": _ACROSS, "figure_kwargs": _size(2.0 * rows + 0.4)}
     bare = {"point_estimate_text": False}
     reference = xr.DataTree.from_dict({"/posterior": theirs})
     return {
@@ -388,9 +397,12 @@ def _one_chain(draws: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
 
 def _pit_values(result: RunResult, latents: Sequence[str], total: int = 2000) -> xr.Dataset:
     """PIT values of single latents over all data, about `total` of them, as one chain."""
-    assert result.reference is not None and result.comparison is not None
+    assert result.reference is not None
+    assert result.comparison is not None
     each = max(1, total // result.comparison.sizes["data"])
-    available = min(t["posterior"].sizes["chain"] * t["posterior"].sizes["draw"] for t in (result.amortized, result.reference))
+    available = min(
+        t["posterior"].sizes["chain"] * t["posterior"].sizes["draw"] for t in (result.amortized, result.reference)
+    )
     values = pit(result.amortized, result.reference, draws=min(each, available // 20))["pit"].dataset
     tree = xr.DataTree.from_dict({"/posterior": values})
     parts = [scalar_draws(tree, label, latents) for label in values["data"].values.tolist()]
@@ -399,13 +411,13 @@ def _pit_values(result: RunResult, latents: Sequence[str], total: int = 2000) ->
 
 
 def _arviz(function: Callable[..., Any], tree: Any, legend: str | None = None, **options: Any) -> str:
-    import matplotlib
     import matplotlib.pyplot as plt
+    from cycler import cycler
 
     before = plt.get_backend()
     plt.switch_backend("agg")
     try:
-        with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}):
+        with plt.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
             plot = function(tree, backend="matplotlib", **options)
             if legend is not None:
                 plot.add_legend(legend, title="")

@@ -67,7 +67,9 @@ def _template() -> Any:
         """Names in backticks become code; everything else is escaped."""
         return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["prose"] = prose
     source = resources.files("calibrant.evaluation").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(source)
@@ -102,7 +104,6 @@ def _section(result: RunResult) -> _Section:
         "worst": plots.worst_data(result),
         **plots.arviz_pictures(result),
     }
-    compared = comparison is not None and comparison.sizes["data"] and comparison.sizes["latent"]
     return _Section(
         name=result.name,
         equations=equations,
@@ -115,7 +116,7 @@ def _section(result: RunResult) -> _Section:
         gate=_gate(result),
         notes=[str(note) for note in result.config.get("notes", [])],
         pictures=pictures,
-        typical=str(plots.typical_datum(comparison)) if compared else "",
+        typical=str(plots.typical_datum(comparison)) if comparison is not None and "dist" in pictures else "",
     )
 
 
@@ -135,9 +136,12 @@ def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
 
     None where the exact evidence is not known.
     """
-    if result.reference is None or "log_evidence" not in result.reference.get("convergence", xr.DataTree()).data_vars:
+    if result.reference is None or "convergence" not in result.reference.children:
         return None
-    evidence = result.reference["convergence"]["log_evidence"]
+    convergence = result.reference["convergence"].to_dataset()
+    if "log_evidence" not in convergence:
+        return None
+    evidence = convergence["log_evidence"]
     stats = result.amortized["sample_stats"].dataset
     bound = (stats["log_p"] - stats["log_q"]).sel(data=evidence["data"])
     draws = bound.sizes["chain"] * bound.sizes["draw"]
@@ -165,7 +169,11 @@ def _numbers(result: RunResult) -> list[tuple[str, str]]:
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Data, model, guide and settings of a run, a line each."""
-    parts = {"data": config.get("data"), "model": (config.get("model") or {}).get("arguments"), "guide": config.get("guide")}
+    parts = {
+        "data": config.get("data"),
+        "model": (config.get("model") or {}).get("arguments"),
+        "guide": config.get("guide"),
+    }
     rows = []
     for part, values in {**parts, "settings": config.get("settings")}.items():
         for name, value in (values or {}).items():
@@ -186,7 +194,11 @@ def _site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> di
     ratio, error, se, coverage = (
         part[f"{prefix}{name}"].values.ravel() for name in ("sd_ratio", "mean_error", "mean_error_se", "coverage")
     )
-    row = {"site": site, "size": str(part.sizes[f"{prefix}latent"]), "level": f"{comparison.attrs['coverage_level']:.0%}"}
+    row = {
+        "site": site,
+        "size": str(part.sizes[f"{prefix}latent"]),
+        "level": f"{comparison.attrs['coverage_level']:.0%}",
+    }
     if len(ratio) and np.isfinite(ratio).all():
         low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
         row["sd"] = f"{middle:.2f} ({low:.2f} – {high:.2f})"
@@ -243,5 +255,9 @@ def _worst_diagnostics(gate: xr.Dataset) -> list[tuple[str, str]]:
 
 def _versions(results: Sequence[RunResult]) -> list[tuple[str, str]]:
     """Of the run where it was stored, else of this process."""
-    here = {"calibrant": __version__, "python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    here = {
+        "calibrant": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in _LIBRARIES},
+    }
     return list({**here, **(results[0].config.get("versions") or {})}.items())

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import chi2, norm
+from scipy.special import chdtri, ndtr, ndtri
 
 Array = npt.NDArray[np.float64]
 Status = Literal["pass", "fail", "cannot tell"]
@@ -113,7 +113,7 @@ def _groups(result: xr.Dataset) -> Iterator[_Group]:
 def _limit(latents: list[int], correlation: bool) -> float:
     """The simultaneous limit, in standard errors, of all checks of sites with so many latents."""
     checks = sum(5 * (1 + (n if n > 1 else 0)) for n in latents) + int(correlation)
-    return float(norm.isf(FALSE_ALARM / (2 * checks)))
+    return float(-ndtri(FALSE_ALARM / (2 * checks)))
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, lim
     mean = float(square.mean())
     root = float(np.sqrt(max(mean, 0.0)))
     independent = float(noise.sum() ** 2 / max((noise**2).sum(), 1e-300))  # data, as far as they weigh alike
-    skewed = float((chi2.isf(norm.sf(limit), independent) - independent) / np.sqrt(2.0 * independent))
+    skewed = float((chdtri(independent, ndtr(-limit)) - independent) / np.sqrt(2.0 * independent))
     low, high = mean - skewed * spread(margin**2), mean + limit * spread(margin**2)
     low, high = float(np.sqrt(max(low, 0.0))), float(np.sqrt(max(high, 0.0)))
     return _Check(label, note, root, float(np.sqrt(root**2 + spread(root**2))) - root, low, high, signed=False)

@@ -33,6 +33,9 @@ class AmortizedGuide(PyroModule):
             the specification names.
     """
 
+    encoder: Any
+    heads: Any
+
     def __init__(self, spec: dict[str, Any], encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
@@ -53,7 +56,7 @@ class AmortizedGuide(PyroModule):
         earlier: list[Tensor] = []
         with pyro.plate(PLATE, size):
             for name, head in zip(self.order, self.heads, strict=True):
-                parents = torch.cat(earlier, -1) if head.modulate is not None else None
+                parents = torch.cat(earlier, -1) if head.modulation is not None else None
                 value = pyro.sample(name, head(features, parents))
                 earlier.append(head.to_line(value))
 
@@ -124,7 +127,9 @@ def _encoder_name(encoder: str | nn.Module | None, rows: tuple[dict[str, Tensor]
 
 def _site_spec(site: Site, family: str | Mapping[str, str]) -> dict[str, Any]:
     if not site.local:
-        raise ProgramError(f"latent {site.name!r} is shared: amortize takes local latents alone; write its guide by hand")
+        raise ProgramError(
+            f"latent {site.name!r} is shared: amortize takes local latents alone; write its guide by hand"
+        )
     if site.support.is_discrete:
         raise ProgramError(f"latent {site.name!r} is discrete: amortize takes continuous latents alone")
     asked = family.get(site.name, "auto") if isinstance(family, Mapping) else family

@@ -16,8 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Standardize(nn.Module):
     """All inputs of a datum, standardised by statistics of the data and joined to one vector.
 
-    Returns `(vector, direction)`: the vector itself, `(size, entries)`, in standard deviations of the data; and the vector
-    divided by its root mean square, with the log of that (the contrast of an image) as one more entry.
+    Returns `(vector, direction)`: the vector itself, `(size, entries)`, in standard deviations of the data; and the
+    vector divided by its root mean square, with the log of that (the contrast of an image) as one more entry.
     """
 
     loc: Tensor
@@ -50,7 +50,8 @@ class Standardize(nn.Module):
 class LinearPaths(nn.Module):
     """Linear features of the vector and of its direction, `features` in all.
 
-    The exact posterior mean of a linear decoder is linear in the image; under a scale, a function of contrast times linear.
+    The exact posterior mean of a linear decoder is linear in the image; under a scale, it is that times a function of
+    the contrast.
     """
 
     def __init__(self, entries: int, features: int) -> None:
@@ -87,8 +88,8 @@ class ConvEncoder(nn.Module):
         images = [name for name, shape in shapes.items() if len(shape) == 3]
         if len(images) != 1 or min(shapes[images[0]][1:]) < 4:
             raise ProgramError(
-                f"the convolutional encoder takes one image (channels, height, width) of 4 pixels or more, not {dict(shapes)}: "
-                'use encoder="mlp"'
+                "the convolutional encoder takes one image (channels, height, width) of 4 pixels or more, not "
+                f'{dict(shapes)}: use encoder="mlp"'
             )
         self.image, (depth, height, width) = images[0], shapes[images[0]]
         self.inputs = Standardize(shapes)

@@ -1,14 +1,15 @@
 """Families of variational distributions, and the head that computes one's parameters from features.
 
-The head's outputs are relative to the prior's location and scale on the real line, so that a fresh guide lies within the
-prior for every support: at its location, with a quarter of its scale. (With the whole scale, the decoder at first sees
-mostly noise, learns to ignore the latents, and a learned noise scale grows until it explains the data alone.)
+The head's outputs are relative to the prior's location and scale on the real line, so that a fresh guide lies within
+the prior for every support: at its location, with a quarter of its scale. (With the whole scale, the decoder at first
+sees mostly noise, learns to ignore the latents, and a learned noise scale grows until it explains the data alone.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -22,7 +23,7 @@ _START = -1.26  # softplus(_START) = 0.25, see Head
 _FARTHEST = 30.0  # prior scales from the prior's location: exp() of more would overflow while training is young
 
 
-def _gamma(loc: Tensor, scale: Tensor) -> dist.Distribution:
+def _gamma(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
     """Mean exp(loc), coefficient of variation `scale`: the shape is learned."""
     shape = scale.pow(-2)
     return dist.Gamma(shape, shape * (-loc).exp())
@@ -32,7 +33,7 @@ def _gamma(loc: Tensor, scale: Tensor) -> dist.Distribution:
 class Family:
     """`build(loc, scale)` on the real line, where `to_line` maps the support."""
 
-    build: Callable[[Tensor, Tensor], dist.Distribution]
+    build: Callable[[Tensor, Tensor], dist.TorchDistribution]
     support: constraints.Constraint
     to_line: Callable[[Tensor], Tensor]
 
@@ -45,20 +46,21 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def choose_family(name: str, support: constraints.Constraint, prior: dist.Distribution, asked: str = "auto") -> str:
+def choose_family(name: str, support: constraints.Constraint, prior: Any, asked: str = "auto") -> str:
     """The family of a site: the prior's own where it is one of ours, else by support.
 
     Raises:
         ProgramError: for an unknown family, one whose support is another, or a support that no family has.
     """
-    support, prior = _base(support), _base(prior)
+    support, own = _base(support), type(_base(prior)).__name__.lower()
     if asked != "auto":
         if asked not in FAMILIES:
             raise ProgramError(f"site {name!r}: unknown family {asked!r}; known: {sorted(FAMILIES)}")
         if not _same(FAMILIES[asked].support, support):
-            raise ProgramError(f"site {name!r} has support {support}, the family {asked!r} has {FAMILIES[asked].support}")
+            raise ProgramError(
+                f"site {name!r} has support {support}, the family {asked!r} has {FAMILIES[asked].support}"
+            )
         return asked
-    own = type(prior).__name__.lower()
     if own in FAMILIES and _same(FAMILIES[own].support, support):
         return own
     for family in ("normal", "lognormal"):
@@ -70,20 +72,35 @@ def choose_family(name: str, support: constraints.Constraint, prior: dist.Distri
     )
 
 
-def _base(wrapped: object) -> object:
+def _base(wrapped: Any) -> Any:
     kinds = (constraints.independent, dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
     while isinstance(wrapped, kinds) or type(wrapped).__name__ == "Independent":
         wrapped = getattr(wrapped, "base_constraint", None) or wrapped.base_dist
     return wrapped
 
 
-def _same(family: constraints.Constraint, support: object) -> bool:
+def _same(family: constraints.Constraint, support: Any) -> bool:
     if family is constraints.positive:
         return (
             isinstance(support, (type(constraints.positive), type(constraints.nonnegative)))
             and float(support.lower_bound) == 0.0
         )
     return support is constraints.real or isinstance(support, type(constraints.real))
+
+
+class Modulation(nn.Module):
+    """Gain and offset of the features, from earlier latents and a short summary of the features themselves."""
+
+    def __init__(self, features: int, parents: int, hidden: int = 64, summary: int = 16) -> None:
+        super().__init__()
+        self.summary = nn.Linear(features, summary)
+        self.network = nn.Sequential(nn.Linear(parents + summary, hidden), nn.SiLU(), nn.Linear(hidden, 2 * features))
+        self.damp = hidden**-0.5  # a step of Adam moves all gains at once: keep their sum from running away
+
+    def forward(self, features: Tensor, parents: Tensor) -> Tensor:
+        context = torch.cat([parents, self.summary(features).tanh()], -1)
+        gain, offset = (self.damp * self.network(context)).chunk(2, -1)
+        return features * (1 + gain) + offset
 
 
 class Head(nn.Module):
@@ -102,19 +119,14 @@ class Head(nn.Module):
     center: Tensor
     width: Tensor
 
-    def __init__(
-        self, features: int, parents: int, event_shape: tuple[int, ...], family: str, hidden: int = 64
-    ) -> None:
+    def __init__(self, features: int, parents: int, event_shape: tuple[int, ...], family: str) -> None:
         super().__init__()
         self.event_shape, self.family = torch.Size(event_shape), FAMILIES[family]
         entries = self.event_shape.numel()
         self.out = nn.Linear(features, 2 * entries)
         nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
-        self.summary = nn.Linear(features, 16) if parents else None
-        self.modulate = (
-            nn.Sequential(nn.Linear(parents + 16, hidden), nn.SiLU(), nn.Linear(hidden, 2 * features)) if parents else None
-        )
+        self.modulation = Modulation(features, parents) if parents else None
         self.register_buffer("center", torch.zeros(self.event_shape))
         self.register_buffer("width", torch.ones(self.event_shape))
 
@@ -129,11 +141,9 @@ class Head(nn.Module):
         """A value of this site, standardised by its prior, `(size, entries)`: what later heads see."""
         return ((self.family.to_line(value) - self.center) / self.width).reshape(len(value), -1)
 
-    def forward(self, features: Tensor, parents: Tensor | None) -> dist.Distribution:
-        if self.modulate is not None:
-            context = torch.cat([parents, self.summary(features).tanh()], -1)
-            gain, offset = (self.modulate(context) / 8).chunk(2, -1)
-            features = features * (1 + gain) + offset
+    def forward(self, features: Tensor, parents: Tensor | None) -> dist.TorchDistribution:
+        if self.modulation is not None and parents is not None:
+            features = self.modulation(features, parents)
         # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
         loc, raw = self.out(features / features.shape[1] ** 0.5).reshape(len(features), 2, *self.event_shape).unbind(1)
         loc = _FARTHEST * torch.tanh(loc / _FARTHEST)

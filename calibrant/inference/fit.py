@@ -67,8 +67,8 @@ def fit(
 ) -> Fit:
     """Train model and guide in place on the ELBO; the weights that are best on the held-out part are restored.
 
-    Adam with cosine decay to zero over `epochs`; the held-out ELBO uses one fixed random stream, so that epochs compare.
-    The loss that is reported is the ELBO, in nats per datum. Both modules are left in `eval()`.
+    Adam with cosine decay to zero over `epochs`; the held-out ELBO uses one fixed random stream, so that epochs
+    compare. The loss that is reported is the ELBO, in nats per datum. Both modules are left in `eval()`.
 
     Args:
         model: the program.
@@ -231,8 +231,8 @@ def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: flo
         batch = list(train.coords["data"][index])
         some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
         raise NonFiniteLoss(
-            f"the ELBO or its gradient is not finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the last "
-            f"good weights are restored. Look at these data, or lower lr (now {plan.lr:g}) or clip ({plan.clip:g})",
+            f"the ELBO or its gradient is not finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the "
+            f"last good weights are restored. Look at these data, or lower lr ({plan.lr:g}) or clip ({plan.clip:g})",
             batch,
         )
     _clip(state, plan, norm)
@@ -262,7 +262,8 @@ def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float) -
 
 def _held_out_elbo(modules: _Modules, held: Data, plan: _Plan, draws: int = 1) -> tuple[float, float]:
     """ELBO per datum and its standard error, with the same random stream at every call."""
-    local, shared = [], []
+    local: list[Tensor] = []
+    shared: list[Tensor] = []
     with seeded(plan.seed):
         for index in torch.arange(len(held)).split(4096):
             observed, covariates = held.batch(index, modules.device)

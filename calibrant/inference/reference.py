@@ -55,11 +55,11 @@ def reference(
         progress: called with (stage, done, total, text).
 
     Returns:
-        A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat, ESS,
-        divergences, E-BFMI; exact methods add `grid_error` (posterior sd) and `log_evidence` (nats).
+        A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
+        ESS, divergences, E-BFMI; exact methods add `grid_error` (posterior sd) and `log_evidence` (nats).
 
     Raises:
-        InferenceError: for an unknown method, one that the program does not allow, or settings that can't pass the gate.
+        InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.
         ProgramError, DataError: for a model or data that break the contract.
     """
     if method not in METHODS:
@@ -69,8 +69,8 @@ def reference(
     structure = exact_structure(program) if method != "pyro-nuts" else None
     if method == "exact" and structure is None:
         raise InferenceError(
-            f"{type(program).__name__} has no exact posterior that is known here (linear decoder, Gaussian noise, Normal "
-            "latents, at most one scale): use method='pyro-nuts'"
+            f"{type(program).__name__} has no exact posterior that is known here (linear decoder, Gaussian noise, "
+            "Normal latents, at most one scale): use method='pyro-nuts'"
         )
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
     require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data")
@@ -119,7 +119,9 @@ def _solve(program: PyroModule, structure: LinearGaussian, data: Data) -> ExactP
         return solve(structure, x)
 
 
-def _exact(program: PyroModule, structure: LinearGaussian, data: Data, chains: int, draws: int, seed: int) -> xr.DataTree:
+def _exact(
+    program: PyroModule, structure: LinearGaussian, data: Data, chains: int, draws: int, seed: int
+) -> xr.DataTree:
     solution = _solve(program, structure, data)
     values = solution.sample(chains, draws, seed)
     tree = build_tree(

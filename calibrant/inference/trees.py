@@ -73,7 +73,14 @@ def build_tree(
     return xr.DataTree.from_dict({f"/{name}": with_coords(group, coords) for name, group in groups.items()})
 
 
-def add_group(tree: xr.DataTree, name: str, values: Mapping[str, Tensor], model: nn.Module, leading: tuple[str, ...], local: Iterable[str]) -> None:
+def add_group(
+    tree: xr.DataTree,
+    name: str,
+    values: Mapping[str, Tensor],
+    model: nn.Module,
+    leading: tuple[str, ...],
+    local: Iterable[str],
+) -> None:
     """Attach a group of arrays `(*leading, data, *event)` to a tree."""
     local = set(local)
     group = xr.Dataset({n: _array(model, n, v, leading, n in local) for n, v in values.items()})
@@ -110,6 +117,6 @@ def require_memory(entries: int, what: str, budget: int = 4 << 30) -> None:
     """
     if 4 * entries > budget:
         raise InferenceError(
-            f"{what} take {4 * entries / 2**30:.1f} GiB, more than {budget / 2**30:.0f} GiB: reduce draws, or take fewer data"
+            f"{what} take {4 * entries / 2**30:.1f} GiB, more than {budget / 2**30:.0f} GiB: reduce draws, or take "
+            "fewer data"
         )
-

@@ -7,7 +7,15 @@ import pkgutil
 
 from calibrant.models.likelihoods import Bernoulli, Gaussian
 from calibrant.models.linear_gaussian import LinearGaussian
-from calibrant.models.registry import ModelCard, Recipe, card, constructor_arguments, create, list_models, register_model
+from calibrant.models.registry import (
+    ModelCard,
+    Recipe,
+    card,
+    constructor_arguments,
+    create,
+    list_models,
+    register_model,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -41,7 +41,9 @@ class EAVAE(PyroModule):
         likelihood: "gaussian" (a learned shared scale), "bernoulli", `{"name": …, **arguments}`, or a module.
     """
 
-    dims = {"z": ["latent"]}
+    dims = {"z": ["feature"]}
+    decoder: Any
+    likelihood: Any
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class EAVAE(PyroModule):
         """The exact posterior's ingredients, or None where the decoder, prior or likelihood rules it out."""
         if not is_linear_gaussian(self.decoder, self.likelihood, self.prior_name):
             return None
-        bias = {"offset" if self.multiplies == "latents" else "shift": self.decoder.bias}
+        bias: dict[str, Any] = {"offset" if self.multiplies == "latents" else "shift": self.decoder.bias}
         return LinearGaussian(
             observed="x",
             latent="z",
@@ -92,4 +94,3 @@ class EAVAE(PyroModule):
             scale_prior=self.prior_of_scale(),
             **bias,
         )
-

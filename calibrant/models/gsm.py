@@ -41,9 +41,9 @@ class GSM(PyroModule):
         learn_noise: whether σ is learned.
     """
 
-    dims = {"y": ["latent"]}
+    dims = {"y": ["feature"]}
     covariance_root: Tensor | None
-    fixed: Tensor | None
+    fixed: Any
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class GSM(PyroModule):
             y = pyro.sample("y", self._coefficients())
             return pyro.sample("x", self.likelihood((scale[:, None] * y @ self.dictionary.T).reshape(-1, *self.shape)))
 
-    def _coefficients(self) -> dist.Distribution:
+    def _coefficients(self) -> dist.TorchDistribution:
         if self.covariance_root is None:
             return dist.Normal(0.0, 1.0).expand([self.latents]).to_event(1)
         root = self.covariance_root

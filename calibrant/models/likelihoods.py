@@ -38,14 +38,14 @@ class Gaussian(nn.Module):
         """Standard deviation of the noise, in data units."""
         return self.log_scale.exp()
 
-    def forward(self, output: Tensor) -> dist.Distribution:
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
         return dist.Normal(output, self.scale).to_event(output.dim() - 1)
 
 
 class Bernoulli(nn.Module):
     """Independent binary entries; the decoder's output is their logits. Grey values are refused: they are no data of it."""
 
-    def forward(self, output: Tensor) -> dist.Distribution:
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=output).to_event(output.dim() - 1)
 
 

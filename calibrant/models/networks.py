@@ -73,7 +73,9 @@ class ConvDecoder(nn.Sequential):
 DECODERS: dict[str, type[nn.Module]] = {"linear": LinearDecoder, "mlp": MLPDecoder, "conv": ConvDecoder}
 
 
-def make_decoder(decoder: str | nn.Module, latents: int, shape: tuple[int, ...], column_norm: float | None = None) -> nn.Module:
+def make_decoder(
+    decoder: str | nn.Module, latents: int, shape: tuple[int, ...], column_norm: float | None = None
+) -> nn.Module:
     """A decoder from its name, or as it is; `column_norm` is for the linear one alone.
 
     Raises:

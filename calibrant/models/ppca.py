@@ -29,7 +29,7 @@ class PPCA(PyroModule):
         noise: one standard deviation for all pixels, or one each.
     """
 
-    dims = {"z": ["latent"]}
+    dims = {"z": ["feature"]}
 
     def __init__(self, shape: tuple[int, ...], latents: int = 16, noise: str = "isotropic") -> None:
         super().__init__()

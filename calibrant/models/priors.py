@@ -11,26 +11,29 @@ from pyro.distributions.transforms import SoftplusTransform
 
 from calibrant.errors import ProgramError
 
-Prior = Callable[[], dist.Distribution]
+Prior = Callable[[], dist.TorchDistribution]
 
 
-def rayleigh(scale: float) -> dist.Distribution:
+def rayleigh(scale: float) -> dist.TorchDistribution:
     """The Rayleigh distribution: the norm of two Normals with standard deviation `scale`."""
     return dist.Weibull(scale * 2**0.5, 2.0)
 
 
-def softplus_laplace(loc: float, scale: float) -> dist.Distribution:
+def softplus_laplace(loc: float, scale: float) -> dist.TorchDistribution:
     """softplus(u) with u ~ Laplace(loc, scale)."""
     return dist.TransformedDistribution(dist.Laplace(loc, scale), [SoftplusTransform()])
 
 
-SCALE_PRIORS: dict[str, tuple[Callable[..., dist.Distribution], dict[str, float]]] = {
+SCALE_PRIORS: dict[str, tuple[Callable[..., dist.TorchDistribution], dict[str, float]]] = {
     "lognormal": (dist.LogNormal, {"loc": 0.0, "scale": 1.0}),
     "gamma": (dist.Gamma, {"concentration": 2.0, "rate": 2.0**0.5}),
     "rayleigh": (rayleigh, {"scale": 1.0}),
     "softplus-laplace": (softplus_laplace, {"loc": 0.0, "scale": 1.0}),
 }
-VECTOR_PRIORS: dict[str, Callable[[float, float], dist.Distribution]] = {"normal": dist.Normal, "laplace": dist.Laplace}
+VECTOR_PRIORS: dict[str, Callable[[float, float], dist.TorchDistribution]] = {
+    "normal": dist.Normal,
+    "laplace": dist.Laplace,
+}
 
 
 def named_scale_prior(prior: str | dict[str, Any], allowed: tuple[str, ...]) -> Prior:

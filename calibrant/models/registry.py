@@ -65,7 +65,9 @@ def card(name: str) -> ModelCard:
     """
     if name not in _CARDS:
         near = get_close_matches(name, _CARDS) or list_models()
-        raise ProgramError(f"unknown model {name!r}; did you mean {' or '.join(near)}? (a file of yours: FILE.py:Class)")
+        raise ProgramError(
+            f"unknown model {name!r}; did you mean {' or '.join(near)}? (a file of yours: FILE.py:Class)"
+        )
     return _CARDS[name]
 
 
@@ -89,9 +91,11 @@ def create(name: str, **arguments: Any) -> PyroModule:
     except TypeError as error:
         raise ProgramError(f"{name}: {error}; its arguments are {signature}") from error
     try:
-        model = cls(**arguments)
+        model: Any = cls(**arguments)
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
-        raise error if isinstance(error, ProgramError) else ProgramError(f"{name} could not be built: {error}") from error
+        raise (
+            error if isinstance(error, ProgramError) else ProgramError(f"{name} could not be built: {error}")
+        ) from error
     plain = _as_json(arguments)
     model.recipe = None if plain is None else Recipe(name, plain, sha256)
     return model

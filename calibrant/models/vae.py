@@ -32,7 +32,9 @@ class VAE(PyroModule):
         likelihood: "gaussian" (a learned shared scale), "bernoulli", `{"name": …, **arguments}`, or a module.
     """
 
-    dims = {"z": ["latent"]}
+    dims = {"z": ["feature"]}
+    decoder: Any
+    likelihood: Any
 
     def __init__(
         self,
