@@ -244,7 +244,7 @@ def is_improper(fn: Any) -> bool:
 
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
     """One run of the program with the given sites held at their values; the other sites are drawn."""
-    with poutine.trace() as tracer, _Hold(values or {}):
+    with _Hold(values or {}), poutine.trace() as tracer:
         program(size, **(covariates or {}))
     return tracer.get_trace()
 
@@ -484,7 +484,7 @@ def sites(model: Program, observed: Values, covariates: Values | None = None) ->
     rows, cols = few(observed, 8), few(covariates or {}, 8)
     size = len(next(iter(rows.values())))
     with torch.no_grad(), seeded(0):
-        with defaults(program, rows) as (_, dtype):
+        with defaults(program, {**rows, **cols}) as (_, dtype):
             rows, cols = cast(rows, dtype), cast(cols, dtype)
             run = trace(program, size, cols, rows)
             edges = _tracked_edges(program, size, cols, rows)

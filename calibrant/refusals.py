@@ -56,7 +56,7 @@ def refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
         seeded(0),
         _buffers_kept(program),
         pyro.validation_enabled(True),
-        defaults(program, observed) as (_, dtype),
+        defaults(program, {**observed, **covariates}) as (_, dtype),
     ):
         observed, covariates = cast(observed, dtype), cast(covariates, dtype)
         runs = []
@@ -331,7 +331,7 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
         "changing other data": [0, 2, 2, 3],
         "taking one datum alone": [2],
     }
-    with torch.enable_grad(), seeded(1), defaults(module, observed or covariates, torch.float64) as (_, dtype):
+    with torch.enable_grad(), seeded(1), defaults(module, {**observed, **covariates}, torch.float64) as (_, dtype):
         observed, covariates = cast(observed, dtype), cast(covariates, dtype)
         with running(module, "the program does not run in float64 (hold its tensors as parameters and buffers)"):
             start = trace(program, 4, covariates, observed)

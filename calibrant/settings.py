@@ -48,9 +48,9 @@ class Settings:
 
     structure: str = "faithful"
     family: str | dict[str, str] = "auto"
-    epochs: int = 30
+    epochs: int = 14
     batch_size: int = 256
-    lr: float = 2e-3
+    lr: float = 5e-3
     seed: int = 0
     train_data: int | None = None
     device: str = "cpu"

@@ -371,7 +371,7 @@ def _site_shapes(model: Program, data: Data, given: Mapping[str, str]) -> dict[s
 
 def _labels_by_another_name(data: Data, wanted: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether `y`, the labels of an image set, only happens to be the name of another site."""
-    if "y" not in wanted or "y" not in shapes or len(wanted) < 2:
+    if "y" not in wanted or "y" not in shapes:
         return False
     rows = {k: v for part in data.batch([0]) for k, v in part.items()}
     return tuple(rows["y"].shape[1:]) != shapes["y"]
@@ -503,9 +503,7 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
     comparison = compare(amortized, exact_draws)
     store.save_dataset(comparison, job.folder / store.COMPARISON)
     progress("compare", 1, 1)
-    contrast = _contrast(job, held, progress) if exact else None
-    if not exact:
-        job.notes.append("no contrast experiment: its many references need an exact posterior here")
+    contrast = _contrast(job, held, progress)
     config = store.read_config(job.folder)
     config["notes"] = list(dict.fromkeys(job.notes))
     config["checked"] = {
@@ -556,13 +554,14 @@ def _reference(job: _Job, data: Data, progress: Progress) -> xr.DataTree:
 
 
 def _contrast(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
-    """The contrast experiment, where the model has a noise to measure contrast in."""
+    """The contrast experiment, where it has a meaning."""
+    from calibrant.evaluation.check import has_contrast
     from calibrant.evaluation.contrast import contrast_experiment
 
     settings = job.settings
-    if getattr(getattr(job.model, "likelihood", None), "scale", None) is None or len(held.observed_names) > 1:
+    if not has_contrast(job.model, held):
         job.notes.append(
-            "no contrast experiment: it needs one observed site with Gaussian noise (model.likelihood.scale)"
+            "no contrast experiment: it takes images, Gaussian noise (model.likelihood.scale) and an exact posterior"
         )
         return None
     result = contrast_experiment(

@@ -153,18 +153,17 @@ def test_standard_errors_are_calibrated(case: str) -> None:
         assert abs(z.mean()) < 0.25 + limit(6 * len(CASES)) / np.sqrt(n), (name, z.mean())
 
 
-@pytest.mark.parametrize("rho", [0.4, 0.1])
-@pytest.mark.parametrize("phi", [0.0, 0.6])
+@pytest.mark.parametrize(("phi", "rho"), [(0.0, 0.4), (0.6, 0.4), (0.6, 0.1)])
 def test_standard_error_of_the_correlation_is_calibrated(phi: float, rho: float) -> None:
     """As above, with more data: one skewed number per datum, whose sd is known to 0.08."""
-    rng, n = np.random.default_rng(7), 300
+    rng, n = np.random.default_rng(7), 250
     reference = tree(rng, n, draws=500, chains=4, phi=phi, latents=4)
     reference["posterior"].attrs["independent_draws"] = 1  # saves the ESS, which the correlation does without
     result = compare(tree(rng, n, latents=4, rho=rho), reference)
     se = result["correlation_null_se"] if rho == 0.4 else result["correlation_mean_square_se"]
     z = ((result["correlation_mean_square"] - (rho - 0.4) ** 2) / se).values
     assert 0.8 < z.std() < 1.25
-    assert abs(z.mean()) < 0.1 + limit(4) / np.sqrt(n)
+    assert abs(z.mean()) < 0.1 + limit(3) / np.sqrt(n)
 
 
 def test_calibration_test_sees_standard_errors_without_autocorrelation() -> None:

@@ -25,7 +25,7 @@ from calibrant.evaluation import contrast, contrast_experiment, contrast_verdict
 from calibrant.inference.exact import solve
 from calibrant.inference.reference import exact_structure
 
-SHAPE, LATENTS, LEVELS = (1, 4, 4), 3, [0.1, 0.3, 1.0, 3.0, 10.0]
+SHAPE, LATENTS, LEVELS = (1, 4, 4), 5, [0.1, 0.3, 1.0, 3.0, 10.0]
 
 
 def limit(statistics: int) -> float:
@@ -40,10 +40,12 @@ def model(name: str, **arguments: Any) -> PyroModule:
 
 
 def images(count: int = 12, seed: int = 1) -> dict[str, Tensor]:
-    """Images of very different contrast, none of them blank."""
+    """Images of very different contrast, none of them blank: what the decoders of `model` make, with a little noise."""
     generator = torch.Generator().manual_seed(seed)
-    strength = torch.rand(count, 1, 1, 1, generator=generator) + 0.5
-    return {"x": strength * torch.randn(count, *SHAPE, generator=generator)}
+    strength = torch.rand(count, 1, generator=generator) + 0.5
+    x = torch.randn(count, LATENTS, generator=generator) @ model("vae").decoder.weight.detach().T
+    x = strength * x + 0.1 * torch.randn(count, x.shape[1], generator=generator)
+    return {"x": x.reshape(count, *SHAPE)}
 
 
 # -- guides ------------------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def statuses(result: xr.Dataset) -> dict[tuple[str, str], str]:
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, xr.Dataset]:
-    return {name: experiment(m := model(name), ExactGuide(m)) for name in ("vae", "ea-vae")}
+    return {name: experiment(m := model(name), ExactGuide(m), draws=1500) for name in ("vae", "ea-vae")}
 
 
 def test_an_exact_guide_of_the_ea_vae_passes_with_its_model(oracle):
@@ -203,7 +205,9 @@ def test_statistics_are_those_of_the_exact_solution(oracle, name):
             assert (np.abs(found - truth) < limit(20 * len(LEVELS) * len(truth)) * se).all()
             assert result[statistic].sel(contrast=level).values == pytest.approx(found.mean(1))
         mean = solution.mean["z"].numpy()
-        assert result["mean_norm"].sel(contrast=level).values == pytest.approx(np.linalg.norm(mean, axis=1).mean(), abs=0.05)
+        assert result["mean_norm"].sel(contrast=level).values == pytest.approx(
+            np.linalg.norm(mean, axis=1).mean(), abs=0.05
+        )
 
 
 def test_the_errors_of_the_statistics_are_not_too_large_either(oracle):
@@ -226,16 +230,17 @@ def shown(strength: float) -> Tensor:
 
 
 def test_signal_variance_is_free_of_monte_carlo_bias():
-    """With 50 draws the posterior mean's own noise would add 0.02 to a variance near zero."""
+    """With few draws the posterior mean's own noise would add its variance to one that is zero."""
     target, data = model("vae"), images(32)
     options = {"levels": [0.001, 0.002, 1.0], "chains": 2, "draws": 25}
     result = contrast_experiment(target, ExactGuide(target), data, **options)
-    solution = solve(exact_structure(target), data["x"])
-    noise = solution.sd["z"][0].square().mean().item() / np.array([50, 25])[:, None]
-    error = noise * math.sqrt(2 / 31 / LATENTS)
+    covariance = solve(exact_structure(target), data["x"]).covariance(0)
+    draws = np.array([50, 25])[:, None]
+    noise = covariance.trace().item() / LATENTS / draws
+    error = math.sqrt(2 / 31) * covariance.square().sum().sqrt().item() / LATENTS / draws
     low = result["signal_variance"].isel(contrast=[0, 1]).values
-    assert (np.abs(low) < 2 * limit(4) * error).all()
-    assert (noise > 2 * limit(4) * error).all()  # so the biased statistic would be caught
+    assert (np.abs(low) < limit(4) * error).all()
+    assert (noise > 1.2 * limit(4) * error).all()  # so the biased statistic would be caught
 
 
 # -- what is shown, and what is left out -------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ def test_only_latents_that_respond_to_images_are_informative():
         target.decoder.directions[:, 1] = 1e-4
     result = experiment(target, ExactGuide(target), draws=100)
     assert (result.attrs["n_informative"], result.attrs["n_latents"]) == (LATENTS - 1, LATENTS)
-    exact = solve(exact_structure(target), shown(1.0)).sd["z"][:, [0, 2]].mean()
+    exact = solve(exact_structure(target), shown(1.0)).sd["z"][:, [0, 2, 3, 4]].mean()
     assert result["posterior_sd"].sel(source="exact").values == pytest.approx(exact.item(), rel=0.03)
 
 
@@ -346,7 +351,8 @@ def failing(monkeypatch) -> Callable[[Callable[[int, int], bool]], None]:
         def reference(*arguments: Any, **options: Any) -> xr.DataTree:
             tree, call = cal.inference.reference(*arguments, **options), next(calls)
             passed = np.array([not fails(call, i) for i in range(tree["posterior"].sizes["data"])])
-            tree["convergence"]["is_reference"] = ("data", passed)
+            gate = tree["convergence"].to_dataset().assign(is_reference=("data", passed))
+            tree["convergence"] = xr.DataTree(gate)
             return tree
 
         monkeypatch.setattr(contrast, "reference", reference)
@@ -398,7 +404,7 @@ def curves(exact: list[float], ours: list[float], se: float = 1e-3, share: float
             "structure": "",
             "reference_method": "exact",
             "share_reference": share,
-            "spearman_exact": float(contrast.spearmanr(range(len(exact)), exact).statistic),
+            "spearman_exact": float(np.corrcoef(np.argsort(np.argsort(exact)), range(len(exact)))[0, 1]),
         },
     )
 
@@ -512,6 +518,6 @@ def test_what_the_experiment_cannot_use_is_refused(target, data, options, messag
 
 def test_a_guide_with_draws_that_are_not_finite_is_refused():
     target = model("vae")
-    broken = PlainGuide(lambda strength: torch.full_like(strength, math.inf), scale=False)
-    with pyro.validation_enabled(False), pytest.raises(CalibrantError, match="finite|NaN|nan|inf"):
+    broken = PlainGuide(flat(math.inf), scale=False)
+    with pyro.validation_enabled(False), pytest.raises(InferenceError, match="draws of 'z' are not finite"):
         experiment(target, broken, draws=50)

@@ -72,7 +72,7 @@ def z_scores(result, names):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), LINEAR, ids=NAMES)
 def test_draws_against_nuts(name, options):
-    """Means, sds and the mass of the central 90% interval, 4 latents; the gate first, then the limit for m statistics."""
+    """Means, sds and the mass of the central 90% interval, 4 latents: the gate, then the limit of m statistics."""
     model, observed = build(name, options, latents=4)
     observed = {"x": observed["x"][:2]}
     nuts = cal.inference.reference(model, observed, method="pyro-nuts", warmup=500, draws=1500, seed=3)
@@ -83,8 +83,8 @@ def test_draws_against_nuts(name, options):
     scores = z_scores(result, statistics)
     limit = NormalDist().inv_cdf(1 - 1e-5 / (2 * scores.size))
     assert scores.max() < limit, scores
-    # The same test sees a posterior that is a tenth too narrow, or a fifth of a standard deviation off.
-    z = exact["posterior"][list(exact["posterior"].data_vars)[0]]
+    # The same test sees a posterior that is 15% too narrow, or a quarter of a standard deviation off.
+    z = exact["posterior"][next(iter(exact["posterior"].data_vars))]
     for planted in (
         0.85 * (z - z.mean(("chain", "draw"))) + z.mean(("chain", "draw")),
         z + 0.25 * z.std(("chain", "draw")),

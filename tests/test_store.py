@@ -572,9 +572,16 @@ def test_the_test_of_resuming_notices_what_a_checkpoint_lost(tmp_path, monkeypat
 
 
 def test_early_stopping_counts_on(tmp_path, monkeypatch):
-    options = {"lr": 0.3, "patience": 2, "epochs": 6}
+    first = [weight.clone() for module in modules("ea-vae") for weight in module.parameters()]
+
+    def worse_every_epoch(trained, held, plan, draws=1):
+        now = [*trained.model.parameters(), *trained.guide.parameters()]
+        return -sum(float((a - b).norm().detach()) for a, b in zip(now, first, strict=True)), 0.0
+
+    monkeypatch.setattr(training, "_held_out_elbo", worse_every_epoch)
+    options = {"lr": 0.01, "patience": 2, "epochs": 6}
     whole, weights = train(**options)
-    assert whole.stopped == "early"
+    assert (whole.stopped, whole.epochs) == ("early", 3)
     with monkeypatch.context() as patched:
         interrupt_at(patched, 6 * (whole.epochs - 1) + 2)
         train(tmp_path, **options)

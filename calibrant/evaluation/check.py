@@ -92,7 +92,7 @@ def check(
         reference = sample_reference(program, data, "auto", chains, warmup, draws, seed=seed + 1, progress=progress)
     comparison = compare(amortized, reference)
     contrast = None
-    if _has_contrast(program, data):
+    if has_contrast(program, data):
         contrast = contrast_experiment(program, guide, data, chains=chains, seed=seed + 2, progress=progress)
     result = RunResult(_name(program), program, {}, amortized, reference, comparison, contrast)
     return Check(result, [*verdicts(comparison), *(contrast_verdicts(contrast) if contrast is not None else [])])
@@ -104,7 +104,7 @@ def _name(program: PyroModule) -> str:
     return recipe.name if recipe is not None else getattr(target, "__name__", type(target).__name__)
 
 
-def _has_contrast(program: PyroModule, data: Data) -> bool:
+def has_contrast(program: PyroModule, data: Data) -> bool:
     """Whether the contrast experiment has a meaning, and an exact posterior that makes it quick."""
     if exact_structure(program) is None or getattr(getattr(program, "likelihood", None), "scale", None) is None:
         return False

@@ -297,9 +297,9 @@ def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | s
     group = tree["posterior"].dataset
     independent = bool(group.attrs["independent_draws"])
     draws = _draws(group[names.latent])[..., used]
-    mean, sd = draws.mean((1, 2)), draws.std((1, 2), ddof=1)
-    if not np.isfinite(mean).all() and "convergence" not in tree.children:
+    if "convergence" not in tree.children and not np.isfinite(draws).all():
         raise InferenceError(f"the guide's draws of {names.latent!r} are not finite")
+    mean, sd = draws.mean((1, 2)), draws.std((1, 2), ddof=1)
     influence = (((draws - mean[:, None, None]) / sd[:, None, None]) ** 2 - 1) / 2 * sd[:, None, None]
     scale_cv, scale_cv_se = (
         _variation(_draws(group[names.scale]), independent) if names.scale else [np.full(len(mean), np.nan)] * 2
@@ -349,9 +349,10 @@ def _prior_sd(program: PyroModule, site: Site, patches: _Patches) -> Array:
             return prior.stddev[0].detach().double().cpu().numpy().reshape(-1)
         except NotImplementedError:  # some families know no moments
             pass
-    size = len(patches.labels)
-    runs = [sample_prior(program, size, patches.covariates, seed=s) for s in range(-(-_PRIOR_DRAWS // size))]
-    return torch.cat([run[site.name] for run in runs]).double().flatten(1).std(0).cpu().numpy()
+    repeats = -(-_PRIOR_DRAWS // len(patches.labels))
+    covariates = {name: torch.cat([value] * repeats) for name, value in patches.covariates.items()}
+    drawn = sample_prior(program, repeats * len(patches.labels), covariates, seed=0)[site.name]
+    return drawn.double().flatten(1).std(0).cpu().numpy()
 
 
 def _informative(natural: xr.DataTree, names: _Names, prior_sd: Array) -> npt.NDArray[np.bool_]:

@@ -265,7 +265,7 @@ def _ratios(axes: Axes, ratio: Array, name: str) -> None:
     ratio = np.clip(ratio, 0.05, 20.0)
     low, high = min(0.5, float(ratio.min())), max(2.0, float(ratio.max()))
     bins = np.geomspace(low, high, int(np.clip(2 * len(ratio) ** 0.5, 10, 50))).tolist()
-    axes.hist(ratio, bins, color=COLOURS[0])
+    axes.hist(ratio, bins, histtype="stepfilled", color=COLOURS[0])
     axes.axvline(1.0, color=INK, lw=1.0, ls="--")
     axes.set_xscale("log")
     ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if low <= t <= high]
@@ -322,7 +322,7 @@ def _images_of(result: RunResult, labels: list[Hashable]) -> Array | None:
 def _marginal(axes: Axes, theirs: Array, ours: Array, label: str) -> None:
     low, high = np.quantile(np.concatenate([theirs, ours]), [0.001, 0.999])
     bins = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
-    axes.hist(theirs, bins, density=True, color=REFERENCE_FILL, label="reference")
+    axes.hist(theirs, bins, density=True, histtype="stepfilled", color=REFERENCE_FILL, label="reference")
     axes.hist(ours, bins, density=True, histtype="step", color=GUIDE, lw=1.6, label="guide")
     axes.set_title(_plain(label))
     axes.set_yticks([])

@@ -208,7 +208,7 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, lim
 
     mean = float(square.mean())
     root = float(np.sqrt(max(mean, 0.0)))
-    independent = float(noise.sum() ** 2 / max((noise**2).sum(), 1e-300))  # data, as far as they weigh alike
+    independent = max(1.0, float(noise.sum() ** 2 / max((noise**2).sum(), 1e-300)))  # data, as far as they weigh alike
     skewed = float((chdtri(independent, ndtr(-limit)) - independent) / np.sqrt(2.0 * independent))
     low, high = mean - skewed * spread(margin**2), mean + limit * spread(margin**2)
     low, high = float(np.sqrt(max(low, 0.0))), float(np.sqrt(max(high, 0.0)))

@@ -63,14 +63,30 @@ class LinearPaths(nn.Module):
         return torch.cat([self.vector(vector), self.direction(direction)], -1)
 
 
+class Energies(nn.Module):
+    """A direction, joined with the squares of some of its projections: the image's power in parts of pixel space.
+
+    The scale of a Gaussian scale mixture is read off such powers, which an MLP would have to approximate.
+    """
+
+    def __init__(self, entries: int, count: int = 128) -> None:
+        super().__init__()
+        self.projections = nn.Linear(entries + 1, count)
+        self.features = entries + 1 + count
+
+    def forward(self, direction: Tensor) -> Tensor:
+        return torch.cat([direction, self.projections(direction).square()], -1)
+
+
 class MLPEncoder(nn.Module):
-    """Two hidden layers with SiLU on the direction, beside linear paths: half of the features each."""
+    """Two hidden layers with SiLU on direction and energies, beside linear paths: half of the features each."""
 
     def __init__(self, shapes: Shapes, hidden: int = 256) -> None:
         super().__init__()
         self.inputs = Standardize(shapes)
+        energies = Energies(self.inputs.entries)
         self.network = nn.Sequential(
-            nn.Linear(self.inputs.entries + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+            energies, nn.Linear(energies.features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
         )
         self.linear = LinearPaths(self.inputs.entries, hidden)
         self.features = 2 * hidden
@@ -81,7 +97,7 @@ class MLPEncoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Two convolutions of stride 2 on one image, beside the linear paths of `MLPEncoder`."""
+    """Two convolutions of stride 2 on one image, beside the energies and linear paths of `MLPEncoder`."""
 
     def __init__(self, shapes: Shapes, channels: int = 32, hidden: int = 256) -> None:
         super().__init__()
@@ -101,14 +117,15 @@ class ConvEncoder(nn.Module):
             nn.Flatten(),
         )
         flat = 2 * channels * (height // 4) * (width // 4)
-        self.network = nn.Sequential(nn.Linear(flat + self.inputs.entries + 1, hidden), nn.SiLU())
+        self.energies = Energies(self.inputs.entries)
+        self.network = nn.Sequential(nn.Linear(flat + self.energies.features, hidden), nn.SiLU())
         self.linear = LinearPaths(self.inputs.entries, hidden)
         self.features = 2 * hidden
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         vector, direction = self.inputs(inputs)
         image = inputs[self.image].to(vector.dtype) / self.inputs.scale
-        seen = self.network(torch.cat([self.convolutions(image), direction], -1))
+        seen = self.network(torch.cat([self.convolutions(image), self.energies(direction)], -1))
         return torch.cat([seen, self.linear(vector, direction)], -1)
 
 

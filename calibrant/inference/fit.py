@@ -99,7 +99,8 @@ def fit(
     modules = _Modules(as_program(model), as_program(guide))
     if device is not None:
         modules.to(device)
-    train, held = _split(data, validation, seed)
+    validation = bind(model, validation) if isinstance(validation, Data) else validation
+    train, held = (data, bind(model, validation)) if isinstance(validation, Data) else _split(data, validation, seed)
     modules.eval()
     rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
     check_program(modules.model, *rows)
@@ -231,7 +232,7 @@ def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: flo
         batch = list(train.coords["data"][index])
         some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
         raise NonFiniteLoss(
-            f"the ELBO or its gradient is not finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the "
+            f"the ELBO or its gradient isn't finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the "
             f"last good weights are restored. Look at these data, or lower lr ({plan.lr:g}) or clip ({plan.clip:g})",
             batch,
         )
@@ -265,7 +266,7 @@ def _held_out_elbo(modules: _Modules, held: Data, plan: _Plan, draws: int = 1) -
     local: list[Tensor] = []
     shared: list[Tensor] = []
     with seeded(plan.seed):
-        for index in torch.arange(len(held)).split(4096):
+        for index in torch.arange(len(held), device="cpu").split(4096):
             observed, covariates = held.batch(index, modules.device)
             terms = [elbo_terms(modules.model, modules.guide, observed, len(index), covariates) for _ in range(draws)]
             local.append(torch.stack([t.local for t in terms]).double().mean(0))
@@ -275,9 +276,7 @@ def _held_out_elbo(modules: _Modules, held: Data, plan: _Plan, draws: int = 1) -
     return float(elbo), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
-def _split(data: Data, validation: float | Data, seed: int) -> tuple[Data, Data]:
-    if isinstance(validation, Data):
-        return data, validation
+def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:
     count = round(validation * len(data))
     if not 1 <= count < len(data):
         raise DataError(f"validation={validation} of {len(data)} data leaves a part empty: give 0 < validation < 1")

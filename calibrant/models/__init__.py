@@ -21,7 +21,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 globals().update({card(name).cls.__name__: card(name).cls for name in list_models()})
 
-__all__ = [  # noqa: PLE0604  (and the registered classes)
+__all__ = [
     "Bernoulli",
     "Gaussian",
     "LinearGaussian",

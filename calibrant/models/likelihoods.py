@@ -43,7 +43,7 @@ class Gaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """Independent binary entries; the decoder's output is their logits. Grey values are refused: they are no data of it."""
+    """Independent binary entries, with the decoder's output as their logits. Grey values are outside its support."""
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=output).to_event(output.dim() - 1)

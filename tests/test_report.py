@@ -1,0 +1,390 @@
+"""Check and report: what they say is what was found, and the page stands on its own for any result."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+from torch import Tensor
+
+import calibrant as cal
+from calibrant.data import Data
+from calibrant.errors import CalibrantError, RunError
+from calibrant.evaluation import Check, RunResult, check, compare, contrast, plots, report
+from calibrant.evaluation.report import evidence_gap
+
+SHAPE = (1, 5, 5)
+
+
+def build(name: str, **arguments: Any) -> PyroModule:
+    torch.manual_seed(0)
+    return cal.models.create(name, **{"shape": list(SHAPE), "latents": 3, **arguments}).eval()
+
+
+def images(count: int = 6, shape: tuple[int, ...] = SHAPE) -> Data:
+    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
+    return Data({"x": x}, coords={"data": np.arange(100, 100 + count)})
+
+
+def checked(model: PyroModule, data: Data, **options: Any) -> Check:
+    return check(model, cal.guides.amortize(model, data).eval(), data, **{"draws": 100, "chains": 2, **options})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_levels() -> Iterator[None]:
+    """A contrast experiment of four levels, to save time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contrast, "LEVELS", (0.1, 0.5, 2.0, 10.0))
+        yield
+
+
+@pytest.fixture(scope="module")
+def full() -> list[RunResult]:
+    """Two models with everything that a run has."""
+    history = [{"epoch": i, "train": -100.0 / i, "validation": -90.0 / i, "lr": 1e-3} for i in range(1, 6)]
+    config = {
+        "data": {"name": "patches", "splits": {"test": 6}},
+        "model": {"arguments": {"shape": [1, 5, 5]}},
+        "settings": {"epochs": 5},
+        "fit": {"elbo": -18.0, "elbo_se": 0.5, "epochs": 5, "stopped": "finished"},
+        "versions": {"torch": "9.9.9"},
+        "notes": ["a <b>note</b>"],
+    }
+    return [
+        replace(checked(build(name), images()).result, history=history, config=config) for name in ("vae", "ea-vae")
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(full, tmp_path_factory) -> str:
+    path = report(full, tmp_path_factory.mktemp("report") / "new" / "report.html", "calibrant run vae --set 'a<b'")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Without ArviZ's pictures, which take most of the time."""
+    monkeypatch.setattr(plots, "arviz_pictures", lambda result: {})
+
+
+@pytest.fixture
+def bare(quick, monkeypatch) -> None:
+    """Without any picture."""
+    for name in ("training_curves", "contrast_curves", "dictionary", "samples", "agreement", "worst_data"):
+        monkeypatch.setattr(plots, name, lambda result: None)
+
+
+def rendered(result: RunResult, tmp_path: Any) -> str:
+    return report([result], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; fails on tags that are not closed in order."""
+
+    void = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_no_other_file(page):
+    tags = Page(page).tags
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+    sources = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "srcset")]
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    targets = {attributes["href"] for tag, attributes in tags if tag == "a"}
+    assert targets <= {f"#{attributes['id']}" for _, attributes in tags if "id" in attributes}
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_the_page_reads_on_a_phone_and_on_paper(page):
+    tags = Page(page).tags
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in tags
+    assert "@media print" in page
+    assert "overflow-x: auto" in page
+    assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
+
+
+def test_every_picture_is_there_and_explained(page):
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    # contrast and training once; samples, dictionary, agreement, worst data and four of ArviZ's for both models
+    assert len(found) == 2 + 2 * 8
+    assert page.count("How to read it") >= len(found)
+    for encoded in found:
+        picture = base64.b64decode(encoded)
+        assert picture.startswith(b"\x89PNG")
+        width, height = (int.from_bytes(picture[i : i + 4], "big") for i in (16, 20))
+        assert 500 <= width <= 1000
+        assert 60 <= height <= 1200
+
+
+def test_verdicts_come_first_and_are_those_of_the_comparison(full, page):
+    text = re.sub(r"\s+", " ", Page(page).text)
+    for result in full:
+        for verdict in (
+            *cal.evaluation.verdicts(result.comparison),
+            *cal.evaluation.contrast_verdicts(result.contrast),
+        ):
+            assert verdict.sentence.replace("`", "") in text
+            assert text.index(verdict.sentence.replace("`", "")) < text.index("How to read it")
+
+
+def test_what_users_wrote_is_escaped(full, tmp_path):
+    name = 'my<script>alert(1)</script> $x_1$ & "é".py:Model'
+    lone = RunResult(name, full[0].model, full[0].config, full[0].amortized, contrast=full[0].contrast)
+    text = rendered(lone, tmp_path)
+    assert "<script>" not in text
+    assert "<b>note</b>" not in text
+    assert name in Page(text).text
+
+
+def test_the_command_versions_and_settings_are_kept(page):
+    text = Page(page).text
+    assert "calibrant run vae --set 'a<b'" in text
+    assert "torch 9.9.9" in text
+    assert "settings: epochs" in text
+    assert cal.__version__ in text
+
+
+def test_nothing_of_matplotlib_is_changed(full):
+    before = dict(matplotlib.rcParams), plt.get_backend(), plt.get_fignums()
+    plots.agreement(full[1])
+    plots.arviz_pictures(full[1], latents=1)
+    assert (dict(matplotlib.rcParams), plt.get_backend(), plt.get_fignums()) == before
+
+
+@pytest.mark.parametrize("results", [[], None])
+def test_no_result_is_an_error(results, tmp_path):
+    with pytest.raises(RunError, match="no result"):
+        report(results, tmp_path / "report.html")
+
+
+def test_a_place_that_cannot_be_written_is_an_error(full, tmp_path, bare):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="can't be written"):
+        report(full[:1], tmp_path / "file" / "report.html")
+
+
+# -- results that lack something ---------------------------------------------------------------------------------------
+
+
+def test_results_without_reference_or_history(full, tmp_path):
+    lone = RunResult("vae", full[0].model, {}, full[0].amortized)
+    text = Page(rendered(lone, tmp_path)).text
+    assert "no reference posterior to compare" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("ppca", (7,)), ("ppca", (3, 4, 5)), ("vae", (4, 6)), ("gsm", (1, 5, 5))], ids=str
+)
+def test_data_of_any_shape(name, shape, tmp_path, quick):
+    data = images(shape=shape)
+    result = checked(build(name, shape=list(shape)), data)
+    text = rendered(result.result, tmp_path)
+    Page(text)
+    assert ('alt="Columns of the decoder"' in text) == (len(shape) > 1)
+    assert (result.result.contrast is not None) == (len(shape) > 1)
+
+
+def test_a_reference_that_fails_for_some_data_and_for_all(full, tmp_path, quick):
+    result = full[0]
+    for failed in (2, 6):
+        reference = result.reference.copy(deep=True)
+        gate = reference["convergence"].to_dataset()
+        reason = np.array(["R-hat <1.2> of `z[1]`"] * failed + [""] * (6 - failed))
+        gate = gate.assign(is_reference=("data", reason == ""), reason=("data", reason))
+        reference["convergence"] = xr.DataTree(gate)
+        partial = replace(result, reference=reference, comparison=compare(result.amortized, reference))
+        text = Page(rendered(partial, tmp_path)).text
+        assert f"{6 - failed} of 6 data have a reference posterior" in re.sub(r"\s+", " ", text)
+        assert "R-hat <1.2> of z[1]" in text
+        assert "datum 101" in text
+        assert "cannot tell" in text
+        assert ("How they differ: the root mean square of x" in text) or failed == 6
+
+
+class Hierarchical(PyroModule):
+    """A shared mean over scalar latents."""
+
+    def forward(self, size: int) -> None:
+        centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(centre, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def tree(seed: int, method: str) -> xr.DataTree:
+    """Draws of a shared and of a local latent, as a reference or a guide would give them."""
+    generator = np.random.default_rng(seed)
+    posterior = xr.Dataset(
+        {
+            "centre": (("chain", "draw"), generator.normal(size=(4, 500))),
+            "z": (("chain", "draw", "data"), generator.normal(size=(4, 500, 3))),
+        },
+        coords={"data": ["a", "b", "c"]},
+        attrs={"latents": '["centre", "z"]', "independent_draws": 1, "method": method},
+    )
+    observed = xr.Dataset({"x": ("data", generator.normal(size=3))}, coords={"data": ["a", "b", "c"]})
+    groups = {
+        "/posterior": posterior,
+        "/sample_stats": xr.Dataset(),
+        "/observed_data": observed.assign(x=observed.x * 0),
+    }
+    return xr.DataTree.from_dict(groups)
+
+
+def test_shared_latents_and_labels_that_are_text(tmp_path):
+    amortized, reference = tree(0, "amortized"), tree(1, "nuts")
+    result = RunResult("Hierarchical", Hierarchical(), {}, amortized, reference, compare(amortized, reference))
+    text = Page(rendered(result, tmp_path)).text
+    assert all(f"{name}: " in text for name in ("centre", "z"))
+    assert "3 of 3 data have a reference posterior" in re.sub(r"\s+", " ", text)
+
+
+# -- what the pictures pick ---------------------------------------------------------------------------------------------
+
+
+def test_the_worst_and_the_typical_datum_are_those(full):
+    comparison = full[0].comparison.copy(deep=True)
+    comparison["mean_error"][:] = 0.0
+    comparison["sd_ratio"][:] = 1.0
+    comparison["mean_error"][4, 1] = -3.0
+    comparison["sd_ratio"][2, 0] = 0.1
+    comparison["sd_ratio"][5, 2] = 1.5
+    score = plots.scores(comparison)
+    assert score.max("latent").values == pytest.approx([0, 0, np.log(10), 0, 3, np.log(1.5)])
+    assert plots.typical_datum(comparison) in comparison["data"].values[[0, 1, 3]]
+
+
+def test_draws_of_single_latents():
+    values = np.arange(2 * 3 * 2 * 2 * 2, dtype=float).reshape(2, 3, 2, 2, 2)
+    posterior = xr.Dataset({"z": (("chain", "draw", "data", "a", "b"), values)}, {"chain": [0, 1], "draw": [0, 1, 2]})
+    found = plots.scalar_draws(
+        xr.DataTree.from_dict({"/posterior": posterior.assign_coords(data=["u", "v"])}), "v", ["z[1,0]"]
+    )
+    np.testing.assert_array_equal(found["z[1,0]"].values, values[:, :, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [
+        ((2, 1, 8, 8), (2, 8, 8)),
+        ((2, 8, 8), (2, 8, 8)),
+        ((2, 3, 8, 8), (2, 8, 8, 3)),
+        ((2, 64), None),
+        ((2, 4, 8, 8), None),
+    ],
+)
+def test_what_is_an_image(shape, image):
+    found = plots.as_images(np.zeros(shape))
+    assert (None if found is None else found.shape) == image
+
+
+# -- check -------------------------------------------------------------------------------------------------------------
+
+
+class ExactPPCA(PyroModule):
+    """The exact posterior of probabilistic PCA."""
+
+    def __init__(self, model: PyroModule) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
+        structure = self.model.linear_gaussian()
+        precision = torch.eye(3) + structure.loading.T @ structure.loading / structure.noise**2
+        error = (observed["x"].flatten(1) - structure.offset) / structure.noise**2
+        mean = error @ structure.loading @ torch.linalg.inv(precision)
+        with pyro.plate("data", size):
+            pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision.expand(size, 3, 3)))
+
+
+def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
+    model = build("ppca", shape=[9])
+    found = check(model, ExactPPCA(model), images(30, (9,)), draws=3000, chains=2)
+    assert {verdict.status for verdict in found.verdicts} == {"pass"}
+    evidence, bound, error = evidence_gap(found.result)
+    assert bound == pytest.approx(evidence, abs=1e-9)
+    assert error < 1e-9
+    lines = str(found).splitlines()
+    assert lines[0] == "ppca"
+    assert lines[1].startswith("  pass  `z`: ")
+    assert len(lines) == 1 + len(found.verdicts)
+
+
+def test_check_says_what_fails_and_saves_a_report(tmp_path, bare):
+    found = checked(build("ea-vae"), images())
+    assert "fail" in found.summary()
+    assert {"model", "guide"} <= {verdict.site for verdict in found.verdicts}
+    saved = found.save(tmp_path / "check.html", "python check.py")
+    assert "python check.py" in saved.read_text(encoding="utf-8")
+
+
+def test_check_takes_a_reference_and_refuses_one_of_other_weights():
+    model, data = build("ppca", shape=[9]), images(4, (9,))
+    reference = cal.inference.reference(model, data, chains=2, draws=100)
+    found = checked(model, data, reference=reference)
+    assert found.result.reference is reference
+    torch.manual_seed(5)
+    other = cal.models.create("ppca", shape=[9], latents=3).eval()
+    with pytest.raises(CalibrantError, match="different models"):
+        checked(other, data, reference=reference)
+
+
+def test_check_of_one_datum_and_of_a_plain_function():
+    model = build("vae")
+    found = check(model, cal.guides.amortize(model, images()).eval(), images(1), draws=100, chains=2)
+    assert found.result.contrast is None
+
+    def tiny(size: int) -> None:
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    data = {"x": torch.zeros(2)}
+    exact = xr.DataTree.from_dict(tree(2, "by hand").to_dict())
+    exact["posterior"] = xr.DataTree(
+        exact["posterior"]
+        .to_dataset()[["z"]]
+        .isel(data=[0, 1])
+        .assign_coords(data=[0, 1])
+        .assign_attrs(latents='["z"]')
+    )
+    exact = xr.DataTree.from_dict({"/posterior": exact["posterior"].to_dataset()})
+    found = check(tiny, cal.guides.amortize(tiny, data), data, exact, draws=100)
+    assert found.result.name == "tiny"
