@@ -63,7 +63,7 @@ class GridScale(TorchDistribution):
         self.cells = torch.distributions.Categorical(logits=log_weights, validate_args=False)
         super().__init__(log_weights.shape[:1], validate_args=False)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         cell = self.cells.sample(sample_shape)
         return (self.grid[cell] + self.width * (torch.rand(cell.shape) - 0.5)).exp()
 

@@ -70,11 +70,11 @@ def z_scores(result, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), LINEAR, ids=NAMES)
+@pytest.mark.parametrize(("name", "options"), LINEAR[::2], ids=NAMES[::2])
 def test_draws_against_nuts(name, options):
     """Means, sds and the mass of the central 90% interval, 4 latents: the gate, then the limit of m statistics."""
     model, observed = build(name, options, latents=4)
-    observed = {"x": observed["x"][:2]}
+    observed = {"x": observed["x"][1:2]}
     nuts = cal.inference.reference(model, observed, method="pyro-nuts", warmup=500, draws=1500, seed=3)
     assert bool(nuts["convergence"]["is_reference"].all()), nuts["convergence"]["reason"].values
     exact = cal.inference.reference(model, observed, method="exact", draws=4000)

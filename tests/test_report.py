@@ -209,9 +209,7 @@ def test_results_without_reference_or_history(full, tmp_path):
     assert "no reference posterior to compare" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"), [("ppca", (7,)), ("ppca", (3, 4, 5)), ("vae", (4, 6)), ("gsm", (1, 5, 5))], ids=str
-)
+@pytest.mark.parametrize(("name", "shape"), [("ppca", (7,)), ("ppca", (3, 4, 5)), ("vae", (4, 6))], ids=str)
 def test_data_of_any_shape(name, shape, tmp_path, quick):
     data = images(shape=shape)
     result = checked(build(name, shape=list(shape)), data)
@@ -221,21 +219,20 @@ def test_data_of_any_shape(name, shape, tmp_path, quick):
     assert (result.result.contrast is not None) == (len(shape) > 1)
 
 
-def test_a_reference_that_fails_for_some_data_and_for_all(full, tmp_path, quick):
+@pytest.mark.parametrize("failed", [2, 6])
+def test_a_reference_that_fails_for_some_data_or_for_all(full, failed, tmp_path, quick):
     result = full[0]
-    for failed in (2, 6):
-        reference = result.reference.copy(deep=True)
-        gate = reference["convergence"].to_dataset()
-        reason = np.array(["R-hat <1.2> of `z[1]`"] * failed + [""] * (6 - failed))
-        gate = gate.assign(is_reference=("data", reason == ""), reason=("data", reason))
-        reference["convergence"] = xr.DataTree(gate)
-        partial = replace(result, reference=reference, comparison=compare(result.amortized, reference))
-        text = Page(rendered(partial, tmp_path)).text
-        assert f"{6 - failed} of 6 data have a reference posterior" in re.sub(r"\s+", " ", text)
-        assert "R-hat <1.2> of z[1]" in text
-        assert "datum 101" in text
-        assert "cannot tell" in text
-        assert ("How they differ: the root mean square of x" in text) or failed == 6
+    reference = result.reference.copy(deep=True)
+    gate = reference["convergence"].to_dataset()
+    reason = np.array(["R-hat <1.2> of `z[1]`"] * failed + [""] * (6 - failed))
+    reference["convergence"] = xr.DataTree(gate.assign(is_reference=("data", reason == ""), reason=("data", reason)))
+    partial = replace(result, reference=reference, comparison=compare(result.amortized, reference), contrast=None)
+    text = re.sub(r"\s+", " ", Page(rendered(partial, tmp_path)).text)
+    assert f"{6 - failed} of 6 data have a reference posterior" in text
+    assert "R-hat <1.2> of z[1]" in text
+    assert "datum 101" in text
+    assert "cannot tell" in text
+    assert "How they differ: the root mean square of x is" in text
 
 
 class Hierarchical(PyroModule):
@@ -276,7 +273,7 @@ def test_shared_latents_and_labels_that_are_text(tmp_path):
     assert "3 of 3 data have a reference posterior" in re.sub(r"\s+", " ", text)
 
 
-# -- what the pictures pick ---------------------------------------------------------------------------------------------
+# -- what the pictures pick --------------------------------------------------------------------------------------------
 
 
 def test_the_worst_and_the_typical_datum_are_those(full):

@@ -3,8 +3,8 @@
 The model is asked for the normative pattern: near the prior where the image lies below the noise, falling with
 contrast. A flat curve is the model's own failure, and a guide that shows it flat has passed. Flatness is tested before
 ranks are looked at, because the ranks of a flat curve are noise. As in `verdicts`, statements are about the images
-that were shown: errors are those of the draws, and with m statistics limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard errors
-out.
+that were shown: errors are those of the draws, and with m statistics the limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard
+errors out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,260 @@
+"""ArviZ takes every tree as it is: diagnostics, leave-one-out, plots, NetCDF. The API is what 0.8 and 1.x share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import arviz_plots
+import arviz_stats
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+from scipy.stats import kstest
+
+import calibrant as cal
+from calibrant.data import Data
+from calibrant.errors import InferenceError
+from calibrant.evaluation import pit
+from calibrant.inference import GROUPS
+
+LABELS = [7, 3, 11]
+
+
+class Curve(PyroModule):
+    """A model with a covariate, a named dimension and a deterministic site, and with neither name nor form of ours."""
+
+    dims = {"weights": ["term"]}
+    coords = {"term": ["slope", "square"]}
+
+    def forward(self, size: int, dose: torch.Tensor) -> None:
+        with pyro.plate("data", size):
+            weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            width = pyro.sample("width", dist.LogNormal(0.0, 0.3))
+            mean = weights[:, :1] * dose + weights[:, 1:] * dose**2
+            pyro.deterministic("mean", mean, event_dim=1)
+            pyro.sample("x", dist.Normal(mean, width[:, None]).to_event(1))
+
+
+def curve_data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    dose = torch.rand(3, 6, generator=generator) * 2 - 1
+    return Data({"x": dose + 0.5 * torch.randn(3, 6, generator=generator)}, {"dose": dose}, coords={"data": LABELS})
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[str, xr.DataTree]:
+    """The three methods: amortized and exact for the EA-VAE, NUTS for one datum of the curve."""
+    torch.manual_seed(0)
+    model = cal.models.create("ea-vae", shape=[1, 4, 4], latents=3).eval()
+    data = Data({"x": torch.randn(3, 1, 4, 4)}, coords={"data": LABELS})
+    guide = cal.guides.amortize(model, data).eval()
+    curve = Curve().eval()
+    return {
+        "amortized": cal.inference.posterior(model, guide, data, draws=400, groups=GROUPS, seed=1),
+        "exact": cal.inference.reference(model, data, draws=200, groups=GROUPS, seed=2),
+        "pyro-nuts": cal.inference.reference(
+            curve, curve_data()[:1], "pyro-nuts", draws=500, warmup=200, groups=GROUPS, seed=3
+        ),
+    }
+
+
+@pytest.fixture(params=["amortized", "exact", "pyro-nuts"])
+def tree(request: pytest.FixtureRequest, trees: dict[str, xr.DataTree]) -> xr.DataTree:
+    return trees[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _agg() -> Any:
+    before = plt.get_backend()
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(before)
+
+
+def drawn(plot: Any) -> None:
+    figure = plot.viz["figure"].item()
+    figure.canvas.draw()
+    assert figure.axes
+
+
+# -- what is in a tree -------------------------------------------------------------------------------------------------
+
+
+def test_groups_dimensions_and_coordinates(tree):
+    posterior = tree["posterior"]
+    assert {"posterior", "sample_stats", "observed_data", "constant_data", *GROUPS} <= set(tree.children)
+    for name in ("posterior", "prior", "posterior_predictive", "prior_predictive", "log_likelihood"):
+        for variable in tree[name].data_vars.values():
+            assert variable.dims[:3] == ("chain", "draw", "data")
+    for group in tree.children.values():
+        if "data" in group.dims:
+            assert group["data"].values.tolist() == posterior["data"].values.tolist()
+        if "draw" in group.dims and group.name != "convergence":
+            assert {"chain", "draw"} <= set(group.coords)
+    assert posterior["data"].values.tolist() == LABELS[: posterior.sizes["data"]]
+    assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "data")
+
+
+def test_event_dimensions_have_names(trees):
+    assert trees["exact"]["posterior"]["z"].dims == ("chain", "draw", "data", "feature")
+    assert trees["exact"]["observed_data"]["x"].dims == ("data", "x_dim_0", "x_dim_1", "x_dim_2")
+    weights = trees["pyro-nuts"]["posterior"]["weights"]
+    assert weights.dims == ("chain", "draw", "data", "term")
+    assert weights["term"].values.tolist() == ["slope", "square"]
+    assert trees["pyro-nuts"]["posterior"]["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+    assert set(trees["pyro-nuts"]["constant_data"].data_vars) == {"dose"}
+
+
+def test_a_comparison_shares_no_dimension_with_a_tree_but_the_data(trees):
+    """`latent` labels the rows of a comparison, so that a model should not name a dimension like it."""
+    result = cal.evaluation.compare(trees["amortized"], trees["exact"])
+    assert set(result.dims) & set(trees["exact"]["posterior"].dims) == {"data"}
+    by_datum = result["mean_error"] * trees["exact"]["posterior"]["z"].mean(("chain", "draw"))
+    assert by_datum.sizes == {"data": 3, "latent": 4, "feature": 3}
+
+
+def test_attributes_are_text_and_numbers(tree):
+    for group in tree.subtree:
+        assert all(isinstance(value, str | int | float) for value in group.attrs.values())
+    attributes = tree["posterior"].attrs
+    assert attributes["inference_library"] == "calibrant"
+    assert attributes["independent_draws"] == int(attributes["method"] != "pyro-nuts")
+    assert set(json.loads(attributes["latents"])) <= set(tree["posterior"].data_vars)
+    assert isinstance(json.loads(attributes["settings"]), dict)
+
+
+def test_netcdf_keeps_everything(tree, tmp_path):
+    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as found:
+        xr.testing.assert_identical(found.load(), tree)
+
+
+# -- arviz-stats -------------------------------------------------------------------------------------------------------
+
+
+def test_summary_and_diagnostics(tree):
+    latents = json.loads(tree["posterior"].attrs["latents"])
+    summary = arviz_stats.summary(tree, var_names=latents)
+    entries = sum(int(np.prod(tree["posterior"][name].shape[2:])) for name in latents)
+    assert len(summary) == entries
+    assert {"mean", "sd"} <= set(summary.columns)
+    ess, rhat = arviz_stats.ess(tree, var_names=latents), arviz_stats.rhat(tree, var_names=latents)
+    draws = tree["posterior"].sizes["chain"] * tree["posterior"].sizes["draw"]
+    for name in latents:
+        values = (ess["posterior"] if isinstance(ess, xr.DataTree) else ess)[name].values
+        assert values.shape == tree["posterior"][name].shape[2:]
+        if tree["posterior"].attrs["independent_draws"]:
+            assert (values > 0.5 * draws).all()
+        if tree["posterior"].sizes["chain"] > 1:
+            found = (rhat["posterior"] if isinstance(rhat, xr.DataTree) else rhat)[name].values
+            assert (found < 1.05).all()
+
+
+def test_leave_one_out_works_on_the_log_likelihood(tree):
+    found = arviz_stats.loo(tree, pointwise=True)
+    assert np.isfinite(found.elpd)
+    assert found.n_data_points == tree["posterior"].sizes["data"]
+
+
+# -- arviz-plots -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plot", ["plot_dist", "plot_trace", "plot_forest"])
+def test_plots_of_one_datum(plot, tree):
+    latents = json.loads(tree["posterior"].attrs["latents"])
+    drawn(getattr(arviz_plots, plot)(tree, var_names=latents, coords={"data": [7]}, backend="matplotlib"))
+
+
+def test_plots_of_guide_and_reference_together(trees):
+    both = {"guide": trees["amortized"], "reference": trees["exact"]}
+    drawn(arviz_plots.plot_forest(both, var_names=["z"], coords={"data": [3]}, backend="matplotlib"))
+
+
+def test_energy_of_nuts(trees):
+    drawn(arviz_plots.plot_energy(trees["pyro-nuts"].isel(data=0), backend="matplotlib"))
+
+
+@pytest.mark.parametrize(
+    ("sample_dims", "coords"), [(["chain", "draw", "data"], None), (["chain", "draw"], {"data": 3})], ids=["all", "one"]
+)
+def test_ecdf_of_pit_values(trees, sample_dims, coords):
+    values = pit(trees["amortized"], trees["exact"], draws=20)
+    options = {"group": "pit", "sample_dims": sample_dims, "coords": coords, "backend": "matplotlib"}
+    drawn(arviz_plots.plot_ecdf_pit(values, var_names=["z"], **options))
+
+
+# -- PIT values --------------------------------------------------------------------------------------------------------
+
+
+def pair(shift: float = 0.0, width: float = 1.0) -> tuple[xr.DataTree, xr.DataTree]:
+    """A guide and a reference that are normal, and the same but for a shift and a width of the guide."""
+    generator = np.random.default_rng(5)
+
+    def normal(chains: int, draws: int, **attributes: Any) -> xr.DataTree:
+        z = generator.normal(size=(chains, draws, 40, 2))
+        dataset = xr.Dataset(
+            {"z": (("chain", "draw", "data", "z_dim_0"), z)},
+            coords={"data": np.arange(40)},
+            attrs={"latents": '["z"]', "independent_draws": 1, **attributes},
+        )
+        return xr.DataTree.from_dict({"/posterior": dataset, "/sample_stats": xr.Dataset()})
+
+    guide = normal(1, 1000)
+    guide["posterior"]["z"] = shift + width * guide["posterior"]["z"]
+    return guide, normal(4, 500)
+
+
+def uniform(tree: xr.DataTree) -> bool:
+    """Kolmogorov and Smirnov's test of each of two latents."""
+    values = tree["pit"]["z"].values
+    return all(kstest(values[..., i].ravel(), "uniform").pvalue > 1e-5 / 2 for i in range(2))
+
+
+def test_pit_values_of_equal_posteriors_are_uniform_and_those_of_others_are_not():
+    assert uniform(pit(*pair(), draws=50))
+    # 2,000 values see a shift of 0.2 or a factor of 1.2 of the sd with more than 95% power
+    assert not uniform(pit(*pair(shift=0.2), draws=50))
+    assert not uniform(pit(*pair(width=1.2), draws=50))
+    assert not uniform(pit(*pair(width=1 / 1.2), draws=50))
+
+
+def test_pit_values_with_few_guide_draws_are_uniform_too():
+    """Ranked among ten draws each: plain ranks, or an empirical distribution function shared by all, would not be."""
+    values = pit(*pair(), draws=100)
+    assert values["pit"].attrs["guide_draws"] == 10
+    assert uniform(values)
+
+
+def test_pit_values_point_where_the_reference_lies():
+    guide, reference = pair(shift=-5.0)
+    assert pit(guide, reference, draws=20)["pit"]["z"].values.min() > 0.5
+
+
+def test_pit_values_join_on_labels_and_leave_failures_out(trees):
+    exact = trees["exact"].copy(deep=True)
+    gate = exact["convergence"].to_dataset()
+    exact["convergence"] = xr.DataTree(gate.assign(is_reference=("data", np.array([True, False, True]))))
+    reordered = trees["amortized"].isel(data=[2, 1, 0])
+    values = pit(reordered, exact, draws=10)["pit"]
+    assert values["data"].values.tolist() == [11, 7]
+    straight = pit(trees["amortized"], exact, draws=10)["pit"]
+    assert straight["data"].values.tolist() == [7, 11]
+    ranks = [np.floor(v["z"].sel(data=7).values * (v.attrs["guide_draws"] + 1)) for v in (values, straight)]
+    np.testing.assert_array_equal(*ranks)
+
+
+def test_pit_values_that_cannot_be_had(trees):
+    with pytest.raises(InferenceError, match="draws=401: there are 400 draws of the guide and 800 of the reference"):
+        pit(trees["amortized"], trees["exact"], draws=401)
+    failed = trees["exact"].copy(deep=True)
+    gate = failed["convergence"].to_dataset()
+    failed["convergence"] = xr.DataTree(gate.assign(is_reference=("data", np.zeros(3, dtype=bool))))
+    with pytest.raises(InferenceError, match="no datum with a reference posterior"):
+        pit(trees["amortized"], failed)
