@@ -92,6 +92,7 @@ from torch.func import functional_call
 from calibrant.errors import DataError, ProgramError
 
 PLATE = "data"
+TERM = "calibrant.log_prob"  # of a message: its term of the log density
 Values = Mapping[str, Tensor]
 Program = Callable[..., Any]
 
@@ -154,9 +155,9 @@ def _copy_in_double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def cast(values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The values with the floating ones in one dtype; integers stay as they are."""
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
+def cast(values: Values, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The values on a device, the floating ones in one dtype; integers keep theirs."""
+    return {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in values.items()}
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -200,12 +201,14 @@ def seeded(seed: int | None) -> Iterator[None]:
 class _Hold(Messenger):
     """Holds sites at given values, and gives improper priors a start, U(−2, 2) in unconstrained space.
 
-    What is drawn has the default dtype (a prior that was built in `__init__` draws in the dtype of that time).
+    What is drawn has the default dtype (a prior that was built in `__init__` draws in the dtype of that time). Given
+    the number of data, sites are scored as they are met: a distribution may hold modules (a flow), whose weights are
+    other ones once a functional call is over.
     """
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, size: int | None = None, score_draws: bool = False) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.size, self.score_draws = values, size, score_draws
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_deterministic(msg) or is_factor(msg):
@@ -218,9 +221,12 @@ class _Hold(Messenger):
             raw = torch.empty(biject_to(fn.support).inverse_shape(fn.shape())).uniform_(-2.0, 2.0)
             msg["value"] = biject_to(fn.support)(raw)
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["value"].is_floating_point():
             msg["value"] = msg["value"].to(torch.get_default_dtype())
+        wanted = self.score_draws or is_factor(msg) or msg["name"] in self.values
+        if self.size is not None and wanted and not is_deterministic(msg) and not site_is_subsample(msg):
+            msg[TERM] = _log_prob(msg["name"], msg, self.size)
 
 
 def _as_drawn(fn: Any, value: Tensor) -> Tensor:
@@ -244,8 +250,15 @@ def is_improper(fn: Any) -> bool:
 
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
     """One run of the program with the given sites held at their values; the other sites are drawn."""
-    with _Hold(values or {}), poutine.trace() as tracer:
+    with _Hold(values or {}, size), poutine.trace() as tracer:
         program(size, **(covariates or {}))
+    return tracer.get_trace()
+
+
+def guide_trace(guide: Program, observed: Values, size: int, covariates: Values) -> Trace:
+    """One run of a guide, ready for `density_of` at its own draws."""
+    with _Hold({}, size, score_draws=True), poutine.trace() as tracer:
+        guide(observed, size, **covariates)
     return tracer.get_trace()
 
 
@@ -391,7 +404,8 @@ def density_of(run: Trace, size: int, values: Values, observed: Iterable[str] = 
         raise ProgramError(f"sites {sorted(absent)} are sampled by the program but have no value")
     if unknown := set(values) - set(messages(run)):
         raise ProgramError(f"the program never samples {sorted(unknown)}; its sites are {sorted(sampled(run))}")
-    terms = {n: _log_prob(n, s, size) for n, s in messages(run).items() if not is_deterministic(s)}
+    scored = {n: s for n, s in messages(run).items() if not is_deterministic(s)}
+    terms = {n: s[TERM] if TERM in s else _log_prob(n, s, size) for n, s in scored.items()}
     return LogDensity(terms, frozenset(observed) | set(factors(run)), size)
 
 
@@ -440,8 +454,8 @@ def sample_prior(
         ProgramError: for a program with an improper prior or a factor, which can't be simulated.
     """
     program, covariates = as_program(model), covariates or {}
-    with torch.no_grad(), seeded(seed), defaults(program, covariates) as (_, dtype):
-        run = trace(program, size, cast(covariates, dtype))
+    with torch.no_grad(), seeded(seed), defaults(program, covariates) as place:
+        run = trace(program, size, cast(covariates, *place))
     refuse_factors(run)
     if improper := [name for name, site in sampled(run).items() if is_improper(site["fn"])]:
         raise ProgramError(f"site {improper[0]!r} has an improper prior: this program can't be simulated")
@@ -484,8 +498,8 @@ def sites(model: Program, observed: Values, covariates: Values | None = None) ->
     rows, cols = few(observed, 8), few(covariates or {}, 8)
     size = len(next(iter(rows.values())))
     with torch.no_grad(), seeded(0):
-        with defaults(program, {**rows, **cols}) as (_, dtype):
-            rows, cols = cast(rows, dtype), cast(cols, dtype)
+        with defaults(program, {**rows, **cols}) as place:
+            rows, cols = cast(rows, *place), cast(cols, *place)
             run = trace(program, size, cols, rows)
             edges = _tracked_edges(program, size, cols, rows)
         latent = {name: site for name, site in sampled(run).items() if name not in rows}
@@ -522,8 +536,8 @@ def _perturbed_edges(
     """In float64, where a weak dependency still changes the density; every other time at simulated observations, since
     the given ones may be special (all zero, say)."""
     double, edges = in_double(program), set()
-    with defaults(program, observed, torch.float64) as (_, dtype):
-        observed, covariates = cast(observed, dtype), cast(covariates, dtype)
+    with defaults(program, observed, torch.float64) as place:
+        observed, covariates = cast(observed, *place), cast(covariates, *place)
         for draw in range(draws):
             runs = [trace(double, size, covariates, {} if draw % 2 else observed) for _ in range(2)]
             here, there = ({name: site["value"] for name, site in sampled(run).items()} for run in runs)

@@ -11,8 +11,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import biject_to
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
@@ -20,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from calibrant.errors import CalibrantError, DataError, ProgramError
 from calibrant.program import (
     PLATE,
+    TERM,
     Program,
     Values,
     arguments,
@@ -32,7 +35,6 @@ from calibrant.program import (
     in_double,
     is_deterministic,
     is_factor,
-    is_improper,
     is_local,
     messages,
     sampled,
@@ -42,7 +44,10 @@ from calibrant.program import (
 )
 
 _SIZES = (3, 5, 1, 3)  # of the runs that are compared; 3 comes twice
+_RESERVED = (PLATE, "chain", "draw")  # dimensions of results
+DATA_COMPARED = 8
 _ROWS = 4096  # data whose support is looked at together
+_IN_DOUBLE = "the program does not run in float64 (hold its tensors as parameters and buffers)"
 _SHAPE_MISMATCH = re.compile(r"inside plate\('(.*)'\) at site (.*) dim (-\d+), (\d+) vs (\d+)")
 
 
@@ -50,33 +55,34 @@ def refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
     """All refusals of `check_program` but those of `check_values`."""
     _check_arguments(program, covariates)
     check_modules(program)
+    with torch.no_grad(), seeded(0), _buffers_kept(program), pyro.validation_enabled(True):
+        with defaults(program, {**observed, **covariates}) as place:
+            runs = _runs(program, cast(few(covariates, max(_SIZES)), *place))
+            for name, site in sampled(runs[0]).items():
+                _check_kind(name, site, observed)
+            for name, site in messages(runs[0]).items():
+                check_site(name, site, _SIZES[0])
+            _check_same_sites(runs)
+            _check_weights(program, runs[0])
+            _check_supports(runs[0], runs[-1])
+            _check_observed(runs[0], observed)
+            for index in torch.arange(len(next(iter(observed.values()))), device="cpu").split(_ROWS):
+                parts = ({n: v[index.to(v.device)] for n, v in part.items()} for part in (observed, covariates))
+                rows, cols = (cast(part, *place) for part in parts)
+                check_support(program, rows, cols, labels=index.tolist())
+        _check_declared_supports(program, few(observed, DATA_COMPARED), few(covariates, DATA_COMPARED))
+    check_independence(program, in_double(program), few(observed, DATA_COMPARED), few(covariates, DATA_COMPARED))
+
+
+def _runs(program: PyroModule, covariates: Values) -> list[Trace]:
     weights = {name for name, _ in program.named_parameters()}
-    with (
-        torch.no_grad(),
-        seeded(0),
-        _buffers_kept(program),
-        pyro.validation_enabled(True),
-        defaults(program, {**observed, **covariates}) as (_, dtype),
-    ):
-        observed, covariates = cast(observed, dtype), cast(covariates, dtype)
-        runs = []
-        for size in _SIZES:
-            with running(program, f"the program does not run for {size} data"):
-                runs.append(trace(program, size, few(covariates, size)))
-        if new := {name for name, _ in program.named_parameters()} - weights:
-            raise ProgramError(f"parameters {sorted(new)} appeared when the program ran: create them in __init__")
-        for name, site in sampled(runs[0]).items():
-            _check_kind(name, site, observed)
-        for name, site in messages(runs[0]).items():
-            check_site(name, site, _SIZES[0])
-        _check_same_sites(runs)
-        _check_weights(program, runs[0])
-        _check_supports(runs[0], runs[-1])
-        _check_observed(runs[0], observed)
-        for index in torch.arange(len(next(iter(observed.values())))).split(_ROWS):
-            rows, cols = ({n: v[index.to(v.device)] for n, v in part.items()} for part in (observed, covariates))
-            check_support(program, rows, cols, labels=index.tolist())
-    check_independence(program, in_double(program), few(observed, 4), few(covariates, 4))
+    runs = []
+    for size in _SIZES:
+        with running(program, f"the program does not run for {size} data"):
+            runs.append(trace(program, size, {name: value[:size] for name, value in covariates.items()}))
+    if new := {name for name, _ in program.named_parameters()} - weights:
+        raise ProgramError(f"parameters {sorted(new)} appeared when the program ran: create them in __init__")
+    return runs
 
 
 # -- before it runs ----------------------------------------------------------------------------------------------------
@@ -157,6 +163,8 @@ def running(program: PyroModule, failure: str) -> Iterator[None]:
         if found := _SHAPE_MISMATCH.search(str(error)):
             raise _mismatch_error(*found.groups()) from error
         reason = str(error).partition("\n")[0]
+        if "Multiple sample sites" in reason:
+            reason += f'; a plate that is entered twice is built once, plate = pyro.plate("{PLATE}", size)'
         raise ProgramError(f"{failure}: {type(error).__name__}: {reason}") from error
     else:
         if state["params"]:
@@ -186,6 +194,13 @@ def _check_kind(name: str, site: Mapping[str, Any], observed: Values) -> None:
     if site["is_observed"]:
         raise ProgramError(
             f"site {name!r} has obs= inside the program: leave it out and give observed={{{name!r}: ...}}"
+        )
+    if "/" in name or name in _RESERVED:
+        raise ProgramError(f"a site is called {name!r}, which results can't be called: rename it")
+    if isinstance(unwrapped(site["fn"]), dist.VonMises) and name not in observed:
+        raise ProgramError(
+            f"site {name!r} is an angle, whose periodic density has no integral on the line: sample two Normals, and "
+            "take their atan2"
         )
     if isinstance(unwrapped(site["fn"]), dist.Delta):
         raise ProgramError(f"site {name!r} is a point mass: record it with pyro.deterministic({name!r}, ...)")
@@ -256,6 +271,39 @@ def _check_supports(first: Trace, again: Trace) -> None:
             )
 
 
+def _check_declared_supports(program: PyroModule, observed: Values, covariates: Values) -> None:
+    """Inference moves a latent all over the support that its distribution declares, so that must be the true one.
+
+    A transformed distribution declares what its last transform can reach: a shifted exponential, the whole line.
+    """
+    size, double = len(next(iter(observed.values()))), in_double(program)
+    with defaults(program, {**observed, **covariates}, torch.float64) as place, running(program, _IN_DOUBLE):
+        rows, cols = cast(observed, *place), cast(covariates, *place)
+        for name, site in sampled(trace(double, size, cols, rows)).items():
+            value = None if name in observed else _anywhere(site["fn"])
+            if value is not None and not _has_density(double, size, cols, {**rows, name: value}, name):
+                raise ProgramError(
+                    f"site {name!r} has no density at some values of its declared support {site['fn'].support}: sample "
+                    "the base distribution, and transform the value in the program"
+                )
+
+
+def _anywhere(fn: Any) -> Tensor | None:
+    """A value at U(−2, 2) in unconstrained space; None for a support without one."""
+    try:
+        transform = biject_to(fn.support)
+    except NotImplementedError:
+        return None
+    return transform(torch.empty(transform.inverse_shape(fn.shape())).uniform_(-2.0, 2.0))
+
+
+def _has_density(program: Program, size: int, covariates: Values, values: Values, name: str) -> bool:
+    try:
+        return bool(messages(trace(program, size, covariates, values))[name][TERM].isfinite().all())
+    except DataError:
+        return False
+
+
 def _bounds(support: Any) -> list[Tensor]:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
@@ -320,22 +368,23 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
     Args:
         module: the model or guide, for its parameters.
         program: it as a function of (size, **covariates) that runs in float64 without its weights' gradients.
-        observed: site → four data.
-        covariates: keyword → four data.
+        observed: site → `DATA_COMPARED` data.
+        covariates: keyword → `DATA_COMPARED` data.
     """
-    base = list(range(4))
+    base = list(range(DATA_COMPARED))
     changes = {
         "running it again": base,
-        "permuting the data": [3, 1, 0, 2],
+        "permuting the data": base[::-1],
         "doubling the data": base + base,
-        "changing other data": [0, 2, 2, 3],
+        "changing other data": [2 * (index // 2) for index in base],
         "taking one datum alone": [2],
     }
-    with torch.enable_grad(), seeded(1), defaults(module, {**observed, **covariates}, torch.float64) as (_, dtype):
-        observed, covariates = cast(observed, dtype), cast(covariates, dtype)
-        with running(module, "the program does not run in float64 (hold its tensors as parameters and buffers)"):
-            start = trace(program, 4, covariates, observed)
-            values = {name: observed.get(name, _draw(site)) for name, site in sampled(start).items()}
+    with torch.enable_grad(), seeded(1), defaults(module, {**observed, **covariates}, torch.float64) as place:
+        observed, covariates = cast(observed, *place), cast(covariates, *place)
+        with running(module, _IN_DOUBLE):
+            with _Copies() as copies:
+                start = trace(program, len(base), covariates, observed)
+            values = cast({name: copies.values[name] for name in sampled(start)}, *place)
             local = {name for name, site in messages(start).items() if is_local(site)}
             known = _terms(program, values, covariates, local, base)
             found = {what: _terms(program, values, covariates, local, index) for what, index in changes.items()}
@@ -354,11 +403,15 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
                 )
 
 
-def _draw(site: Mapping[str, Any]) -> Tensor:
-    """Another draw of a site, which the program has not seen and so not changed."""
-    fn = site["fn"]
-    value = site["value"] if is_improper(fn) else fn.sample()
-    return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+class _Copies(Messenger):
+    """Keeps a copy of every value before the program can change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        self.values[msg["name"]] = msg["value"].clone()
 
 
 def _terms(

@@ -224,6 +224,27 @@ def test_weights_of_either_dtype_take_float32_data(dtype):
     assert math.isfinite(fit.elbo)
 
 
+def add_noise(batch):
+    return {**batch, "x": batch["x"] + torch.randn(batch["x"].shape)}
+
+
+def centre(batch):
+    return {**batch, "x": batch["x"] - batch["x"].mean()}
+
+
+@pytest.mark.parametrize("transform", [add_noise, centre])
+@pytest.mark.parametrize(
+    "call", [lambda d: posterior(vector, vector_guide, d, draws=2), lambda d: reference(vector, d)]
+)
+def test_data_that_change_between_looks_are_refused(transform, call):
+    """Posterior and reference read the data on their own, in batches of their own: they would be of other data."""
+    with pytest.raises(DataError, match=r"transform.*'x'.*posterior is of fixed data"):
+        call(cal.data.Data(X, transform=transform))
+    scaled = cal.data.Data(X, transform=lambda batch: {"x": batch["x"] / 2})
+    tree = posterior(vector, vector_guide, scaled, draws=2)
+    np.testing.assert_array_equal(tree["observed_data"]["x"], X["x"] / 2)
+
+
 # -- groups ------------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +358,47 @@ def test_path_derivative_has_no_noise_at_the_optimum_and_the_same_mean_elsewhere
     paths, kls = (torch.stack([gradient(o, away) for _ in range(400)]) for o in (path_derivative, analytic_kl))
     error = (paths.mean(0) - kls.mean(0)) / ((paths.var(0) + kls.var(0)) / 400).sqrt()
     assert error.abs().max() < limit(2)
+
+
+class Stretch(dist.TransformModule):
+    """A flow in small: z = sd·u, with a weight of its own."""
+
+    domain = codomain = constraints.real
+    bijective = True
+
+    def __init__(self, sd: float) -> None:
+        super().__init__(cache_size=0)
+        self.log_sd = nn.Parameter(torch.tensor(math.log(sd)))
+
+    def _call(self, u: Tensor) -> Tensor:
+        return u * self.log_sd.exp()
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return z / self.log_sd.exp()
+
+    def log_abs_det_jacobian(self, u: Tensor, z: Tensor) -> Tensor:
+        return self.log_sd.expand(u.shape)
+
+
+class FlowGuide(PyroModule):
+    """The same guide as a distribution that looks its weight up whenever it is scored."""
+
+    def __init__(self, slope: float = 0.5, sd: float = 0.7) -> None:
+        super().__init__()
+        self.slope, self.stretch = nn.Parameter(torch.tensor(slope / sd)), Stretch(sd)
+
+    def forward(self, observed, size):
+        with pyro.plate("data", size):
+            base = dist.Normal(self.slope * observed["x"], 1.0)
+            pyro.sample("z", dist.TransformedDistribution(base, [self.stretch]))
+
+
+def test_flows_are_scored_with_the_weights_of_the_run():
+    """A distribution that holds a module must not be scored after the weights of a functional call are gone."""
+    assert gradient(path_derivative, FlowGuide(0.8, math.sqrt(0.2))).abs().max() < 1e-5
+    stats = posterior(conjugate, FlowGuide(0.8, math.sqrt(0.2)), X, draws=5)["sample_stats"].dataset
+    evidence = Normal(0.0, math.sqrt(1.25)).log_prob(X["x"])
+    np.testing.assert_allclose((stats["log_p"] - stats["log_q"]).values[0], evidence.expand(5, 4), atol=1e-6)
 
 
 def test_objectives_agree_on_the_elbo():
@@ -588,7 +650,8 @@ def test_nuts_records_constants_once():
         conjugate(size)
 
     data = cal.data.Data({"x": X["x"][:2]})
-    result = sample_nuts(as_program(model), data, chains=2, warmup=5, draws=7, seed=0, progress=silent)
+    with torch.no_grad():  # gradients are the library's own affair
+        result = sample_nuts(as_program(model), data, chains=2, warmup=5, draws=7, seed=0, progress=silent)
     assert result.local == ["z"]
     assert {name: tuple(value.shape) for name, value in result.draws.items()} == {"z": (2, 7, 2), "sd": (2, 7)}
     assert result.draws["sd"].unique().tolist() == [0.5]
@@ -610,6 +673,24 @@ def test_nuts_refuses_discrete_latents_and_densities_without_a_start():
         reference(discrete, X, "pyro-nuts")
     with pytest.raises(InferenceError, match="no finite log density"):
         reference(impossible, X, "pyro-nuts")
+
+
+@pytest.mark.slow
+def test_nuts_of_a_support_that_follows_a_covariate():
+    """Each datum has its own transform: a likelihood that says nothing leaves Uniform(0, top)."""
+
+    def model(size, top):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Uniform(torch.zeros_like(top), top))
+            pyro.sample("x", dist.Normal(0.0 * z, 1.0))
+
+    top = torch.tensor([0.5, 20.0])
+    data = {"x": torch.zeros(2)}
+    tree = reference(model, data, "pyro-nuts", warmup=200, draws=500, covariates={"top": top})
+    z = tree["posterior"]["z"].values
+    assert z.min() > 0
+    assert (z.max((0, 1)) < top.numpy()).all()
+    assert np.abs(scores(z, top.numpy() / 2, top.numpy() / math.sqrt(12))).max() < limit(4)
 
 
 @pytest.mark.slow

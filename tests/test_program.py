@@ -281,7 +281,21 @@ class Parametrized(Tied):
         return self.extra(super().mean(z))
 
 
-MODELS = (Tied, Buffers, Constrained, Bayesian, Recurrent, Parametrized)
+class Flow(Tied):
+    """A prior that holds a network, which its density runs through once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coupling = dist.transforms.affine_coupling(2, hidden_dims=[4])
+
+    def forward(self, size):
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.TransformedDistribution(base, [self.coupling]))
+            pyro.sample("x", dist.Normal(self.mean(z), 1.0).to_event(1))
+
+
+MODELS = (Flow, Tied, Buffers, Constrained, Bayesian, Recurrent, Parametrized)
 
 
 @pytest.mark.parametrize("cls", MODELS)

@@ -10,9 +10,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import SoftplusTransform
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import AffineTransform, constraints
 
 import calibrant as cal
 from calibrant.errors import CalibrantError, DataError, ProgramError
@@ -274,6 +275,43 @@ def moving_observation(size):
         pyro.sample("x", dist.Uniform(-top, top))
 
 
+def angle(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.VonMises(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.cos(), 1.0))
+
+
+def plate_built_twice(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", size):
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def named(name):
+    def program(size):
+        with pyro.plate("data", size):
+            z = pyro.sample(name, dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    return program
+
+
+def shifted_exponential(size):
+    """Its log_prob below 1 is a finite number without a meaning, where validation is off."""
+    with pyro.plate("data", size):
+        shifted = dist.TransformedDistribution(dist.Exponential(1.0), [AffineTransform(1.0, 2.0)])
+        z = pyro.sample("z", shifted)
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def scaled_uniform(size):
+    with pyro.plate("data", size):
+        scaled = dist.TransformedDistribution(dist.Uniform(0.0, 1.0).expand([2]), [AffineTransform(-1.0, 2.0)])
+        z = pyro.sample("z", scaled.to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0))
+
+
 def random_weight(self, size):
     weight = self.weight
     with pyro.plate("data", size):
@@ -304,6 +342,12 @@ SITES = {
     "moving upper bound": Case(plain(moving_bound), ("'z'", "support", "other latents", "transform")),
     "moving lower bound": Case(plain(moving_floor), ("'z'", "support", "other latents", "transform")),
     "moving support of the data": Case(plain(moving_observation), ("'x'", "support", "other latents")),
+    "plate built twice": Case(plain(plate_built_twice), ("'data'", 'plate = pyro.plate("data", size)')),
+    "name of a result's dimension": Case(plain(named("draw")), ("'draw'", "rename")),
+    "name with a slash": Case(plain(named("a/b")), ("'a/b'", "rename")),
+    "angle": Case(plain(angle), ("'z'", "angle", "two Normals", "atan2")),
+    "shifted exponential": Case(plain(shifted_exponential), ("'z'", "no density", "Real()", "transform the value")),
+    "scaled uniform": Case(plain(scaled_uniform), ("'z'", "no density", "base distribution")),
     "PyroSample in the plate": Case(
         module(weight, random_weight_in_plate), ("'weight'", "inside the plate", "before the plate")
     ),
@@ -554,7 +598,7 @@ INDEPENDENCE = {
     ),
     "latent changed in place": Case(plain(changed_in_place), ("'z'", "in place", "clone")),
     "shared latent changed in place": Case(plain(shared_changed_in_place), ("'w'", "in place", "clone")),
-    "mask beyond the data": Case(plain(mask_of_the_event), ("'x'", "(4, 4)", "wanted (4,)", ".mask(")),
+    "mask beyond the data": Case(plain(mask_of_the_event), ("'x'", "(4, 8)", "wanted (8,)", ".mask(")),
 }
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -740,6 +784,38 @@ def bounded_by_covariate(size, top):
         pyro.sample("x", dist.Normal(z, 1.0))
 
 
+def softplus_of_laplace(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.TransformedDistribution(dist.Laplace(0.0, 1.0), [SoftplusTransform()]))
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def observed_angle(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.VonMises(z, 1.0))
+
+
+def time_series(size):
+    """Data that do not factorise are one datum: the steps are event."""
+    zero, one = torch.zeros(1), torch.eye(1)
+    noise = dist.Normal(zero, 1.0).to_event(1)
+    with pyro.plate("data", size):
+        pyro.sample("x", dist.GaussianHMM(noise, one, noise, one, noise, duration=5))
+
+
+def cholesky_factor(size):
+    root = pyro.sample("root", dist.LKJCholesky(3, 1.0))
+    with pyro.plate("data", size):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(3), scale_tril=root))
+
+
+def direction(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.ProjectedNormal(torch.ones(2)))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0))
+
+
 def no_latents(size):
     with pyro.plate("data", size):
         pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -758,6 +834,11 @@ SEEN = torch.tensor([True, False, True, True, False, True])
 ALLOWED = {
     "a scalar site": Case(plain(conjugate), ()),
     "no latents": Case(plain(no_latents), ()),
+    "an observed angle": Case(plain(observed_angle), ()),
+    "a time series": Case(plain(time_series), (), observed={"x": torch.randn(2, 5, 1)}),
+    "a transformed prior": Case(plain(softplus_of_laplace), ()),
+    "a Cholesky factor": Case(plain(cholesky_factor), (), observed={"x": torch.zeros(4, 3)}),
+    "a support without a transform": Case(plain(direction), ()),
     "a discrete latent as an index": Case(plain(mixture_of_classes), ()),
     "an observed class as an index": Case(
         plain(semi_supervised), (), observed={"x": torch.tensor([0.0, 2.0, 1.0]), "y": torch.zeros(3)}
@@ -901,6 +982,11 @@ def guide_with_param(observed, size):
         pyro.sample("z", dist.Normal(observed["x"], scale))
 
 
+def guide_with_scale(observed, size):
+    with poutine.scale(scale=0.5):
+        normal_guide(observed, size)
+
+
 def guide_with_dropout(self, observed, size):
     with pyro.plate("data", size):
         pyro.sample("z", dist.Normal(self.dropout(observed["x"]), 1.0))
@@ -914,6 +1000,7 @@ GUIDES = {
     "plate": (conjugate, plain(guide_without_plate), ("'z'", "data plate", "not of both")),
     "minibatch": (conjugate, plain(guide_with_minibatch), ("'z'", "subsample_size")),
     "mixing": (conjugate, plain(guide_that_centres), ("'z'", "that datum")),
+    "scale": (conjugate, plain(guide_with_scale), ("'z'", "masked or scaled", "not in both")),
     "pyro.param": (conjugate, plain(guide_with_param), ("['scale']", "nn.Parameter")),
     "dropout": (
         conjugate,

@@ -39,6 +39,7 @@ _BLANK = 1e-3  # of the data's root-mean-square contrast: what lies below holds 
 _INFORMATIVE = 0.1  # prior sd by which the posterior mean of a latent varies over images
 _PRIOR_DRAWS = 20_000
 _BATCH = 4096
+_TINY = 1e-150  # the sd of a point mass, so that a division by it is no error
 
 Array = npt.NDArray[np.float64]
 
@@ -117,7 +118,10 @@ def contrast_experiment(
     prior_sd = _prior_sd(program, site, patches)
 
     def refer(shown: Data, stream: int) -> xr.DataTree:
-        return reference(program, shown, method, chains, warmup, draws, seed=seed + stream)
+        tree = reference(program, shown, method, chains, warmup, draws, seed=seed + stream)
+        if tree["posterior"].sizes["data"] < len(shown):  # Ctrl-C leaves the data that were finished
+            raise KeyboardInterrupt
+        return tree
 
     natural = refer(patches.shown(None), 0)
     informative = _informative(natural, names, prior_sd)
@@ -278,20 +282,18 @@ class _Summary:
 
     def where(self, passed: npt.NDArray[np.bool_]) -> _Summary:
         """The same with only some of the images."""
-        kept = {
-            field.name: np.where(
-                passed.reshape(-1, *[1] * (getattr(self, field.name).ndim - 1)), getattr(self, field.name), np.nan
-            )
-            for field in fields(self)
-            if field.name != "passed"
-        }
-        return _Summary(**kept, passed=passed)
+
+        def keep(values: Array) -> Array:
+            return np.where(passed.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
+
+        moments = {field.name: keep(getattr(self, field.name)) for field in fields(self) if field.name != "passed"}
+        return _Summary(**moments, passed=passed)
 
 
 def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | slice = slice(None)) -> _Summary:
     """Moments of the latents that are used.
 
-    An sd's Monte Carlo error is that of the mean of its influence, sd ((x − mean)² / sd² − 1) / 2 for a draw x; the
+    An sd's Monte Carlo error is that of the mean of its influence, ((x − mean)² / sd − sd) / 2 for a draw x; the
     influence of an average over latents is the average of theirs, which takes their dependence into account.
     """
     group = tree["posterior"].dataset
@@ -300,10 +302,11 @@ def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | s
     if "convergence" not in tree.children and not np.isfinite(draws).all():
         raise InferenceError(f"the guide's draws of {names.latent!r} are not finite")
     mean, sd = draws.mean((1, 2)), draws.std((1, 2), ddof=1)
-    influence = (((draws - mean[:, None, None]) / sd[:, None, None]) ** 2 - 1) / 2 * sd[:, None, None]
-    scale_cv, scale_cv_se = (
-        _variation(_draws(group[names.scale]), independent) if names.scale else [np.full(len(mean), np.nan)] * 2
-    )
+    spread = np.maximum(sd, _TINY)[:, None, None]
+    influence = ((draws - mean[:, None, None]) ** 2 / spread - spread) / 2
+    scale_cv = scale_cv_se = np.full(len(draws), np.nan)
+    if names.scale:
+        scale_cv, scale_cv_se = _variation(_draws(group[names.scale]), independent)
     passed = np.ones(len(draws), dtype=bool)
     if "convergence" in tree.children:
         passed = np.asarray(tree["convergence"]["is_reference"].values, dtype=bool)
@@ -335,7 +338,8 @@ def _error(series: Array, independent: bool) -> Array:
 def _variation(scale: Array, independent: bool) -> tuple[Array, Array]:
     """Standard deviation over mean of every image's scale, and its Monte Carlo error."""
     mean, sd = scale.mean((1, 2), keepdims=True), scale.std((1, 2), ddof=1, keepdims=True)
-    influence = sd / mean * ((((scale - mean) / sd) ** 2 - 1) / 2 - (scale - mean) / mean)
+    spread = np.maximum(sd, _TINY)
+    influence = (((scale - mean) ** 2 / spread - spread) / 2 - sd * (scale - mean) / mean) / mean
     return (sd / mean)[:, 0, 0, 0], _error(influence, independent)[:, 0]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from calibrant.evaluation.compare import LEFT_OUT_LIMIT
 from calibrant.evaluation.verdicts import FALSE_ALARM, SD_MARGIN, Status, Verdict
@@ -61,7 +61,7 @@ def _known(result: xr.Dataset) -> bool:
 
 def _limit(result: xr.Dataset) -> float:
     checks = result.sizes["contrast"] * (2 + bool(result.attrs["scale"]))
-    return float(norm.isf(FALSE_ALARM / (2 * checks)))
+    return float(-ndtri(FALSE_ALARM / (2 * checks)))
 
 
 def _model(result: xr.Dataset) -> Verdict:
@@ -85,9 +85,8 @@ def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[S
         theory = _LINEAR_THEORY if result.attrs["structure"] == "linear-gaussian" else ""
         return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: it should fall"
     rank, start, end = result.attrs["spearman_exact"], curve[0], curve[-1]
-    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {rank:.2f})".replace(
-        "-", "−"
-    )
+    spearman = f"{rank:.2f}".replace("-", "−")
+    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {spearman})"
     if rank > MONOTONE:
         return "fail", f"{course}: it should fall steadily"
     if start < START:
@@ -109,16 +108,17 @@ def _guide(result: xr.Dataset, name: str, words: str) -> Verdict:
     effect, effect_se = float(np.expm1(error[worst])), float(np.exp(error[worst]) * se[worst])
     at = f"at contrast {result['contrast'].values[worst]:.2g} × noise"
     status: Status = "fail" if outside.any() else "pass" if inside.all() and _known(result) else "cannot tell"
+    amount = f"{abs(effect):.0%} ± {max(effect_se, 0.001):.1%}"
     if status == "fail":
         side = "too small" if effect < 0 else "too large"
-        said = f"is {side} by up to {abs(effect):.0%} ± {max(effect_se, 0.001):.1%} ({at})"
+        said = f"its {words} is {side} by up to {amount} {at}"
     elif not known.all() or not _known(result):
-        said = f"cannot be judged: {_missing(result)}"
+        said = f"cannot tell whether its {words} follows the exact curve: {_missing(result)}"
     elif status == "pass":
-        said = f"follows the exact curve within {_bound(max(-low.min(), high.max())):.0%} at every contrast"
+        said = f"its {words} follows the exact curve within {_bound(max(-low.min(), high.max())):.0%} at every contrast"
     else:
-        said = f"cannot be told from the exact curve ± {SD_MARGIN:.0%}: off by {effect:+.1%} ± {effect_se:.1%} ({at})"
-    return Verdict("guide", name, status, effect, effect_se, SD_MARGIN, f"guide: its {words} {said}")
+        said = f"cannot tell whether its {words} follows the exact curve within {SD_MARGIN:.0%}: off by {amount} {at}"
+    return Verdict("guide", name, status, effect, effect_se, SD_MARGIN, f"guide: {said}")
 
 
 def _bound(log_error: float) -> float:

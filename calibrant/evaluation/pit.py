@@ -52,7 +52,9 @@ def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) ->
         name: _ranks(ours[name].sel(data=labels), theirs[name].sel(data=labels), draws, generator) for name in names
     }
     dataset = xr.Dataset(group, attrs={"guide_draws": counts[0] // draws})
-    return xr.DataTree.from_dict({"/pit": dataset.assign_coords(chain=[0], draw=np.arange(draws))})
+    # plot_ecdf_pit looks every dimension up by its coordinate.
+    missing = {name: np.arange(size) for name, size in dataset.sizes.items() if name not in dataset.coords}
+    return xr.DataTree.from_dict({"/pit": dataset.assign_coords(missing)})
 
 
 def _ranks(ours: xr.DataArray, theirs: xr.DataArray, draws: int, generator: np.random.Generator) -> xr.DataArray:

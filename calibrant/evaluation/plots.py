@@ -61,6 +61,8 @@ def training_curves(results: Sequence[RunResult]) -> str | None:
     trained = [(i, r) for i, r in enumerate(results) if len(r.history) > 1]
     if not trained:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(_WIDTH, 3.2) as figure:
         axes = figure.subplots()
         late: list[float] = []
@@ -76,9 +78,10 @@ def training_curves(results: Sequence[RunResult]) -> str | None:
         late = [value for value in late if np.isfinite(value)]
         if late and np.ptp(late) > 0:
             axes.set_ylim(min(late) - 0.02 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel("ELBO (nats per datum)")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside upper center", ncols=2)
         return _uri(figure)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.func import functional_call
@@ -23,13 +23,14 @@ from calibrant.program import (
     defaults,
     density_of,
     few,
+    guide_trace,
     in_double,
     is_local,
     sampled,
     seeded,
     trace,
 )
-from calibrant.refusals import check_independence, check_modules, check_site, inside, running
+from calibrant.refusals import DATA_COMPARED, check_independence, check_modules, check_site, inside, running
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,7 @@ class ElboTerms:
         return self.local.mean() + self.shared / total
 
 
-def guide_trace(guide: Program, observed: Values, size: int, covariates: Values) -> poutine.Trace:
-    """One run of a guide."""
-    return poutine.trace(guide).get_trace(observed, size, **covariates)
-
-
-def latent_values(run: poutine.Trace) -> dict[str, Tensor]:
+def latent_values(run: Trace) -> dict[str, Tensor]:
     """The values of a guide's latents."""
     return {name: site["value"] for name, site in sampled(run).items()}
 
@@ -73,7 +69,7 @@ def path_derivative(model: Program, guide: PyroModule, observed: Values, size: i
     return ElboTerms(log_p.local - log_q.local, log_p.shared - log_q.shared)
 
 
-def _reparameterized(run: poutine.Trace) -> poutine.Trace:
+def _reparameterized(run: Trace) -> Trace:
     if rough := [name for name, site in sampled(run).items() if not site["fn"].has_rsample]:
         raise ProgramError(
             f"the guide's draws of {rough} carry no gradient, so that q would not be trained: choose a family with "
@@ -100,9 +96,7 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
     likelihood = density_of(run, size, {**observed, **values}, observed).without(guided)
     local, shared = likelihood.local, likelihood.shared
     for name, site in guided.items():
-        if any(
-            isinstance(s["scale"], Tensor) or s["scale"] != 1 or s["mask"] is not None for s in (site, priors[name])
-        ):
+        if _is_weighted(site) or _is_weighted(priors[name]):
             raise ProgramError(f"site {name!r} is masked or scaled, use objective='stl'")
         try:
             divergence = kl_divergence(site["fn"], priors[name]["fn"])
@@ -113,6 +107,11 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
         else:
             shared = shared - divergence.sum()
     return ElboTerms(local, shared)
+
+
+def _is_weighted(site: Mapping[str, Any]) -> bool:
+    """Whether a mask or scale lies around a site."""
+    return isinstance(site["scale"], Tensor) or site["scale"] != 1 or site["mask"] is not None
 
 
 OBJECTIVES: dict[str, Callable[..., ElboTerms]] = {"stl": path_derivative, "kl": analytic_kl}
@@ -151,8 +150,8 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
         raise ProgramError(f"it has dropout {dropout}, which makes q a random density: leave it out")
     check_modules(guide)
     size = len(next(iter(observed.values())))
-    with torch.no_grad(), seeded(0), defaults(guide, observed) as (_, dtype):
-        rows, cols = cast(observed, dtype), cast(covariates, dtype)
+    with torch.no_grad(), seeded(0), defaults(guide, observed) as place:
+        rows, cols = cast(observed, *place), cast(covariates, *place)
         with running(guide, f"it does not run for {size} data"):
             guided = guide_trace(guide, rows, size, cols)
         latent = {n: s for n, s in sampled(trace(model, size, cols, rows)).items() if n not in observed}
@@ -169,6 +168,8 @@ def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any],
     if is_local(site) != is_local(wanted):
         raise ProgramError(f"latent {name!r} is in the data plate of the model or of the guide, but not of both")
     check_site(name, site, size)
+    if _is_weighted(site) != _is_weighted(wanted):
+        raise ProgramError(f"latent {name!r} is masked or scaled in the model or in the guide, but not in both")
     if site["value"].shape != wanted["value"].shape:
         shapes = tuple(site["value"].shape), tuple(wanted["value"].shape)
         raise ProgramError(f"latent {name!r} has shape {shapes[0]}, in the model {shapes[1]}")
@@ -186,4 +187,4 @@ def _check_mixing(guide: PyroModule, observed: Values, covariates: Values) -> No
     def program(size: int, **given: Tensor) -> None:
         double({n: given[n] for n in observed}, size, **{n: given[n] for n in covariates})
 
-    check_independence(guide, program, {}, few({**observed, **covariates}, 4))
+    check_independence(guide, program, {}, few({**observed, **covariates}, DATA_COMPARED))

@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from calibrant.binding import bind
+from calibrant.binding import bind_fixed
 from calibrant.data import Data
-from calibrant.inference.objectives import check_guide, guide_trace, latent_values
+from calibrant.inference.objectives import check_guide, latent_values
 from calibrant.inference.predictive import add_groups
 from calibrant.inference.trees import build_tree, require_memory
 from calibrant.program import (
@@ -24,6 +24,7 @@ from calibrant.program import (
     defaults,
     density_of,
     deterministic,
+    guide_trace,
     in_double,
     is_local,
     seeded,
@@ -65,7 +66,7 @@ def posterior(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: when the draws would not fit into memory.
     """
-    data, program, guided = bind(model, observed, covariates), as_program(model), as_program(guide)
+    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     check_program(program, *data.tensors())
     few = data.batch(torch.arange(min(len(data), 4)))
     check_guide(program, guided, *few)

@@ -57,9 +57,9 @@ def sample_nuts(
     Raises:
         InferenceError: for discrete latents, or a density without a finite start.
     """
-    double = in_double(model)
-    rows, covariates = data.tensors(dtype=torch.float64)
-    with defaults(model, rows, torch.float64), pyro.validation_enabled(False):
+    given = data.tensors()[0]
+    with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False), torch.enable_grad():
+        double, (rows, covariates) = in_double(model), data.tensors(*place)
         latent = _latent_sites(double, rows, covariates)
         if all(is_local(site) for site in latent.values()):
             return _datum_by_datum(double, latent, rows, covariates, (chains, warmup, draws), seed, progress)

@@ -11,7 +11,7 @@ import xarray as xr
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from calibrant.binding import bind
+from calibrant.binding import bind_fixed
 from calibrant.data import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.exact import ExactPosterior, solve, verify
@@ -64,7 +64,7 @@ def reference(
     """
     if method not in METHODS:
         raise InferenceError(f"unknown method {method!r}; known: {METHODS}")
-    data, program = bind(model, observed, covariates), as_program(model)
+    data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
     structure = exact_structure(program) if method != "pyro-nuts" else None
     if method == "exact" and structure is None:
@@ -99,7 +99,7 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
     Raises:
         InferenceError: for a program whose exact posterior is not known here.
     """
-    data, program = bind(model, observed), as_program(model)
+    data, program = bind_fixed(model, observed), as_program(model)
     structure = exact_structure(program)
     if structure is None:
         raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
@@ -108,13 +108,13 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
 
 def _solve(program: PyroModule, structure: LinearGaussian, data: Data) -> ExactPosterior:
     """Check the declared structure against the program's own density, then solve it."""
-    observed, _ = data.tensors(dtype=torch.float64)
-    double, x = in_double(program), observed[structure.observed]
+    double = in_double(program)
 
     def log_joint(values: Mapping[str, Tensor]) -> Tensor:
         return log_density(double, values, len(values[structure.observed]), observed=[structure.observed]).joint
 
-    with torch.no_grad(), defaults(program, observed, torch.float64):
+    with torch.no_grad(), defaults(program, data.tensors()[0], torch.float64) as place:
+        x = data.tensors(*place)[0][structure.observed]
         verify(structure, log_joint, x[:16], torch.Generator().manual_seed(0))
         return solve(structure, x)
 

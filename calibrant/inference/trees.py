@@ -89,9 +89,8 @@ def add_group(
 
 
 def with_coords(group: xr.Dataset, coords: Mapping[str, Any]) -> xr.Dataset:
-    """A dataset with those coordinates whose dimension it has, and 0, 1, … for chains and draws."""
-    counts = {name: np.arange(group.sizes[name]) for name in SAMPLE if name in group.sizes}
-    return group.assign_coords({n: v for n, v in {**counts, **coords}.items() if n in group.dims})
+    """A dataset with those coordinates whose dimension it has, and 0, 1, … for all others, as ArviZ has it."""
+    return group.assign_coords({n: coords.get(str(n), np.arange(size)) for n, size in group.sizes.items()})
 
 
 def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], local: bool) -> xr.DataArray:
