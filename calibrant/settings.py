@@ -48,7 +48,7 @@ class Settings:
 
     structure: str = "faithful"
     family: str | dict[str, str] = "auto"
-    epochs: int = 14
+    epochs: int = 22
     batch_size: int = 256
     lr: float = 5e-3
     seed: int = 0

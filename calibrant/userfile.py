@@ -28,7 +28,8 @@ def load_object(spec: str) -> tuple[Any, str]:
         raise CalibrantError(f"there is no file {file}")
     module_name = f"calibrant_user_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:

@@ -190,3 +190,11 @@ def test_own_encoder_and_covariates():
         guide = cal.guides.amortize(program, observed, covariates={"offset": offset}, encoder=encoder)
         fit = cal.inference.fit(program, guide, observed, covariates={"offset": offset}, epochs=1, batch_size=16)
         assert fit.epochs == 1
+
+
+def test_one_datum_is_enough_to_make_a_guide():
+    model = cal.models.create("ea-vae", shape=(6,), latents=2)
+    observed = {"x": torch.ones(1, 6)}
+    guide = cal.guides.amortize(model, observed)
+    stats = cal.inference.posterior(model, guide, observed, draws=5)["sample_stats"]
+    assert bool(stats["log_q"].notnull().all())

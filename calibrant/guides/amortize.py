@@ -15,10 +15,11 @@ from calibrant.data import Data
 from calibrant.errors import ProgramError
 from calibrant.guides.encoders import ENCODERS, default_encoder
 from calibrant.guides.families import Head, choose_family
-from calibrant.program import PLATE, Program, Site, check_program, defaults, is_improper, seeded, sites, trace
+from calibrant.program import PLATE, Program, Site, check_program, defaults, few, is_improper, seeded, sites, trace
 
 STRUCTURES = ("faithful", "mean-field")
 _STATISTICS_ROWS = 10_000
+_PRIOR_DRAWS = 1_000
 
 
 class AmortizedGuide(PyroModule):
@@ -145,8 +146,9 @@ def _set_statistics(
 ) -> None:
     if hasattr(guide.encoder, "inputs"):
         guide.encoder.inputs.set_statistics({**observed, **covariates})
+    size = max(_PRIOR_DRAWS, len(next(iter(observed.values()))))
     with torch.no_grad():
-        run = trace(program, len(next(iter(observed.values()))), covariates, observed)
+        run = trace(program, size, few(covariates, size), few(observed, size))
     for name, head in zip(guide.order, guide.heads, strict=True):
         if not is_improper(run.nodes[name]["fn"]):
             head.set_prior(run.nodes[name]["value"])

@@ -36,7 +36,8 @@ class Standardize(nn.Module):
         """Take the mean of each entry, and one scale for all (an image's pixels keep their proportions)."""
         joined = self._join(inputs).double()
         self.loc.copy_(joined.mean(0))
-        self.scale.copy_((joined - joined.mean(0)).pow(2).mean().sqrt().clamp(min=1e-6))
+        scale = (joined - joined.mean(0)).pow(2).mean().sqrt()
+        self.scale.copy_(scale if scale > 0 else torch.ones_like(scale))  # one datum, or all alike
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         vector = (self._join(inputs) - self.loc) / self.scale
