@@ -103,6 +103,7 @@ _Run = Annotated[Path, typer.Argument(help="The run folder.")]
 _Data = Annotated[
     str | None, _option("--data", text="A registered set, FILE.npz, FILE.npy or FILE.py:function", shown=DATA)
 ]
+_RunData = Annotated[str | None, _option("--data", text="Other data than the run's, named as for `run`")]
 _DataRoot = Annotated[str | None, _option("--data-root", text="Folder of the registered sets' files")]
 _Download = Annotated[bool, _flag("--download", "Fetch a registered set that is not there")]
 _Site = Annotated[list[str] | None, _option("--site", text="NAME=KEY: the program's NAME is the data's KEY")]
@@ -259,7 +260,7 @@ def check(
     ctx: typer.Context,
     out: _Run,
     models: _UserModel = None,
-    data: _Data = None,
+    data: _RunData = None,
     data_root: _DataRoot = None,
     download: _Download = False,
     site: _Site = None,

@@ -71,7 +71,7 @@ The rest of the contract:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -206,9 +206,11 @@ class _Hold(Messenger):
     other ones once a functional call is over.
     """
 
-    def __init__(self, values: Values, size: int | None = None, score_draws: bool = False) -> None:
+    def __init__(
+        self, values: Values, size: int | None = None, score_draws: bool = False, latent: Collection[str] = ()
+    ) -> None:
         super().__init__()
-        self.values, self.size, self.score_draws = values, size, score_draws
+        self.values, self.size, self.score_draws, self.latent = values, size, score_draws, latent
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_deterministic(msg) or is_factor(msg):
@@ -216,7 +218,7 @@ class _Hold(Messenger):
         fn = msg["fn"]
         if msg["name"] in self.values:
             msg["value"] = _as_drawn(fn, self.values[msg["name"]])
-            msg["is_observed"] = True
+            msg["is_observed"] = msg["name"] not in self.latent
         elif msg["value"] is None and is_improper(fn):
             raw = torch.empty(biject_to(fn.support).inverse_shape(fn.shape())).uniform_(-2.0, 2.0)
             msg["value"] = biject_to(fn.support)(raw)
@@ -501,8 +503,8 @@ def sites(model: Program, observed: Values, covariates: Values | None = None) ->
         with defaults(program, {**rows, **cols}) as place:
             rows, cols = cast(rows, *place), cast(cols, *place)
             run = trace(program, size, cols, rows)
-            edges = _tracked_edges(program, size, cols, rows)
-        latent = {name: site for name, site in sampled(run).items() if name not in rows}
+            latent = {name: site for name, site in sampled(run).items() if name not in rows}
+            edges = _tracked_edges(program, run, size, cols, set(latent))
         edges |= _perturbed_edges(program, size, cols, rows, set(latent))
     order = list(messages(run))
     return {
@@ -524,8 +526,12 @@ def few(values: Values, size: int) -> dict[str, Tensor]:
     return {name: value[torch.arange(size, device=value.device) % len(value)] for name, value in values.items()}
 
 
-def _tracked_edges(program: Program, size: int, covariates: Values, observed: Values) -> set[tuple[str, str]]:
-    with _Hold(observed):
+def _tracked_edges(
+    program: Program, run: Trace, size: int, covariates: Values, latent: set[str]
+) -> set[tuple[str, str]]:
+    """Of a run at known values, since not every distribution can draw from tracked parameters (Laplace can't)."""
+    values = {name: site["value"] for name, site in sampled(run).items()}
+    with _Hold(values, latent=latent):
         found: Any = get_dependencies(program, (size,), dict(covariates))["prior_dependencies"]
     return {(up, down) for down, ups in found.items() for up in ups if up != down}
 

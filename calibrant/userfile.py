@@ -37,5 +37,6 @@ def load_object(spec: str) -> tuple[Any, str]:
     except Exception as error:
         raise CalibrantError(f"{file} does not import: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
-        raise CalibrantError(f"{file} has no {name!r}; it has {[n for n in vars(module) if not n.startswith('_')]}")
+        own = [n for n, thing in vars(module).items() if getattr(thing, "__module__", "") == module_name]
+        raise CalibrantError(f"{file} has no {name!r}; it defines {', '.join(own) or 'nothing'}")
     return getattr(module, name), hashlib.sha256(path.read_bytes()).hexdigest()

@@ -22,7 +22,7 @@ from pyro.nn import PyroModule
 from calibrant import store
 from calibrant.data import Data
 from calibrant.data import load as load_data
-from calibrant.errors import DataError, RunError
+from calibrant.errors import DataError, ProgramError, RunError
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.results import RunResult
 from calibrant.guides import amortize
@@ -33,6 +33,7 @@ from calibrant.inference.trees import model_sha256
 from calibrant.models import constructor_arguments, create
 from calibrant.program import Program, as_program, covariate_names, defaults, is_local, sampled, seeded, sites, trace
 from calibrant.progress import Progress, prefixed, silent
+from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
@@ -294,7 +295,8 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
 def _build_model(name: str, train: Data, request: Request) -> PyroModule:
     known, arguments = constructor_arguments(name), dict(request.arguments)
     if unknown := sorted(set(arguments) - set(known)):
-        raise RunError(f"--set: {name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
+        more = "; --set holds for all models of a run: run them one by one" if len(request.models) > 1 else ""
+        raise RunError(f"--set: {name} has no argument {', '.join(unknown)}; it has {', '.join(known)}{more}")
     if "shape" in known and "shape" not in arguments:
         arguments["shape"] = _event_shape(train, request.site)
     return create(name, **arguments)
@@ -357,16 +359,22 @@ def _site_shapes(model: Program, data: Data, given: Mapping[str, str]) -> dict[s
     covariates = {name: rows[key] for name, key in wanted.items() if key in rows}
     program = as_program(model)
     try:
-        with torch.no_grad(), seeded(0), defaults(program, covariates):
+        with torch.no_grad(), seeded(0), defaults(program, covariates), running(program, "it does not run for 2 data"):
             found = sampled(trace(program, 2, covariates))
-    except TypeError as error:
+    except ProgramError as error:
         if set(wanted) <= set(covariates):
             raise
         raise DataError(
             f"the model takes the covariates {', '.join(wanted)}, the data have {', '.join(data.keys())}: "
             "--site NAME=KEY"
         ) from error
-    return {name: tuple(site["value"].shape[1:]) for name, site in found.items() if is_local(site)}
+    local = {name: tuple(site["value"].shape[1:]) for name, site in found.items() if is_local(site)}
+    if not local:
+        raise ProgramError(
+            f"the model samples {', '.join(found) or 'nothing'} outside the data plate: put local latents and "
+            'observations in pyro.plate("data", size)'
+        )
+    return local
 
 
 def _labels_by_another_name(data: Data, wanted: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> bool:

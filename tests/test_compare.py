@@ -183,6 +183,43 @@ def test_correlation_error_of_a_mean_field_guide() -> None:
     assert found(result, "all latents", "correlation").status == "fail"
 
 
+def test_one_ignored_pair_of_many_latents_fails() -> None:
+    """The exact posterior couples two of 16 latents with .95; the guide does not. The whole matrix hides it."""
+    rng = np.random.default_rng(11)
+    guide, reference = (tree(rng, 32, chains=4, rho=0.0, latents=16) for _ in range(2))
+    values = reference["posterior"]["z"].values
+    standard = (values - values.mean((0, 1))) / values.std((0, 1))
+    coupled = 0.95 * standard[..., 3] + np.sqrt(1 - 0.95**2) * standard[..., 4]
+    values[..., 4] = values.mean((0, 1))[..., 4] + values.std((0, 1))[..., 4] * coupled
+    reference["posterior"]["z"].values = values
+    verdict = found(compare(guide, reference), "all latents", "correlation")
+    assert verdict.status == "fail", verdict
+    assert "z[3]" in verdict.sentence or "z[4]" in verdict.sentence
+    fair = compare(guide, tree(rng, 32, chains=4, rho=0.0, latents=16))
+    assert found(fair, "all latents", "correlation").status == "pass"
+
+
+def test_a_shared_draw_moves_all_data_together() -> None:
+    """z_i = c + 0.1 e_i with one c a draw: a perfect guide with few draws must not be failed for z."""
+    statuses = set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        trees = []
+        for draws, chains in ((150, 1), (500, 4)):
+            one = tree(rng, 50, draws, chains, rho=0.0, latents=2)
+            shared = rng.normal(size=(chains, draws))
+            local = shared[..., None] + 0.1 * rng.normal(size=(chains, draws, 50))
+            posterior = xr.Dataset(
+                {"c": (("chain", "draw"), shared), "z": (("chain", "draw", "data"), local)},
+                coords={"data": one["posterior"]["data"]},
+                attrs={**one["posterior"].attrs, "latents": json.dumps(["c", "z"])},
+            )
+            one["posterior"] = xr.DataTree(posterior)
+            trees.append(one)
+        statuses.add(found(compare(*trees), "z", "mean").status)
+    assert "fail" not in statuses
+
+
 def test_one_latent_has_no_correlation() -> None:
     rng = np.random.default_rng(0)
     trees = [tree(rng, 4), tree(rng, 4)]

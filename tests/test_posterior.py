@@ -250,22 +250,22 @@ def test_data_that_change_between_looks_are_refused(transform, call):
 
 def test_groups_of_a_program_with_shared_latents():
     groups = ["prior", "prior_predictive", "posterior_predictive", "log_likelihood"]
-    tree = posterior(hierarchical, aligned_guide, X, draws=400, groups=groups)
+    tree = posterior(hierarchical, aligned_guide, X, draws=200, groups=groups)
     assert {*groups, "posterior", "sample_stats", "observed_data", "constant_data"} == set(tree.children)
     prior = tree["prior"].dataset
     assert set(prior.data_vars) == {"centre", "z", "double", "square"}
     assert prior["double"].dims == prior["z"].dims == ("chain", "draw", "data")
     assert prior["centre"].dims == prior["square"].dims == ("chain", "draw")
     np.testing.assert_allclose(prior["double"], 2 * prior["z"], rtol=1e-6)
-    # Moments of 400 draws: centre, z − centre, x − z of the prior; x − z of the posterior (4 × 400).
+    # Moments of 200 draws: centre, z − centre, x − z of the prior; x − z of the posterior (4 × 200).
     replicated = tree["posterior_predictive"]["x"] - tree["posterior"]["z"]
     checks = [
-        (prior["centre"] - 3, 0.5, 400),
-        (prior["z"] - prior["centre"], 1.0, 1600),
-        (tree["prior_predictive"]["x"] - prior["z"], 0.5, 1600),
-        (replicated, 0.5, 1600),
+        (prior["centre"] - 3, 0.5, 200),
+        (prior["z"] - prior["centre"], 1.0, 800),
+        (tree["prior_predictive"]["x"] - prior["z"], 0.5, 800),
+        (replicated, 0.5, 800),
     ]
-    for value, sd, count in checks:  # a mean off by 0.33 sd, or a variance by 45%, is seen with 95% power
+    for value, sd, count in checks:  # a mean off by 0.47 sd, or a variance by 66%, is seen with 95% power
         assert abs(float(value.mean())) / sd * math.sqrt(count) < limit(8)
         assert abs(float(value.var()) / sd**2 - 1) * math.sqrt(count / 2) < limit(8)
     z = torch.tensor(tree["posterior"]["z"].values)
@@ -355,8 +355,8 @@ def test_path_derivative_has_no_noise_at_the_optimum_and_the_same_mean_elsewhere
     assert gradient(path_derivative, optimum).abs().max() < 1e-5
     assert gradient(analytic_kl, optimum).abs().max() > 1e-3
     away = Guide(0.3, 0.9)
-    paths, kls = (torch.stack([gradient(o, away) for _ in range(400)]) for o in (path_derivative, analytic_kl))
-    error = (paths.mean(0) - kls.mean(0)) / ((paths.var(0) + kls.var(0)) / 400).sqrt()
+    paths, kls = (torch.stack([gradient(o, away) for _ in range(200)]) for o in (path_derivative, analytic_kl))
+    error = (paths.mean(0) - kls.mean(0)) / ((paths.var(0) + kls.var(0)) / 200).sqrt()
     assert error.abs().max() < limit(2)
 
 
@@ -409,8 +409,8 @@ def test_objectives_agree_on_the_elbo():
     exact = float((prior + Normal(loc, 0.5).log_prob(x) - 0.5 * sd**2 / 0.25).mean())
     for objective in (path_derivative, analytic_kl, elbo_terms):
         with torch.no_grad():
-            draws = torch.stack([objective(as_program(conjugate), guide, X, 4, {}).per_datum(4) for _ in range(400)])
-        assert abs(float(draws.mean()) - exact) < limit(3) * float(draws.std()) / math.sqrt(400)
+            draws = torch.stack([objective(as_program(conjugate), guide, X, 4, {}).per_datum(4) for _ in range(200)])
+        assert abs(float(draws.mean()) - exact) < limit(3) * float(draws.std()) / math.sqrt(200)
 
 
 def test_minibatches_add_up_to_the_whole():
@@ -620,7 +620,7 @@ def improper_scores(tree: xr.DataTree) -> np.ndarray:
 
 
 def run_improper() -> xr.DataTree:
-    return reference(improper, WAITS, "pyro-nuts", warmup=200, draws=500)
+    return reference(improper, WAITS, "pyro-nuts", warmup=100, draws=500)
 
 
 def test_nuts_with_an_improper_prior():
@@ -694,16 +694,16 @@ def test_nuts_of_a_support_that_follows_a_covariate():
 
 
 @pytest.mark.slow
-def test_divergences_are_counted_and_fail_the_gate():
+def test_divergences_are_counted():
     """Neal's funnel: no step size suits both its mouth and its neck."""
 
     def funnel(size):
         with pyro.plate("data", size):
             width = pyro.sample("width", dist.Normal(0.0, 3.0))
-            z = pyro.sample("z", dist.Normal(0.0, (width / 2).exp()[:, None]).expand([size, 9]).to_event(1))
+            z = pyro.sample("z", dist.Normal(0.0, (width / 2).exp()[:, None]).expand([size, 4]).to_event(1))
             pyro.sample("x", dist.Normal(z.sum(-1), 1000.0))
 
-    tree = reference(funnel, {"x": torch.zeros(1)}, "pyro-nuts", warmup=300, draws=500)
-    assert int(tree["sample_stats"]["diverging"].sum()) > 0
-    assert not bool(tree["convergence"]["is_reference"].any())
-    assert "divergent" in str(tree["convergence"]["reason"].values[0])
+    data = cal.data.Data({"x": torch.zeros(1)})
+    result = sample_nuts(as_program(funnel), data, chains=2, warmup=100, draws=150, seed=0, progress=silent)
+    assert int(result.stats["diverging"].sum()) > 0
+    assert result.stats["diverging"].shape == (2, 150, 1)

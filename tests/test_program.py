@@ -674,6 +674,59 @@ def test_known_graphs(program, wanted, x):
     assert {name: (site.parents, site.children) for name, site in found.items()} == wanted
 
 
+FAMILIES: dict[str, Callable[[Tensor], dist.Distribution]] = {
+    "asymmetric-laplace": lambda a: dist.AsymmetricLaplace(a, 1.0, 1.0),
+    "beta": lambda a: dist.Beta(a.exp(), 1.0),
+    "beta-binomial": lambda a: dist.BetaBinomial(a.exp(), 1.0, 3),
+    "categorical": lambda a: dist.Categorical(logits=torch.stack([a, -a], -1)),
+    "cauchy": lambda a: dist.Cauchy(a, 1.0),
+    "continuous-bernoulli": lambda a: dist.ContinuousBernoulli(logits=a),
+    "dirichlet": lambda a: dist.Dirichlet(a.exp()[:, None].expand(-1, 3)),
+    "exponential": lambda a: dist.Exponential(a.exp()),
+    "gamma-poisson": lambda a: dist.GammaPoisson(a.exp(), 1.0),
+    "gumbel": lambda a: dist.Gumbel(a, 1.0),
+    "half-cauchy": lambda a: dist.HalfCauchy(a.exp()),
+    "inverse-gamma": lambda a: dist.InverseGamma(a.exp(), 1.0),
+    "kumaraswamy": lambda a: dist.Kumaraswamy(a.exp(), 1.0),
+    "laplace": lambda a: dist.Laplace(a[:, None].expand(-1, 3), 1.0).to_event(1),
+    "lkj": lambda a: dist.LKJCholesky(3, a.exp()),
+    "logistic-normal": lambda a: dist.LogisticNormal(a[:, None].expand(-1, 2), torch.ones(2)),
+    "low-rank": lambda a: dist.LowRankMultivariateNormal(a[:, None].expand(-1, 2), torch.ones(2, 1), torch.ones(2)),
+    "masked": lambda a: dist.Normal(a, 1.0).mask(a > 0),
+    "mixture": lambda a: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.Normal(torch.stack([a, -a], -1), 1.0)
+    ),
+    "multivariate-t": lambda a: dist.MultivariateStudentT(4.0, a[:, None].expand(-1, 2), torch.eye(2)),
+    "one-hot": lambda a: dist.OneHotCategorical(logits=torch.stack([a, -a], -1)),
+    "pareto": lambda a: dist.Pareto(1.0, a.exp()),
+    "projected-normal": lambda a: dist.ProjectedNormal(a[:, None].expand(-1, 2) + 1),
+    "relaxed-bernoulli": lambda a: dist.RelaxedBernoulli(torch.tensor(0.5), logits=a),
+    "softplus-normal": lambda a: dist.TransformedDistribution(
+        dist.Normal(a, 1.0), [dist.transforms.SoftplusTransform()]
+    ),
+    "stable": lambda a: dist.Stable(1.5, 0.0, a.exp(), a),
+    "student-t": lambda a: dist.StudentT(3.0, a, 1.0),
+    "weibull": lambda a: dist.Weibull(a.exp(), 1.0),
+    "zero-inflated": lambda a: dist.ZeroInflatedPoisson(rate=a.exp(), gate=torch.tensor(0.3)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_keeps_the_contract_and_shows_its_parents(family):
+    def program(size):
+        with pyro.plate("data", size):
+            a = local("a", 0.0)
+            z = pyro.sample("z", family(a))
+            local("x", z.to(a.dtype).reshape(size, -1).mean(-1))
+
+    check_program(program, {"x": X})
+    found = sites(program, {"x": X})
+    assert {name: (site.parents, site.children) for name, site in found.items()} == {
+        "a": ((), ("z",)),
+        "z": (("a",), ("x",)),
+    }
+
+
 def test_what_a_site_is():
     def program(size, top):
         w = pyro.sample("w", dist.Gamma(2.0, 1.0).expand([4]).to_event(1))

@@ -212,21 +212,21 @@ def assert_close(found: Tensor, wanted: Tensor, what: str) -> None:
 
 @given(specs())
 @example(EVERYTHING)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_density_is_pyros(spec):
     assert_density_is_pyros(spec)
 
 
 @given(specs())
 @example(EVERYTHING)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_density_of_a_datum_is_that_of_a_run_with_it_alone(spec):
     assert_data_are_independent(spec)
 
 
 @given(specs())
 @example(EVERYTHING)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_contract_is_kept_and_sites_are_known(spec):
     observed, covariates = {"x": prior_values(spec)["x"]}, spec.given()
     with float64():
@@ -366,7 +366,7 @@ def _depend(mean: Tensor, value: Tensor, way: str) -> None:
 
 
 @given(graphs())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_random_graphs_are_recovered(graph):
     sites = cal.sites(program_of(graph), {"x": torch.zeros(3)})
     assert list(sites) == [name for name in graph if name != "x"]

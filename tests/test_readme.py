@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), 
 def test_write_your_own_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert len(BLOCKS[0].splitlines()) < 35
-    exec(compile(BLOCKS[0], "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(BLOCKS[0], "README.md", "exec"), {"__name__": "__main__"})
     assert "gain" in capsys.readouterr().out
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
 

@@ -30,7 +30,8 @@ def load_arrays(path: Path, seed: int) -> dict[str, Data]:
                 arrays = dict(archive)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} cannot be read ({error}): save plain numeric arrays with numpy.save or numpy.savez"
+            f"{path} cannot be read: it is damaged, or holds more than plain numbers; save arrays with numpy.save "
+            "or numpy.savez"
         ) from error
     return random_splits(Data(arrays, name=path.stem), seed)
 
@@ -42,7 +43,8 @@ def load_function(path: Path, function_name: str, seed: int, options: Mapping[st
 
     Raises:
         DataError: for a missing file or function, a file that does not import, options that the function does not take,
-            or a result that is neither a `Data` nor a dict of the splits train, validation and test.
+            or a result that is neither a `Data`, nor a dict of arrays, nor a dict of the splits train, validation and
+            test.
     """
     if not function_name:
         raise DataError(f"say which function of {path} returns the data: {path}:FUNCTION")
@@ -58,6 +60,8 @@ def load_function(path: Path, function_name: str, seed: int, options: Mapping[st
     except TypeError as error:
         raise DataError(f"{label} cannot be called with {dict(options) or 'no arguments'}: {error}") from error
     result = function(**options)
+    if isinstance(result, Mapping) and not set(result) & set(SPLITS):
+        result = as_data(result)
     if isinstance(result, Data):
         return random_splits(result, seed)
     return as_splits(result, label)
@@ -69,7 +73,7 @@ def as_splits(result: object, label: str) -> dict[str, Data]:
     Raises:
         DataError: for anything else; `label` says whose result it is.
     """
-    wanted = f"return a Data, or a dict with the keys {', '.join(SPLITS)}"
+    wanted = f"return a dict of arrays, a Data, or a dict with the keys {', '.join(SPLITS)}"
     if not isinstance(result, Mapping):
         raise DataError(f"{label} returned a {type(result).__name__}: {wanted}")
     if set(result) != set(SPLITS):

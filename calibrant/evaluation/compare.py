@@ -459,7 +459,8 @@ def _correlation_error(a: _Draws, r: _Draws) -> dict[str, Array]:
     matrix of the blocks: V itself, one row per pair of latents, is never formed.
     """
     if a.values.shape[-1] < 2:
-        return {name: np.array(np.nan) for name in _PER_DATUM}
+        rows = {name: np.full(a.values.shape[-1], np.nan) for name in _CORRELATION_ROWS}
+        return {name: np.array(np.nan) for name in _PER_DATUM} | rows
     blocks = _correlation_blocks(a.flat) - _correlation_blocks(r.flat)
     mean, n = blocks.mean(0), _BLOCKS - 1
     scatter = (blocks - mean) @ (blocks - mean).T / (n * _BLOCKS * len(mean))
@@ -477,7 +478,18 @@ def _correlation_error(a: _Draws, r: _Draws) -> dict[str, Array]:
         "correlation_mean_square_se": square_se,
         "correlation_null_se": np.sqrt(2.0 * trace_square),
         "correlation_noise": noise,
-    }
+    } | _correlation_rows(mean, ((blocks - mean) ** 2).sum(0) / (n * _BLOCKS), a.values.shape[-1])
+
+
+def _correlation_rows(mean: Array, variance: Array, latents: int) -> dict[str, Array]:
+    """The same mean square for each latent's row of the matrix alone, and its noise: one wrong pair stays visible."""
+    upper = np.triu_indices(latents, 1)
+
+    def row(pairs: Array) -> Array:
+        total = sum(np.bincount(side, weights=pairs, minlength=latents) for side in upper)
+        return np.asarray(total) / (latents - 1)
+
+    return {"correlation_row_mean_square": row(mean**2 - variance), "correlation_row_noise": row(variance)}
 
 
 def _correlation_blocks(x: Array) -> Array:
@@ -492,11 +504,13 @@ def _correlation_blocks(x: Array) -> Array:
     return products[:, upper[0], upper[1]] - rho[upper] * (half_sum - 1.0)
 
 
+_CORRELATION_ROWS = ("correlation_row_mean_square", "correlation_row_noise")
 _PER_LATENT = (
     *(f"{name}{suffix}" for name in ("mean_error", "sd_ratio", "wasserstein", "coverage") for suffix in ("", "_se")),
     "wasserstein_null",
     "wasserstein_null_se",
     "coverage_null_se",
+    *_CORRELATION_ROWS,
 )
 _PER_DATUM = (
     "correlation_error",

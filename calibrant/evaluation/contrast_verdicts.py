@@ -81,17 +81,27 @@ def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[S
     if not np.isfinite(curve).all():
         return "cannot tell", f"is not known at every contrast: {_missing(result)}"
     noise = bool((np.abs(curve - curve.mean()) <= limit * se).all())
+    if noise and limit * se.max() > FLAT:
+        return "cannot tell", f"is not known well enough: its errors are up to {se.max():.2f} of the prior sd"
     if noise or np.ptp(curve) < FLAT:
         theory = _LINEAR_THEORY if result.attrs["structure"] == "linear-gaussian" else ""
         return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: it should fall"
     rank, start, end = result.attrs["spearman_exact"], curve[0], curve[-1]
     spearman = f"{rank:.2f}".replace("-", "−")
     course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {spearman})"
-    if rank > MONOTONE:
+    if _rises(curve, se, limit):
         return "fail", f"{course}: it should fall steadily"
-    if start < START:
+    if start + limit * se[0] < START:
         return "fail", f"{course}: it should start near the prior, where the image lies below the noise"
+    if rank > MONOTONE or start < START:
+        return "cannot tell", f"{course}: too near to the limit for its errors"
     return "pass", f"{course.replace('goes', 'falls', 1)}: as it should"
+
+
+def _rises(curve: Array, se: Array, limit: float) -> bool:
+    """Whether the curve is higher at some contrast than at a lower one, beyond errors and what counts as flat."""
+    rise = curve[None, :] - curve[:, None] - limit * np.hypot(se[None, :], se[:, None])
+    return bool((np.triu(rise, 1) > FLAT).any())
 
 
 def _guide(result: xr.Dataset, name: str, words: str) -> Verdict:

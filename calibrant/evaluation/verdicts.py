@@ -7,10 +7,15 @@ What is looked at, for each site:
   from datum to datum average to nothing;
 - both again for every single latent, averaged over data only, because one wrong latent among many averages away too.
 
-and, over all latents together, the root-mean-square error of their correlations. With m such statistics in all, limits
-lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard errors out: a perfect guide fails once in 100,000 comparisons at most.
+and the root-mean-square error of correlations, over all latents together and for every latent with all others. With m
+such statistics in all, limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard errors out: a perfect guide fails once in 100,000
+comparisons at most, where the draws resolve the posterior's fourth moments (a LogNormal with σ beyond 1 is too heavy).
 
-Errors are independent over data, since every datum has its own draws; over the latents of one datum they are not, since
+`pass` speaks of mean, sd, central coverage and linear correlation. A wrong shape with the right moments passes; look at
+`wasserstein` beside `wasserstein_null` for that.
+
+Errors are independent over data, since every datum has its own draws (with shared latents, whose draw moves all data
+together, data are counted as fully correlated instead); over the latents of one datum they are not, since
 a draw is shared by all of them. The latents of one datum are therefore counted as fully correlated: the standard error
 of their average is the average of their standard errors, an upper bound for any correlation. This costs no `pass`,
 because every single latent, whose error is as large, has to pass as well.
@@ -74,14 +79,14 @@ def verdicts(result: xr.Dataset) -> list[Verdict]:
         there are two or more local ones.
     """
     groups = list(_groups(result))
-    limit = _limit([len(group.labels) for group in groups], result.sizes["latent"] > 1)
+    limit = _limit([len(group.labels) for group in groups], result.sizes["latent"])
     level = float(result.attrs["coverage_level"])
     found = []
     for group in groups:
         for quantity in ("sd", "mean", "coverage"):
             found.append(_judge(group.site, quantity, _checks(group, quantity, level, limit), level))
     if result.sizes["latent"] > 1:
-        found.append(_judge("all latents", "correlation", [_correlation_check(result, limit)], level))
+        found.append(_judge("all latents", "correlation", _correlation_checks(result, limit), level))
     if not result.attrs["cannot_tell"]:
         return found
     share = f"{result.attrs['share_left_out']:.0%} of the data have no reference posterior"
@@ -95,6 +100,7 @@ class _Group:
     site: str
     labels: list[str]
     values: dict[str, Array]  # `(data, latent)`
+    together: bool  # whether a shared draw moves the errors of all data at once
 
 
 def _groups(result: xr.Dataset) -> Iterator[_Group]:
@@ -107,12 +113,12 @@ def _groups(result: xr.Dataset) -> Iterator[_Group]:
         for site in dict.fromkeys(sites.tolist()):
             part = result.isel({dim: np.flatnonzero(sites == site)})
             values = {name: np.atleast_2d(part[prefix + name].values) for name in names}
-            yield _Group(site, part[dim].values.tolist(), values)
+            yield _Group(site, part[dim].values.tolist(), values, "shared_latent" in result.dims)
 
 
-def _limit(latents: list[int], correlation: bool) -> float:
-    """The simultaneous limit, in standard errors, of all checks of sites with so many latents."""
-    checks = sum(5 * (1 + (n if n > 1 else 0)) for n in latents) + int(correlation)
+def _limit(latents: list[int], local: int) -> float:
+    """The simultaneous limit, in standard errors, of all checks of sites with so many latents, `local` local ones."""
+    checks = sum(5 * (1 + (n if n > 1 else 0)) for n in latents) + (1 + local if local > 1 else 0)
     return float(-ndtri(FALSE_ALARM / (2 * checks)))
 
 
@@ -150,17 +156,24 @@ def _checks(group: _Group, quantity: str, level: float, limit: float) -> list[_C
     """All checks of one quantity of one site, the most telling first."""
     error, se = _errors(group.values, quantity, level)
     margin, n = _INTERNAL_MARGINS[quantity], len(group.labels)
-    columns = [(f"`{label}`", error[:, [i]], se[:, [i]]) for i, label in enumerate(group.labels)] if n > 1 else []
+    mean, mean_se, square, noise = (_pooled(a, group.together) for a in (error, se, error**2 - se**2, se**2))
+    columns = [(f"`{label}`", [i]) for i, label in enumerate(group.labels)] if n > 1 else []
     worst = f"the worst of {n} latents"
-    each = [_average(label, f" ({worst})", e, s, limit) for label, e, s in columns]
-    checks = [_average(f"`{group.site}`", "", error, se, limit), *_largest_first(each)]
+    each = [_average(label, f" ({worst})", mean[:, i], mean_se[:, i], limit) for label, i in columns]
+    checks = [_average(f"`{group.site}`", "", mean, mean_se, limit), *_largest_first(each)]
     if quantity == "coverage":  # a statement about averages: it need not hold datum by datum
         return checks
-    each = [_root(label, f" (root mean square, {worst})", e**2 - s**2, s**2, margin, limit) for label, e, s in columns]
+    note = f" (root mean square, {worst})"
+    each = [_root(label, note, square[:, i], noise[:, i], margin, limit) for label, i in columns]
     over = "data and latents" if n > 1 else "data"
-    square, noise = (error**2 - se**2).mean(1), (se**2).mean(1)
+    square, noise = square.mean(1), noise.mean(1)
     whole = _root(f"`{group.site}`", f" (root mean square over {over})", square, noise, margin, limit)
     return [*checks, whole, *_largest_first(each)]
+
+
+def _pooled(values: Array, together: bool) -> Array:
+    """Values `(data, …)` as one datum, their mean, where all data err together: their errors do not average out."""
+    return values.mean(0, keepdims=True) if together and len(values) else values
 
 
 def _errors(values: dict[str, Array], quantity: str, level: float) -> tuple[Array, Array]:
@@ -215,11 +228,20 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, lim
     return _Check(label, note, root, float(np.sqrt(root**2 + spread(root**2))) - root, low, high, signed=False)
 
 
-def _correlation_check(result: xr.Dataset, limit: float) -> _Check:
+def _correlation_checks(result: xr.Dataset, limit: float) -> list[_Check]:
+    """The whole matrix, and every latent's row of it."""
+    together = "shared_latent" in result.dims
     pairs = result.sizes["latent"] * (result.sizes["latent"] - 1) // 2
     note = f" (root mean square over {pairs} {'pair' if pairs == 1 else 'pairs'})"
-    square, noise = result["correlation_mean_square"].values, result["correlation_noise"].values
-    return _root("all latents", note, square, noise, CORRELATION_MARGIN, limit)
+    square, noise = (_pooled(result[f"correlation_{name}"].values, together) for name in ("mean_square", "noise"))
+    whole = _root("all latents", note, square, noise, CORRELATION_MARGIN, limit)
+    squares, noises = (_pooled(result[f"correlation_row_{name}"].values, together) for name in ("mean_square", "noise"))
+    note = f" (root mean square with the others, the worst of {result.sizes['latent']} latents)"
+    rows = [
+        _root(f"`{label}`", note, squares[:, i], noises[:, i], CORRELATION_MARGIN, limit)
+        for i, label in enumerate(result["latent"].values.tolist())
+    ]
+    return [whole, *_largest_first(rows)]
 
 
 def _judge(site: str, quantity: str, checks: list[_Check], level: float) -> Verdict:

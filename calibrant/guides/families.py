@@ -146,6 +146,7 @@ class Head(nn.Module):
             features = self.modulation(features, parents)
         # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
         loc, raw = self.out(features / features.shape[1] ** 0.5).reshape(len(features), 2, *self.event_shape).unbind(1)
-        loc = _FARTHEST * torch.tanh(loc / _FARTHEST)
+        if self.family.support is constraints.positive:
+            loc = _FARTHEST * torch.tanh(loc / _FARTHEST)
         scale = self.width * (softplus(raw + _START) + 1e-6)
         return self.family.build(self.center + self.width * loc, scale).to_event(len(self.event_shape))

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
-from calibrant.inference.objectives import OBJECTIVES, check_guide, elbo_terms
+from calibrant.inference.objectives import OBJECTIVES, ElboTerms, check_guide, elbo_terms
 from calibrant.program import Program, as_program, check_program, defaults, seeded
 from calibrant.progress import Progress, silent
 from calibrant.refusals import check_support
 from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 
 _RISE = 0.03  # of all steps
+_SHARED_DRAWS = 32
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Fit:
 
     Attributes:
         history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
-        elbo: the held-out ELBO of the weights that were kept, nats per datum.
+        elbo: the held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The same data chose
+            these weights among the epochs; for a figure to publish, evaluate data that took no part.
         elbo_se: its standard error over the held-out data and the draws.
         epochs: the epochs that were run.
         stopped: why training ended: "finished", "early" or "interrupted".
@@ -121,7 +123,8 @@ def fit(
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
-        state.fit.elbo, state.fit.elbo_se = _held_out_elbo(modules, held, plan, draws=16)
+        final = _held_out_elbo(modules, held, plan, len(train), draws=16, stream=1)
+        state.fit.elbo, state.fit.elbo_se = final
     state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
     return state.fit
 
@@ -214,7 +217,7 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
             lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
             elbos.append(_step(state, plan, train, index, lr))
     state.modules.eval()
-    elbo, elbo_se = _held_out_elbo(state.modules, held, plan)
+    elbo, elbo_se = _held_out_elbo(state.modules, held, plan, len(train))
     row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
     state.fit.history.append(row)
     state.fit.epochs += 1
@@ -261,19 +264,36 @@ def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float) -
         state.fit.stopped = "early"
 
 
-def _held_out_elbo(modules: _Modules, held: Data, plan: _Plan, draws: int = 1) -> tuple[float, float]:
-    """ELBO per datum and its standard error, with the same random stream at every call."""
-    local: list[Tensor] = []
-    shared: list[Tensor] = []
-    with seeded(plan.seed):
-        for index in torch.arange(len(held), device="cpu").split(4096):
-            observed, covariates = held.batch(index, modules.device)
-            terms = [elbo_terms(modules.model, modules.guide, observed, len(index), covariates) for _ in range(draws)]
-            local.append(torch.stack([t.local for t in terms]).double().mean(0))
-            shared.extend(t.shared.double() for t in terms)
-    values = torch.cat(local)
-    elbo = values.mean() + torch.stack(shared).mean() / len(held)
-    return float(elbo), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
+def _held_out_elbo(
+    modules: _Modules, held: Data, plan: _Plan, total: int, draws: int = 1, stream: int = 0
+) -> tuple[float, float]:
+    """ELBO per datum and its standard error, with the same random stream at every call.
+
+    The shared terms are divided by `total`, the number of training data, as in training: what is held out says how well
+    the guide does on new data, not what it would be if it had seen only these. One draw of shared latents moves the
+    terms of all data together, so many are averaged where there are such latents.
+    """
+    with seeded(plan.seed + stream):
+        passes = [_one_pass(modules, held)]
+        is_shared = bool(passes[0].shared != 0)
+        draws = max(draws, _SHARED_DRAWS) if is_shared else draws
+        passes += [_one_pass(modules, held) for _ in range(draws - 1)]
+    local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
+    estimates = local.mean(1) + shared / total
+    variance = local.mean(0).var() / len(held) if len(held) > 1 else torch.tensor(math.nan)
+    if is_shared:
+        variance = variance + estimates.var() / draws
+    return float(estimates.mean()), float(variance.sqrt())
+
+
+def _one_pass(modules: _Modules, held: Data) -> ElboTerms:
+    """One draw of the ELBO's terms for all held-out data, in float64."""
+    terms = []
+    for index in torch.arange(len(held), device="cpu").split(4096):
+        observed, covariates = held.batch(index, modules.device)
+        terms.append(elbo_terms(modules.model, modules.guide, observed, len(index), covariates))
+    shared = torch.stack([t.shared for t in terms]).double().mean()
+    return ElboTerms(torch.cat([t.local for t in terms]).double(), shared)
 
 
 def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:

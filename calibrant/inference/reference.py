@@ -66,11 +66,12 @@ def reference(
         raise InferenceError(f"unknown method {method!r}; known: {METHODS}")
     data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
-    structure = exact_structure(program) if method != "pyro-nuts" else None
+    # A declared structure says nothing of covariates, so that data with covariates have no exact posterior here.
+    structure = exact_structure(program) if method != "pyro-nuts" and not data.covariate_names else None
     if method == "exact" and structure is None:
         raise InferenceError(
             f"{type(program).__name__} has no exact posterior that is known here (linear decoder, Gaussian noise, "
-            "Normal latents, at most one scale): use method='pyro-nuts'"
+            "Normal latents, at most one scale, no covariates): use method='pyro-nuts'"
         )
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
     require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data")
@@ -100,7 +101,7 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
         InferenceError: for a program whose exact posterior is not known here.
     """
     data, program = bind_fixed(model, observed), as_program(model)
-    structure = exact_structure(program)
+    structure = None if data.covariate_names else exact_structure(program)
     if structure is None:
         raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
     return _solve(program, structure, data).log_evidence
