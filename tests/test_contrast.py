@@ -462,10 +462,16 @@ def test_verdicts_of_known_curves(exact, ours, expected, words):
 
 def test_a_flat_curve_is_flat_however_its_noise_is_ranked():
     """Noise that happens to fall has rank correlation −1."""
+    still = [0.556, 0.553, 0.55, 0.547, 0.544]
+    assert contrast_verdicts(curves(still, still, se=0.005))[0].status == "fail"
+    assert "is flat" in contrast_verdicts(curves(still, still, se=0.005))[0].sentence
     noisy = [0.60, 0.57, 0.55, 0.53, 0.50]
-    assert contrast_verdicts(curves(noisy, noisy, se=0.1))[0].status == "fail"
-    assert "is flat" in contrast_verdicts(curves(noisy, noisy, se=0.1))[0].sentence
     assert "is flat" not in contrast_verdicts(curves(noisy, noisy, se=0.001))[0].sentence
+
+
+def test_a_curve_that_is_not_known_is_not_called_flat():
+    falling = [1.0, 0.9, 0.7, 0.5, 0.4]
+    assert contrast_verdicts(curves(falling, falling, se=3.0))[0].status == "cannot tell"
 
 
 def test_a_guide_at_the_margin_is_left_open():
