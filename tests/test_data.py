@@ -364,7 +364,7 @@ def parts():
     return {"train": {"x": np.zeros(3)}, "validation": Data({"x": np.zeros(2)}), "test": {"x": np.zeros(1)}}
 
 def arrays():
-    return {"x": np.zeros(3)}
+    return {"x": np.zeros(20)}
 
 def number():
     return 3
@@ -385,6 +385,7 @@ def test_user_function(tmp_path):
     assert {k: len(v) for k, v in load(f"{file}:whole").items()} == {"train": 16, "validation": 2, "test": 2}
     assert sum(len(data) for data in load(f"{file}:whole", size=30).values()) == 30
     assert {k: len(v) for k, v in load(f"{file}:parts").items()} == {"train": 3, "validation": 2, "test": 1}
+    assert sum(len(data) for data in load(f"{file}:arrays").values()) == 20
     with pytest.raises(KeyError, match="own error"):
         load(f"{file}:breaks")
 
@@ -394,8 +395,7 @@ def test_user_function(tmp_path):
     [
         ("mine.py:absent", "absent"),
         ("mine.py:constant", "constant is a int: name a function"),
-        ("mine.py:arrays", "returned a dict with the keys x: return a Data, or a dict with the keys train, val"),
-        ("mine.py:number", "returned a int: return a Data"),
+        ("mine.py:number", "returned a int: return a dict of arrays, a Data"),
         ("mine.py:needs", "cannot be called with no arguments: missing a required argument: 'path'"),
         ("mine.py", "say which function of .*mine.py"),
         ("none.py:whole", "there is no file .*none.py"),

@@ -324,7 +324,7 @@ DAMAGE = {
     "odd guide": (lambda f: edit(f, guide={"structure": "faithful"}), "guide .* cannot be rebuilt"),
     "unfinished": (lambda f: edit(f, fit=None), "--resume"),
     "several": (lambda f: edit(f, runs=["a", "b"]), "several runs"),
-    "gone": (lambda f: f.rename(f.with_name("elsewhere")), "no folder"),
+    "gone": (lambda f: f.rename(f.with_name("elsewhere")), "no run in"),
 }
 
 
