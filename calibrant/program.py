@@ -198,7 +198,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 # -- running a program -------------------------------------------------------------------------------------------------
 
 
-class _Hold(Messenger):
+class Hold(Messenger):
     """Holds sites at given values, and gives improper priors a start, U(−2, 2) in unconstrained space.
 
     What is drawn has the default dtype (a prior that was built in `__init__` draws in the dtype of that time). Given
@@ -252,14 +252,14 @@ def is_improper(fn: Any) -> bool:
 
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
     """One run of the program with the given sites held at their values; the other sites are drawn."""
-    with _Hold(values or {}, size), poutine.trace() as tracer:
+    with Hold(values or {}, size), poutine.trace() as tracer:
         program(size, **(covariates or {}))
     return tracer.get_trace()
 
 
 def guide_trace(guide: Program, observed: Values, size: int, covariates: Values) -> Trace:
     """One run of a guide, ready for `density_of` at its own draws."""
-    with _Hold({}, size, score_draws=True), poutine.trace() as tracer:
+    with Hold({}, size, score_draws=True), poutine.trace() as tracer:
         guide(observed, size, **covariates)
     return tracer.get_trace()
 
@@ -531,7 +531,7 @@ def _tracked_edges(
 ) -> set[tuple[str, str]]:
     """Of a run at known values, since not every distribution can draw from tracked parameters (Laplace can't)."""
     values = {name: site["value"] for name, site in sampled(run).items()}
-    with _Hold(values, latent=latent):
+    with Hold(values, latent=latent):
         found: Any = get_dependencies(program, (size,), dict(covariates))["prior_dependencies"]
     return {(up, down) for down, ups in found.items() for up in ups if up != down}
 

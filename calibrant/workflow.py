@@ -277,7 +277,7 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
         train = train[np.linspace(0, len(train) - 1, settings.train_data).round().astype(int)]
     splits["train"] = train
     guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
-    if exact_structure(model) is None:
+    if exact_structure(model, train) is None:
         require_passable(settings.chains, settings.draws)
     config = {
         "data": {
@@ -488,14 +488,14 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
     splits, _, notes = _for_program(model, splits, request.site or stored.get("site", {}))
     known = {f.name: config["settings"][f.name] for f in fields(Settings) if f.name in config["settings"]}
     settings = Settings(**{**known, **{n: v for n, v in request.asked().items() if n not in TRAINING or n == "seed"}})
-    if exact_structure(model) is None:
+    if exact_structure(model, splits["test"]) is None:
         require_passable(settings.chains, settings.draws)
     return _Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
 
 
 def _evaluate(job: _Job, progress: Progress) -> RunResult:
     """Posteriors, references, their comparison and the contrast experiment on held-out test data, all saved."""
-    settings, exact = job.settings, exact_structure(job.model) is not None
+    settings, exact = job.settings, exact_structure(job.model, job.splits["test"]) is not None
     for file in (store.COMPARISON, store.CONTRAST, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
     held = _held_out(job.splits["test"], settings.held_out, settings.seed)
@@ -569,7 +569,8 @@ def _contrast(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
     settings = job.settings
     if not has_contrast(job.model, held):
         job.notes.append(
-            "no contrast experiment: it takes images, Gaussian noise (model.likelihood.scale) and an exact posterior"
+            "no contrast experiment: it takes images, Gaussian noise (model.likelihood.scale), one vector latent "
+            "and an exact posterior"
         )
         return None
     result = contrast_experiment(

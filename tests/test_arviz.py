@@ -22,7 +22,7 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation import pit
-from calibrant.inference import GROUPS
+from calibrant.inference import GROUPS, repair
 
 LABELS = [7, 3, 11]
 
@@ -57,15 +57,16 @@ def trees() -> dict[str, xr.DataTree]:
     guide = cal.guides.amortize(model, data).eval()
     with pytest.MonkeyPatch.context() as patch:  # too few draws for the gate are enough for the form of a tree
         patch.setattr(sys.modules[cal.inference.reference.__module__], "require_passable", lambda *numbers: None)
+        patch.setattr(repair, "_LOOKS", 1)
         nuts = cal.inference.reference(Curve().eval(), curve_data()[:1], draws=30, warmup=30, groups=GROUPS, seed=3)
     return {
         "amortized": cal.inference.posterior(model, guide, data, draws=100, groups=GROUPS, seed=1),
         "exact": cal.inference.reference(model, data, draws=25, groups=GROUPS, seed=2),
-        "pyro-nuts": nuts,
+        "nuts": nuts,
     }
 
 
-@pytest.fixture(params=["amortized", "exact", "pyro-nuts"])
+@pytest.fixture(params=["amortized", "exact", "nuts"])
 def tree(request: pytest.FixtureRequest, trees: dict[str, xr.DataTree]) -> xr.DataTree:
     return trees[request.param]
 
@@ -105,11 +106,11 @@ def test_groups_dimensions_and_coordinates(tree):
 def test_event_dimensions_have_names(trees):
     assert trees["exact"]["posterior"]["z"].dims == ("chain", "draw", "data", "feature")
     assert trees["exact"]["observed_data"]["x"].dims == ("data", "x_dim_0", "x_dim_1", "x_dim_2")
-    weights = trees["pyro-nuts"]["posterior"]["weights"]
+    weights = trees["nuts"]["posterior"]["weights"]
     assert weights.dims == ("chain", "draw", "data", "term")
     assert weights["term"].values.tolist() == ["slope", "square"]
-    assert trees["pyro-nuts"]["posterior"]["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
-    assert set(trees["pyro-nuts"]["constant_data"].data_vars) == {"dose"}
+    assert trees["nuts"]["posterior"]["mean"].dims == ("chain", "draw", "data", "mean_dim_0")
+    assert set(trees["nuts"]["constant_data"].data_vars) == {"dose"}
 
 
 def test_a_comparison_shares_no_dimension_with_a_tree_but_the_data(trees):
@@ -125,7 +126,7 @@ def test_attributes_are_text_and_numbers(tree):
         assert all(isinstance(value, str | int | float) for value in group.attrs.values())
     attributes = tree["posterior"].attrs
     assert attributes["inference_library"] == "calibrant"
-    assert attributes["independent_draws"] == int(attributes["method"] != "pyro-nuts")
+    assert attributes["independent_draws"] == int(attributes["method"] != "nuts")
     assert set(json.loads(attributes["latents"])) <= set(tree["posterior"].data_vars)
     assert isinstance(json.loads(attributes["settings"]), dict)
 
@@ -156,7 +157,7 @@ def test_summary_and_diagnostics(tree):
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter", "ignore:The point-wise LOO")
-@pytest.mark.parametrize("method", ["exact", "pyro-nuts"])
+@pytest.mark.parametrize("method", ["exact", "nuts"])
 def test_leave_one_out_works_on_the_log_likelihood(trees, method):
     found = arviz_stats.loo(trees[method], pointwise=True)
     assert np.isfinite(found.elpd)
@@ -179,7 +180,7 @@ def test_plots_of_guide_and_reference_together(trees):
 
 
 def test_energy_of_nuts(trees):
-    drawn(arviz_plots.plot_energy(trees["pyro-nuts"].isel(data=0), backend="matplotlib"))
+    drawn(arviz_plots.plot_energy(trees["nuts"].isel(data=0), backend="matplotlib"))
 
 
 @pytest.mark.parametrize(

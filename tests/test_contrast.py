@@ -85,26 +85,27 @@ class ExactGuide(PyroModule):
 
     def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
         images, row = observed["x"].flatten(1).unique(dim=0, return_inverse=True)
-        structure = self.target.linear_gaussian()
-        loading, noise = structure.loading, structure.noise
-        error = images if structure.offset is None else images - structure.offset
+        loading, noise = self.target.decoder.weight, self.target.likelihood.scale
+        error = images - self.target.decoder.bias
         with pyro.plate("data", size):
             scale = torch.ones(size)
-            if structure.scale is not None:
-                scale = pyro.sample("scale", GridScale(self.grid, self.log_weights(structure, error)[row]))
+            if hasattr(self.target, "prior_of_scale"):
+                scale = pyro.sample("scale", GridScale(self.grid, self.log_weights(error)[row]))
             gain = (loading.T @ loading)[None] * (scale / noise)[:, None, None] ** 2
             covariance = torch.linalg.inv(torch.eye(loading.shape[1]) + gain)
             mean = (scale / noise**2)[:, None] * torch.einsum("nij,nj->ni", covariance, (error @ loading)[row])
             root = self.widen * torch.linalg.cholesky(covariance)
             pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=root))
 
-    def log_weights(self, structure: Any, error: Tensor) -> Tensor:
+    def log_weights(self, error: Tensor) -> Tensor:
         """log p(log s) p(x | s) of the unique images on the grid, `(images, cells)`."""
-        scale = self.grid.exp()
-        values, vectors = torch.linalg.eigh(structure.loading @ structure.loading.T)
-        variance = scale[:, None] ** 2 * values.clamp_min(0) + structure.noise**2
+        scale, loading = self.grid.exp(), self.target.decoder.weight
+        values, vectors = torch.linalg.eigh(loading @ loading.T)
+        variance = scale[:, None] ** 2 * values.clamp_min(0) + self.target.likelihood.scale**2
         power = (error @ vectors)[:, None] ** 2 / variance
-        return -0.5 * (power.sum(-1) + variance.log().sum(-1)) + structure.scale_prior.log_prob(scale) + self.grid
+        return (
+            -0.5 * (power.sum(-1) + variance.log().sum(-1)) + self.target.prior_of_scale().log_prob(scale) + self.grid
+        )
 
 
 class PlainGuide(PyroModule):
@@ -193,7 +194,7 @@ def test_the_margin_of_the_guide_is_a_tenth(widen, status):
 @pytest.mark.parametrize("name", ["vae", "ea-vae"])
 def test_statistics_are_those_of_the_exact_solution(oracle, name):
     result, target = oracle[name], model(name)
-    structure = exact_structure(target)
+    structure = exact_structure(target, images())
     for level in LEVELS:
         solution = solve(structure, shown(level * result.attrs["noise"]))
         wanted = {"posterior_sd": solution.sd["z"].mean(1).numpy()}
@@ -215,7 +216,7 @@ def test_the_errors_of_the_statistics_are_not_too_large_either(oracle):
     result, target = oracle["ea-vae"], model("ea-vae")
     squares = []
     for level in LEVELS:
-        truth = solve(exact_structure(target), shown(level * result.attrs["noise"])).sd["z"].mean(1).numpy()
+        truth = solve(exact_structure(target, images()), shown(level * result.attrs["noise"])).sd["z"].mean(1).numpy()
         found, se = (result[f"posterior_sd_by_image{end}"].sel(contrast=level).values for end in ("", "_se"))
         squares.append(((found - truth) / se) ** 2)
     mean, count = np.mean(squares), np.size(squares)
@@ -234,7 +235,7 @@ def test_signal_variance_is_free_of_monte_carlo_bias():
     target, data = model("vae"), images(32)
     options = {"levels": [0.001, 0.002, 1.0], "chains": 2, "draws": 25}
     result = contrast_experiment(target, ExactGuide(target), data, **options)
-    covariance = solve(exact_structure(target), data["x"]).covariance(0)
+    covariance = solve(exact_structure(target, images()), data["x"]).covariance(0)
     draws = np.array([50, 25])[:, None]
     noise = covariance.trace().item() / LATENTS / draws
     error = math.sqrt(2 / 31) * covariance.square().sum().sqrt().item() / LATENTS / draws
@@ -303,7 +304,7 @@ def test_only_latents_that_respond_to_images_are_informative():
         target.decoder.directions[:, 1] = 1e-4
     result = experiment(target, ExactGuide(target), draws=100)
     assert (result.attrs["n_informative"], result.attrs["n_latents"]) == (LATENTS - 1, LATENTS)
-    exact = solve(exact_structure(target), shown(1.0)).sd["z"][:, [0, 2, 3, 4]].mean()
+    exact = solve(exact_structure(target, images()), shown(1.0)).sd["z"][:, [0, 2, 3, 4]].mean()
     assert result["posterior_sd"].sel(source="exact").values == pytest.approx(exact.item(), rel=0.03)
 
 

@@ -16,7 +16,8 @@ from torch.distributions.transforms import SoftplusTransform
 
 from calibrant.errors import InferenceError
 from calibrant.inference import exact
-from calibrant.inference.exact import ExactPosterior, LinearGaussian, log_joint, solve, verify
+from calibrant.inference.exact import ExactPosterior, log_joint, solve, verify
+from calibrant.inference.linear_gaussian import LinearGaussian, join
 
 PRIORS = {
     "lognormal": dist.LogNormal(0.0, 1.0),
@@ -47,18 +48,23 @@ def gsm(pixels: int, latents: int, prior: Distribution | None = None, seed: int 
         "noise": 0.3 + 0.4 * torch.rand(pixels, generator=generator(seed + 2), dtype=torch.float64),
         "offset": 0.5 * normal(pixels, seed=seed + 3),
         "shift": 0.5 * normal(pixels, seed=seed + 4),
+        "mean": 0.5 * normal(latents, seed=seed + 5),
         "covariance": root @ root.T / latents,
         "scale": None if prior is None else "s",
         "scale_prior": prior,
     }
-    return LinearGaussian(observed="x", latent="z", **(parts | others))
+    return LinearGaussian(observed="x", latents={"z": (latents,)}, **(parts | others))
+
+
+def prior_mean(structure: LinearGaussian) -> Tensor:
+    return torch.zeros(structure.loading.shape[1]).double() if structure.mean is None else structure.mean
 
 
 def program_density(structure: LinearGaussian, values: dict[str, Tensor]) -> Tensor:
     """The log joint density as a program would write it, from torch's own distributions."""
     z, s = values["z"], values.get("s", torch.ones(len(values["z"]), dtype=torch.float64))
     covariance = torch.eye(z.shape[1]).double() if structure.covariance is None else structure.covariance
-    density = torch.distributions.MultivariateNormal(torch.zeros_like(z[0]), covariance).log_prob(z)
+    density = torch.distributions.MultivariateNormal(prior_mean(structure), covariance).log_prob(z)
     if structure.scale_prior is not None:
         density = density + structure.scale_prior.log_prob(s)
     zero = torch.zeros((), dtype=torch.float64)
@@ -75,10 +81,10 @@ def dense_conditional(structure: LinearGaussian, s: Tensor, x: Tensor) -> tuple[
     shift, offset = (zero if part is None else part for part in (structure.shift, structure.offset))
     cross = s[:, None, None] * (covariance @ loading.T)
     total = s[:, None, None] ** 2 * (loading @ covariance @ loading.T) + torch.diag(noise**2)
-    error = x - offset - s[:, None] * shift
+    error = x - offset - s[:, None] * (shift + loading @ prior_mean(structure))
     density = torch.distributions.MultivariateNormal(torch.zeros_like(x), total).log_prob(error)
     gain = torch.linalg.solve(total, cross.mT).mT
-    return density, (gain @ error[..., None])[..., 0], covariance - gain @ cross.mT
+    return density, prior_mean(structure) + (gain @ error[..., None])[..., 0], covariance - gain @ cross.mT
 
 
 def dense_posterior(structure: LinearGaussian, x: Tensor, low=-40.0, high=9.0, nodes=4001) -> dict[str, Tensor]:
@@ -218,7 +224,7 @@ def test_moments_do_not_depend_on_batch_chunks_or_precision(monkeypatch):
 def test_blank_image_leaves_n_minus_2_over_n_of_the_prior_variance(prior, latents):
     """A prior density that goes as s at zero gives E[1 / (1 + s^2 / noise^2)] = (n - 2) / n for small noise."""
     basis = torch.linalg.qr(normal(latents + 9, latents)).Q
-    structure = LinearGaussian("x", "z", basis, torch.tensor(1e-5), scale="s", scale_prior=prior)
+    structure = LinearGaussian("x", {"z": (latents,)}, basis, torch.tensor(1e-5), scale="s", scale_prior=prior)
     posterior = solve(structure, torch.zeros(1, latents + 9))
     assert posterior.sd["z"].square().mean() == pytest.approx((latents - 2) / latents, rel=0.01)
 
@@ -228,7 +234,7 @@ def test_blank_image_with_a_lognormal_scale(noise):
     """Against scipy's adaptive quadrature of the posterior variance."""
     basis = torch.linalg.qr(normal(20, 12)).Q
     structure = LinearGaussian(
-        "x", "z", basis, torch.tensor(noise, dtype=torch.float64), scale="s", scale_prior=PRIORS["lognormal"]
+        "x", {"z": (12,)}, basis, torch.tensor(noise, dtype=torch.float64), scale="s", scale_prior=PRIORS["lognormal"]
     )
 
     def weight(t: float, power: float) -> float:
@@ -247,7 +253,7 @@ def test_strong_image_pins_the_scale(prior):
     """CV(s) = 1 / sqrt(2 sum lambda_i^2), lambda_i the share of the signal in the variance along i."""
     loading = normal(100, 64, seed=3) / 10
     noise = 0.01
-    structure = LinearGaussian("x", "z", loading, torch.tensor(noise), scale="s", scale_prior=prior)
+    structure = LinearGaussian("x", {"z": (64,)}, loading, torch.tensor(noise), scale="s", scale_prior=prior)
     true = torch.logspace(-0.5, 0, 8, dtype=torch.float64)[:, None]
     x = true * normal(8, 64, seed=4) @ loading.T + noise * normal(8, 100, seed=5)
     posterior = solve(structure, x)
@@ -262,7 +268,7 @@ def test_a_shift_far_above_the_noise():
     """The posterior of s is then 1e-6 wide: N(<b, x> / <b, b>, 1 / <b, b>), in units of the noise."""
     shift = 1e6 * normal(9, seed=1)
     structure = LinearGaussian(
-        "x", "z", torch.zeros(9, 1), torch.tensor(1.0), shift=shift, scale="s", scale_prior=PRIORS["lognormal"]
+        "x", {"z": (1,)}, torch.zeros(9, 1), torch.tensor(1.0), shift=shift, scale="s", scale_prior=PRIORS["lognormal"]
     )
     true = torch.tensor([1e-4, 1.0, 1e3]).double()
     posterior = solve(structure, true[:, None] * shift + normal(3, 9, seed=2))
@@ -279,7 +285,7 @@ def test_grid_error_from_blank_to_a_million_times_the_noise(prior):
     loading = basis * torch.arange(1, latents + 1).double().rsqrt() * 3
     strength = torch.cat([torch.zeros(1), torch.logspace(-3, 6, 46)]).double()[:, None] * noise
     x = strength * (normal(47, latents, seed=1) @ loading.T) + noise * (strength > 0) * normal(47, pixels, seed=2)
-    structure = LinearGaussian("x", "z", loading, torch.tensor(noise), scale="s", scale_prior=prior)
+    structure = LinearGaussian("x", {"z": (latents,)}, loading, torch.tensor(noise), scale="s", scale_prior=prior)
     posterior = solve(structure, x)
     assert posterior.grid_error.max() < 1e-3
     assert all(value.isfinite().all() for value in [*posterior.mean.values(), *posterior.sd.values()])
@@ -290,7 +296,8 @@ def test_grid_error_sees_what_the_grid_does_not_hold():
     tiny, improper = dist.Gamma(0.005, 1.0), dist.ImproperUniform(torch.distributions.constraints.positive, (), ())
     for prior, latents, pull in [(tiny, 2, 0.0), (improper, 1, 0.0), (PRIORS["half-cauchy"], 1, 0.0), (tiny, 1, 1e18)]:
         loading, shift = torch.eye(3, latents), torch.full((3,), pull)
-        structure = LinearGaussian("x", "z", loading, torch.tensor(1.0), shift=shift, scale="s", scale_prior=prior)
+        sites = {"z": (latents,)}
+        structure = LinearGaussian("x", sites, loading, torch.tensor(1.0), shift=shift, scale="s", scale_prior=prior)
         assert solve(structure, shift[None]).grid_error > 0.01
 
 
@@ -397,6 +404,21 @@ def test_draws_without_a_scale():
     assert error.abs().max() < z_limit(4)
 
 
+def test_several_sites_are_one_block():
+    """Moments and draws of a scalar, a matrix and a vector are the parts of those of one vector."""
+    whole = gsm(6, 8, PRIORS["lognormal"])
+    parts = replace(whole, latents={"a": (), "b": (2, 2), "c": (3,)})
+    x = normal(5, 6, seed=1)
+    one, other = solve(whole, x), solve(parts, x)
+    found = [other.mean, other.sd, other.sample(2, 7, 0)]
+    for together, apart in zip([one.mean, one.sd, one.sample(2, 7, 0)], found, strict=True):
+        assert list(apart) == ["a", "b", "c", "s"]
+        lead = apart["s"].shape
+        assert apart["b"].shape == (*lead, 2, 2)
+        assert torch.equal(torch.cat([apart[name].reshape(*lead, -1) for name in "abc"], -1), together["z"])
+    verify(parts, lambda values: program_density(whole, {**values, "z": join(values, parts.latents)}), x, generator())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_agrees_with_cpu():
@@ -412,7 +434,7 @@ def test_gpu_agrees_with_cpu():
     verify(structure, partial(log_joint, structure), x.cuda(), generator())
 
 
-# Declarations
+# Whether a structure is the program's
 
 
 @each_prior
@@ -446,6 +468,7 @@ DEFECTS = {
     "loading": lambda structure: {"loading": nudged(structure.loading)},
     "offset": lambda structure: {"offset": nudged(structure.offset)},
     "no shift": lambda structure: {"shift": None},
+    "mean": lambda structure: {"mean": nudged(structure.mean)},
     "covariance": lambda structure: {"covariance": nudged(structure.covariance)},
     "prior": lambda structure: {"scale_prior": dist.LogNormal(0.0, torch.tensor(1.001).double())},
     "no prior": lambda structure: {"scale_prior": dist.HalfNormal(1.0)},
@@ -473,6 +496,8 @@ def test_verify_refuses_densities_that_are_not_one_number_a_point():
         ({"loading": torch.ones(3)}, "matrix"),
         ({"noise": torch.ones(5)}, "noise has shape"),
         ({"covariance": torch.eye(4)}, "covariance has shape"),
+        ({"mean": torch.zeros(3)}, "mean has shape"),
+        ({"latents": {"y": (3,), "z": ()}}, "loading has 2 columns"),
         ({"scale": None}, "or neither"),
         ({"noise": torch.zeros(3)}, "must be positive"),
         ({"shift": torch.full((3,), math.inf)}, "shift .* not finite"),

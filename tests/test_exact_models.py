@@ -4,13 +4,10 @@ program's own density, and Pyro's NUTS on the same program."""
 from statistics import NormalDist
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 
 import calibrant as cal
-from calibrant.errors import InferenceError
 
 LINEAR = [
     ("ppca", {}),
@@ -95,21 +92,3 @@ def test_draws_against_nuts(name, options):
         exact["posterior"][z.name] = planted
         assert z_scores(cal.evaluation.compare(exact, nuts), statistics).max() > limit
         exact["posterior"][z.name] = z
-
-
-class Shifted(pyro.nn.PyroModule):
-    """A program with a covariate that its declared structure knows nothing of."""
-
-    def forward(self, size, shift):
-        with pyro.plate("data", size):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
-            pyro.sample("x", dist.Normal(z.expand(-1, 2) + shift, 0.5).to_event(1))
-
-    def linear_gaussian(self):
-        return cal.models.LinearGaussian("x", "z", torch.ones(2, 1), torch.tensor(0.5))
-
-
-def test_a_declared_structure_is_not_used_with_covariates():
-    data = {"x": torch.full((2, 2), 3.0)}
-    with pytest.raises(InferenceError, match="covariates"):
-        cal.inference.reference(Shifted(), data, method="exact", covariates={"shift": torch.full((2, 2), 3.0)})

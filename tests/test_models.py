@@ -147,32 +147,18 @@ def test_save_and_load_give_the_same_densities(case, tmp_path):
         assert trees[0][group].dataset.identical(trees[1][group].dataset)
 
 
-def test_the_exact_posterior_is_declared_where_it_should_be(case):
+def test_the_exact_posterior_is_found_where_it_should_be(case):
     name, variant = case
     model = build(name, variant)
     gaussian = variant.get("likelihood", "gaussian") != "bernoulli" and variant.get("multiplies") != "logits"
     linear = variant.get("decoder", "linear") == "linear" and variant.get("prior", "normal") == "normal"
     if not (linear and gaussian):
-        with pytest.raises(CalibrantError, match="pyro-nuts"):
+        with pytest.raises(CalibrantError, match="no exact posterior"):
             cal.inference.reference(model, simulate(model, 2), method="exact")
         return
     tree = cal.inference.reference(model, simulate(model, 4), draws=10)
     assert tree["posterior"].attrs["method"] == "exact"
     assert bool(tree["convergence"]["is_reference"].all())
-
-
-def test_wrong_declaration_is_refused(monkeypatch):
-    """A structure that is not the program's must never give a posterior."""
-    model = build("ea-vae", {})
-    declared = type(model).linear_gaussian
-
-    def wrong(self):
-        structure = declared(self)
-        return type(structure)(**{**vars(structure), "noise": structure.noise * 1.01})
-
-    monkeypatch.setattr(type(model), "linear_gaussian", wrong)
-    with pytest.raises(CalibrantError, match="structure"):
-        cal.inference.reference(model, simulate(model, 4), draws=10)
 
 
 def test_users_mistakes(model):

@@ -20,7 +20,7 @@ import calibrant as cal
 from calibrant.errors import DataError, InferenceError, ProgramError
 from calibrant.inference import posterior, reference
 from calibrant.inference.objectives import analytic_kl, elbo_terms, guide_trace, path_derivative
-from calibrant.inference.pyro_nuts import sample_nuts
+from calibrant.inference.pyro_nuts import sample_pyro_nuts
 from calibrant.program import LogDensity, as_program, sample_prior, seeded
 from calibrant.progress import silent
 
@@ -651,7 +651,7 @@ def test_nuts_records_constants_once():
 
     data = cal.data.Data({"x": X["x"][:2]})
     with torch.no_grad():  # gradients are the library's own affair
-        result = sample_nuts(as_program(model), data, chains=2, warmup=5, draws=7, seed=0, progress=silent)
+        result = sample_pyro_nuts(as_program(model), data, chains=2, warmup=5, draws=7, seed=0, progress=silent)
     assert result.local == ["z"]
     assert {name: tuple(value.shape) for name, value in result.draws.items()} == {"z": (2, 7, 2), "sd": (2, 7)}
     assert result.draws["sd"].unique().tolist() == [0.5]
@@ -704,6 +704,6 @@ def test_divergences_are_counted():
             pyro.sample("x", dist.Normal(z.sum(-1), 1000.0))
 
     data = cal.data.Data({"x": torch.zeros(1)})
-    result = sample_nuts(as_program(funnel), data, chains=2, warmup=100, draws=150, seed=0, progress=silent)
+    result = sample_pyro_nuts(as_program(funnel), data, chains=2, warmup=100, draws=150, seed=0, progress=silent)
     assert int(result.stats["diverging"].sum()) > 0
     assert result.stats["diverging"].shape == (2, 150, 1)

@@ -323,10 +323,9 @@ class ExactPPCA(PyroModule):
         self.model = model
 
     def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
-        structure = self.model.linear_gaussian()
-        precision = torch.eye(3) + structure.loading.T @ structure.loading / structure.noise**2
-        error = (observed["x"].flatten(1) - structure.offset) / structure.noise**2
-        mean = error @ structure.loading @ torch.linalg.inv(precision)
+        loading, noise = self.model.decoder.weight, self.model.likelihood.scale
+        precision = torch.eye(3) + loading.T @ loading / noise**2
+        mean = (observed["x"].flatten(1) - self.model.decoder.bias) / noise**2 @ loading @ torch.linalg.inv(precision)
         with pyro.plate("data", size):
             pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision.expand(size, 3, 3)))
 
@@ -361,6 +360,25 @@ def test_check_takes_a_reference_and_refuses_one_of_other_weights():
     other = cal.models.create("ppca", shape=[9], latents=3).eval()
     with pytest.raises(CalibrantError, match="different models"):
         checked(other, data, reference=reference)
+
+
+class Pair(PyroModule):
+    """Two vector latents, and an exact posterior."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.likelihood = cal.models.Gaussian(0.5)
+
+    def forward(self, size: int) -> None:
+        with pyro.plate("data", size):
+            u, v = (pyro.sample(name, dist.Normal(0.0, 1.0).expand([5]).to_event(1)) for name in "uv")
+            pyro.sample("x", self.likelihood((u[:, None, :, None] + v[:, None, None, :]).expand(size, *SHAPE)))
+
+
+def test_check_leaves_out_a_contrast_experiment_that_has_no_single_latent_to_look_at():
+    found = checked(Pair().eval(), images())
+    assert found.result.reference["posterior"].attrs["method"] == "exact"
+    assert found.result.contrast is None
 
 
 def test_check_of_one_datum_and_of_a_plain_function():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,11 @@ def _name(program: PyroModule) -> str:
 
 
 def has_contrast(program: PyroModule, data: Data) -> bool:
-    """Whether the contrast experiment has a meaning, and an exact posterior that makes it quick."""
-    if exact_structure(program) is None or getattr(getattr(program, "likelihood", None), "scale", None) is None:
+    """Whether the contrast experiment has a meaning, one vector latent, and an exact posterior that makes it quick."""
+    structure = exact_structure(program, data)
+    if structure is None or getattr(getattr(program, "likelihood", None), "scale", None) is None:
+        return False
+    if sum(prod(event) > 1 for event in structure.latents.values()) != 1:
         return False
     shape = np.shape(data.batch([0])[0][data.observed_names[0]])[1:]
     return len(data.observed_names) == 1 and len(data) >= 2 and len(shape) >= 2

@@ -27,7 +27,6 @@ from calibrant.data import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.posterior import posterior
 from calibrant.inference.reference import exact_structure, reference
-from calibrant.models.linear_gaussian import LinearGaussian
 from calibrant.program import Program, Site, as_program, check_program, is_improper, sample_prior, sites
 from calibrant.progress import Progress, silent
 
@@ -111,8 +110,8 @@ def contrast_experiment(
     contrasts = _checked_levels(LEVELS if levels is None else levels)
     few = data.batch(torch.arange(min(len(data), 16)))
     check_program(program, *few)
-    structure = exact_structure(program)
-    names, site = _find_sites(sites(program, *few), data, structure, latent, scale)
+    structure = exact_structure(program, data)
+    names, site = _find_sites(sites(program, *few), data, latent, scale)
     sigma = noise_equivalent_contrast(program) if noise is None else _checked_noise(noise)
     patches = _choose(data, names.observed, images, seed)
     prior_sd = _prior_sd(program, site, patches)
@@ -203,17 +202,13 @@ def _checked_noise(noise: float) -> float:
     return float(noise)
 
 
-def _find_sites(
-    found: Mapping[str, Site], data: Data, structure: LinearGaussian | None, latent: str | None, scale: str | None
-) -> tuple[_Names, Site]:
-    """The sites of the experiment: as asked for, else as the model declares them, else the only ones there are."""
+def _find_sites(found: Mapping[str, Site], data: Data, latent: str | None, scale: str | None) -> tuple[_Names, Site]:
+    """The sites of the experiment: as asked for, else the only ones there are."""
     if len(data.observed_names) != 1:
         raise InferenceError(
             f"the data hold the observations {list(data.observed_names)}: contrast is that of one site"
         )
     local = {name: site for name, site in found.items() if site.local}
-    if structure is not None:
-        latent, scale = latent or structure.latent, scale or structure.scale
     vectors = [name for name, site in local.items() if site.event_shape.numel() > 1]
     latent = _only("latent", "vector", vectors, latent)
     if not latent:

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
+from torch import Tensor
 
 from calibrant.errors import CalibrantError
 from calibrant.evaluation.pit import pit
 from calibrant.evaluation.results import RunResult
+from calibrant.inference.structure import detect
 from calibrant.program import sample_prior
 
 if TYPE_CHECKING:
@@ -87,11 +89,10 @@ def training_curves(results: Sequence[RunResult]) -> str | None:
 
 def dictionary(result: RunResult) -> str | None:
     """Columns of a linear decoder as images, largest norm first, up to 64 of them on one grey scale."""
-    model: Any = result.model
-    structure = model.linear_gaussian() if hasattr(model, "linear_gaussian") else None
-    if structure is None or structure.observed not in result.amortized["observed_data"]:
+    structure = detect(result.model, _tensors(result, "observed_data", 1), _tensors(result, "constant_data", 1))
+    if structure is None:
         return None
-    columns = structure.loading.detach().double().cpu().numpy().T
+    columns = structure.loading.cpu().numpy().T
     columns = columns[np.argsort(-np.linalg.norm(columns, axis=1), kind="stable")][:64]
     shape = result.amortized["observed_data"][structure.observed].shape[1:]
     images = as_images(columns.reshape(-1, *shape))
@@ -119,13 +120,15 @@ def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
 
 
 def _prior_predictive(result: RunResult, name: str, count: int, seed: int) -> Array:
-    given = result.amortized["constant_data"].dataset if "constant_data" in result.amortized.children else xr.Dataset()
-    covariates = {
-        str(n): torch.as_tensor(v.transpose("data", ...).values[:count])
-        for n, v in given.data_vars.items()
-        if "data" in v.dims
-    }
+    covariates = _tensors(result, "constant_data", count)
     return sample_prior(result.model, count, covariates, seed=seed)[name].double().cpu().numpy()
+
+
+def _tensors(result: RunResult, group: str, count: int) -> dict[str, Tensor]:
+    """The first `count` rows of a group's variables."""
+    given = result.amortized[group].dataset if group in result.amortized.children else xr.Dataset()
+    variables = ((str(n), v.transpose("data", ...)) for n, v in given.data_vars.items() if "data" in v.dims)
+    return {name: torch.as_tensor(variable.values[:count]) for name, variable in variables}
 
 
 def as_images(values: Array) -> Array | None:

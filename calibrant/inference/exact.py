@@ -1,8 +1,8 @@
 """Exact posteriors of Gaussian models and of Gaussian models with one positive random scale (Gaussian scale mixtures).
 
-A model declares its structure as a `LinearGaussian`; `verify` compares the declaration with the program's own density,
-and `solve` returns the posterior of every datum: in closed form where there is no scale, otherwise by quadrature over
-the logarithm of the scale, given which everything is Gaussian.
+`solve` takes the structure of a program, which `verify` compares with the program's own density, and returns the
+posterior of every datum: in closed form where there is no scale, otherwise by quadrature over the logarithm of the
+scale, given which everything is Gaussian.
 
 In units of the noise and in the coordinates of a singular value decomposition, a datum given its scale s is a set of
 independent problems u = s (shift + gain c) + N(0, 1) with c ~ N(0, 1), so that a node of the quadrature costs O(k).
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Transform, constraints
 
 from calibrant.errors import InferenceError
-from calibrant.models.linear_gaussian import LinearGaussian
+from calibrant.inference.linear_gaussian import LinearGaussian, join, split
 
 _SCAN_NODES = 2049  # over all scales, half an e-fold apart
 _ZOOM_NODES = 129
@@ -40,14 +40,15 @@ _VERIFY_TOLERANCE = 1e-6
 
 
 class _System(NamedTuple):
-    """A structure in float64, in units of the noise, in coordinates c ~ N(0, I) of the latent: z = basis c."""
+    """A structure in float64, in units of the noise, in coordinates c ~ N(0, I) of the block: z = mean + basis c."""
 
     noise: Tensor  # (pixels,)
     offset: Tensor  # (pixels,)
     directions: Tensor  # (pixels, k): left singular vectors; zero columns where k > pixels
     gain: Tensor  # (k,): singular values
     basis: Tensor  # (k, k)
-    shift: Tensor  # (k,): the shift along the directions
+    mean: Tensor  # (k,)
+    shift: Tensor  # (k,): the shift, and what the mean of the block adds to it, along the directions
     shift_rest: Tensor  # (pixels,): the shift outside their span
     log_norm: Tensor  # (): log density of noise-free zeros
     prior: Distribution | None
@@ -109,7 +110,7 @@ class ExactPosterior:
             posterior standard deviations) and the standard deviations (relative) of the scale and of each latent
             coordinate; not less than the mass cut off at the smallest and largest scale that float64 holds. Zero in
             closed form.
-        mean: posterior means by site, (data,) and (data, k).
+        mean: posterior means by site, (data, *event).
         sd: posterior standard deviations by site, same shapes.
     """
 
@@ -123,7 +124,7 @@ class ExactPosterior:
     _grid: _Grid = field(repr=False)
 
     def covariance(self, datum: int) -> Tensor:
-        """Posterior covariance of the latent for one datum, (k, k)."""
+        """Posterior covariance of the block of Gaussian latents for one datum, (k, k)."""
         row = torch.tensor([datum], device=self._images.along.device)
         images, grid = _rows(self._images, row), _rows(self._grid, row)
         weights, _ = _weights(grid)
@@ -134,7 +135,7 @@ class ExactPosterior:
         return self._system.basis @ inner @ self._system.basis.T
 
     def sample(self, chains: int, draws: int, seed: int | torch.Generator) -> dict[str, Tensor]:
-        """Independent draws from the joint posterior of scale and latent.
+        """Independent draws from the joint posterior of scale and latents.
 
         Args:
             chains: number of chains, a mere label: the draws are independent.
@@ -142,7 +143,7 @@ class ExactPosterior:
             seed: an integer, giving the same draws on every device, or a generator, used where it lives.
 
         Returns:
-            By site, (chains, draws, data) for the scale and (chains, draws, data, k) for the latent, in float64.
+            By site, (chains, draws, data, *event), in float64.
         """
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         (size, latents), count = self._images.along.shape, chains * draws
@@ -150,7 +151,7 @@ class ExactPosterior:
         s = self._images.along.new_empty(count, size)
         for rows in _chunks(self._images.along, count * latents):
             s[:, rows], z[:, rows] = self._draw(rows, count, generator)
-        values = {self.structure.latent: z.unflatten(0, (chains, draws))}
+        values = split(z.unflatten(0, (chains, draws)), self.structure.latents)
         if self.structure.scale is not None:
             values[self.structure.scale] = s.unflatten(0, (chains, draws))
         return values
@@ -166,14 +167,14 @@ class ExactPosterior:
         s = _inverse_cdf(grid, uniform)
         mean, variance = _conditional(self._system, images, s)
         c = normal.mul_(variance.sqrt_()).add_(mean)
-        return s.T, (c @ self._system.basis.T).transpose(0, 1)
+        return s.T, (c @ self._system.basis.T + self._system.mean).transpose(0, 1)
 
 
 def solve(structure: LinearGaussian, x: Tensor) -> ExactPosterior:
     """The exact posterior of a Gaussian or scaled-Gaussian model for a batch of data.
 
     Args:
-        structure: the model's structure; `verify` it against the program first.
+        structure: the model's structure, as `structure.detect` finds it.
         x: (data, *event), any floating type; the device of `x` is the device of the computation.
 
     Returns:
@@ -193,9 +194,10 @@ def solve(structure: LinearGaussian, x: Tensor) -> ExactPosterior:
         datum = int((~log_evidence.isfinite()).nonzero()[0])
         raise InferenceError(
             f"The evidence of datum {datum} is {log_evidence[datum].item()}: the prior of the scale or the pixels are "
-            "beyond what float64 can integrate; rescale the data, or give another scale_prior."
+            "beyond what float64 can integrate; rescale the data, or give the scale another prior."
         )
-    mean, sd = {structure.latent: moments.latent_mean[:, 0]}, {structure.latent: moments.latent_sd[:, 0]}
+    mean = split(moments.latent_mean[:, 0] + system.mean, structure.latents)
+    sd = split(moments.latent_sd[:, 0], structure.latents)
     if structure.scale is not None:
         mean[structure.scale], sd[structure.scale] = moments.scale_mean[:, 0], moments.scale_sd[:, 0]
     return ExactPosterior(structure, log_evidence, error, mean, sd, system, images, grid)
@@ -206,20 +208,20 @@ def log_joint(structure: LinearGaussian, values: dict[str, Tensor]) -> Tensor:
 
     Args:
         structure: the model's structure.
-        values: by site, the observed (size, *event), the latent (size, k) and, where there is one, the scale (size,).
+        values: by site, (size, *event).
 
     Returns:
         (size,), nats, float64.
 
     Raises:
-        InferenceError: a singular covariance, under which the latent has no density.
+        InferenceError: a singular covariance, under which the latents have no density.
     """
-    x, z = _flatten(structure, values[structure.observed]), values[structure.latent].double()
-    loading, noise, offset, shift, covariance = _float64(structure, x.device)
+    x, z = _flatten(structure, values[structure.observed]), join(values, structure.latents).double()
+    loading, noise, offset, shift, prior_mean, covariance = _float64(structure, x.device)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed:
-        raise InferenceError(f"The covariance of {structure.latent!r} is singular: it has no density to compare with.")
-    density = MultivariateNormal(torch.zeros_like(z[0]), scale_tril=factor, validate_args=False).log_prob(z)
+        raise InferenceError(f"The covariance of {_names(structure)} is singular: it has no density to compare with.")
+    density = MultivariateNormal(prior_mean, scale_tril=factor, validate_args=False).log_prob(z)
     signal = shift + z @ loading.T
     if structure.scale is not None:
         s = values[structure.scale].double()
@@ -235,13 +237,13 @@ def verify(
     x: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Compare a declared structure with the program's own density at random points, before it is believed.
+    """Compare a structure with the program's own density at random points, before it is believed.
 
-    The points are draws of scale and latent from the prior, as they are and enlarged, with images simulated from them
+    The points are draws of scale and latents from the prior, as they are and enlarged, with images simulated from them
     and with the images given: the simulated ones have densities near zero, where a relative error shows best.
 
     Args:
-        structure: what the model declares.
+        structure: what the program is taken for.
         log_joint: the program's log joint density, values by site with leading dimension size (the observed site
             among them) to (size,); evaluated in float64.
         x: (data, *event), some data.
@@ -249,7 +251,7 @@ def verify(
 
     Raises:
         InferenceError: the two densities differ by more than 1e-6, relative to the larger of 1 nat and the density;
-            or the covariance is singular, so that the latent has no density to compare.
+            or the covariance is singular, so that the latents have no density to compare.
     """
     values = _random_points(structure, x, generator)
     _compare(structure, values, log_joint(values))
@@ -265,16 +267,16 @@ def _compare(structure: LinearGaussian, values: dict[str, Tensor], theirs: Tenso
     worst = int(relative.argmax())
     if relative[worst] > _VERIFY_TOLERANCE:
         raise InferenceError(
-            f"The declared linear-Gaussian structure of {structure.observed!r} is not the program's: their log joint "
-            f"densities differ by up to {difference[worst].item():.6g} nats ({own[worst].item():.10g} declared, "
-            f"{theirs[worst].item():.10g} in the program). Correct what linear_gaussian() returns, or return None."
+            f"The linear-Gaussian structure of {structure.observed!r} is not the program's: their log joint densities "
+            f"differ by up to {difference[worst].item():.6g} nats ({own[worst].item():.10g} against "
+            f"{theirs[worst].item():.10g} in the program)."
         )
 
 
 def _random_points(structure: LinearGaussian, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Values of all sites at which `verify` compares, (points, ...)."""
     images = _flatten(structure, x)
-    loading, noise, offset, shift, covariance = _float64(structure, images.device)
+    loading, noise, offset, shift, mean, covariance = _float64(structure, images.device)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": generator.device}
     count, (pixels, latents) = _VERIFY_POINTS, loading.shape
     # Cycles of different length, so that every enlargement meets every other.
@@ -283,9 +285,9 @@ def _random_points(structure: LinearGaussian, x: Tensor, generator: torch.Genera
     ]
     index = torch.arange(count, device=images.device)
     z = torch.randn(count, latents, **options).to(images.device) * enlarge[0][index % 2, None]
-    z = z @ _factor(covariance, structure.latent).T
+    z = mean + z @ _factor(covariance, _names(structure)).T
     signal = shift + z @ loading.T
-    values = {structure.latent: z}
+    values = split(z, structure.latents)
     if structure.scale is not None:
         s = _prior_draws(structure, count, generator).to(images.device) * enlarge[1][index % 3]
         low, high = _support(_univariate(structure, images.device))
@@ -324,8 +326,12 @@ def _flatten(structure: LinearGaussian, x: Tensor) -> Tensor:
     return x
 
 
-def _float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """loading, noise, offset, shift, covariance in float64 with the defaults filled in."""
+def _names(structure: LinearGaussian) -> str:
+    return ", ".join(map(repr, structure.latents))
+
+
+def _float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """loading, noise, offset, shift, mean, covariance in float64 with the defaults filled in."""
 
     def cast(name: str, default: Tensor) -> Tensor:
         value = getattr(structure, name)
@@ -341,10 +347,10 @@ def _float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, T
         raise InferenceError(f"noise of {structure.observed!r} is {noise.min().item()} somewhere; it must be positive.")
     loading, zeros = cast("loading", structure.loading), torch.zeros(pixels)
     offset, shift = cast("offset", zeros).flatten(), cast("shift", zeros).flatten()
-    return loading, noise, offset, shift, cast("covariance", torch.eye(latents))
+    return loading, noise, offset, shift, cast("mean", torch.zeros(latents)), cast("covariance", torch.eye(latents))
 
 
-def _factor(covariance: Tensor, name: str) -> Tensor:
+def _factor(covariance: Tensor, names: str) -> Tensor:
     """F (k, k) with F F^T = covariance, also where that is singular."""
     # The eigenvalues of the correlations, for coordinates of very different size.
     sd = covariance.diagonal().clamp_min(0).sqrt()
@@ -352,18 +358,18 @@ def _factor(covariance: Tensor, name: str) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance * inverse * inverse[:, None])
     factor = sd[:, None] * vectors * values.clamp_min(0).sqrt()
     if not torch.allclose(factor @ factor.T, covariance, rtol=1e-6, atol=1e-9 * float(sd.max()) ** 2):
-        raise InferenceError(f"The covariance of {name!r} is not symmetric and positive semi-definite.")
+        raise InferenceError(f"The covariance of {names} is not symmetric and positive semi-definite.")
     return factor
 
 
 def _whiten(structure: LinearGaussian, device: torch.device) -> _System:
-    loading, noise, offset, shift, covariance = _float64(structure, device)
+    loading, noise, offset, shift, mean, covariance = _float64(structure, device)
     pixels, latents = loading.shape
-    factor = _factor(covariance, structure.latent)
+    factor = _factor(covariance, _names(structure))
     u, d, vh = torch.linalg.svd(loading @ factor / noise[:, None], full_matrices=latents > pixels)
     missing = (0, max(latents - pixels, 0))
     u, d = torch.nn.functional.pad(u, missing), torch.nn.functional.pad(d, missing)
-    whitened = shift / noise
+    whitened = (shift + loading @ mean) / noise
     along = whitened @ u
     prior, limits, bounded = None, (0.0, 0.0), (True, True)
     if structure.scale is not None:
@@ -377,7 +383,7 @@ def _whiten(structure: LinearGaussian, device: torch.device) -> _System:
         )
     log_norm = -noise.log().sum() - 0.5 * pixels * math.log(2 * math.pi)
     rest = whitened - u @ along
-    return _System(noise, offset, u, d, factor @ vh.T, along, rest, log_norm, prior, limits, bounded)
+    return _System(noise, offset, u, d, factor @ vh.T, mean, along, rest, log_norm, prior, limits, bounded)
 
 
 def _project(system: _System, x: Tensor) -> _Images:
@@ -576,7 +582,7 @@ def _univariate(structure: LinearGaussian, device: torch.device) -> Distribution
         values = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device).clamp(low, high)
         density = prior.log_prob(values.reshape(-1, *[1] * len(prior.batch_shape))).reshape(3, -1)
         if not torch.equal(density, density[:, :1].expand_as(density)):
-            raise InferenceError(f"The prior of {structure.scale!r} differs between data; declare one for all.")
+            raise InferenceError(f"The prior of {structure.scale!r} differs between data; it has to be one for all.")
     return prior
 
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from arviz_stats.base import array_stats
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from calibrant.errors import InferenceError
+from calibrant.inference.diagnostics import bfmi, diagnose
 
 MIN_CHAINS = 4
 MIN_DRAWS = 500
@@ -28,7 +26,6 @@ GRID_LIMIT = 0.01
 Array = npt.NDArray[np.float64]
 
 _BLOCK_ELEMENTS = 2**21  # 16 MiB of float64; diagnostics hold a few copies of a block
-_TAIL = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -144,15 +141,15 @@ def mcmc_convergence(posterior: xr.Dataset, sample_stats: xr.Dataset) -> xr.Data
         return _group(labels, [reason] * len(labels), numbers, missing)
     latents, found = _diagnose(posterior, len(labels))
     divergences = _divergences(sample_stats, len(labels))
-    bfmi = _bfmi(sample_stats, len(labels))
+    fraction = _bfmi(sample_stats, len(labels))
     reasons = [_chain_reason(latents, {k: v[i] for k, v in found.items()}) for i in range(len(labels))]
-    transitions = _transition_reasons(divergences, bfmi, "energy" in sample_stats)
+    transitions = _transition_reasons(divergences, fraction, "energy" in sample_stats)
     numbers = {
         "rhat": found["rhat"].max(1),
         "ess_bulk": found["ess_bulk"].min(1),
         "ess_tail": found["ess_tail"].min(1),
         "divergences": divergences,
-        "bfmi": bfmi,
+        "bfmi": fraction,
     }
     joined = ["; ".join(filter(None, both)) for both in zip(reasons, transitions, strict=True)]
     return _group(labels, joined, numbers, missing)
@@ -240,30 +237,12 @@ def _diagnose(posterior: xr.Dataset, n_data: int) -> tuple[list[Latent], dict[st
 
 def _scalar_diagnostics(x: Array) -> dict[str, Array]:
     """Diagnostics `(data, latent)` of draws `(data, chain, draw, latent)`, NaN where a draw is not finite."""
-    x = np.moveaxis(x, (1, 2), (0, 1))
+    x = np.moveaxis(x, 0, 2)
     finite = np.isfinite(x).all((0, 1))
     x = np.where(finite, x, 0.0)
-    half = x.shape[1] // 2
-    split = np.concatenate((x[:, :half], x[:, -half:]))
-    bulk = _rank_normalise(split)
-    folded = _rank_normalise(np.abs(split - np.median(split, axis=(0, 1))))
-    axes = {"chain_axis": 0, "draw_axis": 1}
-    with np.errstate(invalid="ignore", divide="ignore"):  # constant chains, reported as such below
-        rhat = np.maximum(*(array_stats.rhat(z, **axes, method="identity") for z in (bulk, folded)))
-    found = {
-        "rhat": rhat,
-        "ess_bulk": array_stats.ess(bulk, **axes, method="identity"),
-        "ess_tail": array_stats.ess(x, **axes, method="tail", prob=_TAIL),
-    }
-    found = {k: np.where(finite, v, np.nan) for k, v in found.items()}
+    found = {k: np.where(finite, v, np.nan) for k, v in diagnose(x).items()}
     constant = (x.max(1) == x.min(1)).any(0)
     return found | {"constant": (constant & finite).astype(np.float64), "finite": finite.astype(np.float64)}
-
-
-def _rank_normalise(x: Array) -> Array:
-    """Normal scores of the ranks over chains and draws; ranked once for R-hat and ESS, and for all latents at once."""
-    ranks = rankdata(x.reshape(-1, *x.shape[2:]), axis=0)
-    return ndtri((ranks - 0.375) / (len(ranks) + 0.25)).reshape(x.shape)
 
 
 def _chain_reason(latents: list[Latent], found: dict[str, Array]) -> str:
@@ -299,14 +278,13 @@ def _bfmi(stats: xr.Dataset, n_data: int) -> Array:
     """The lowest E-BFMI of any chain."""
     if "energy" not in stats:
         return np.full(n_data, np.nan)
-    energy = stats["energy"].transpose(..., "chain", "draw").values.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.broadcast_to(array_stats.bfmi(energy).min(-1), n_data).copy()
+        return np.broadcast_to(bfmi(stats["energy"].transpose("chain", "draw", ...).values).min(0), n_data).copy()
 
 
-def _transition_reasons(divergences: Array, bfmi: Array, has_energy: bool) -> list[str]:
+def _transition_reasons(divergences: Array, fractions: Array, has_energy: bool) -> list[str]:
     reasons = []
-    for count, fraction in zip(divergences, bfmi, strict=True):
+    for count, fraction in zip(divergences, fractions, strict=True):
         transitions = "transition" if count == 1 else "transitions"
         found = [f"{count:.0f} divergent {transitions}"] if count > 0 else []
         if has_energy and not fraction >= BFMI_LIMIT:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -16,6 +15,7 @@ from torch.distributions import biject_to
 
 from calibrant.data import Data
 from calibrant.errors import InferenceError
+from calibrant.inference.draws import STATISTICS, McmcDraws
 from calibrant.program import (
     Program,
     Values,
@@ -31,27 +31,13 @@ from calibrant.program import (
 )
 from calibrant.progress import Progress
 
-STATISTICS = ("lp", "energy", "acceptance_rate", "step_size", "tree_depth", "n_steps", "diverging")
 _STARTS = 100
+_TARGET_ACCEPT = 0.95  # one divergent transition of thousands fails the gate
 
 
-@dataclass(frozen=True)
-class NutsDraws:
-    """Draws `(chain, draw, data, *event)` (shared sites without `data`) and statistics `(chain, draw, data)`.
-
-    `finished` data are complete: fewer than asked for after Ctrl-C.
-    """
-
-    draws: dict[str, Tensor]
-    stats: dict[str, Tensor]
-    latents: list[str]
-    local: list[str]
-    finished: int
-
-
-def sample_nuts(
+def sample_pyro_nuts(
     model: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
-) -> NutsDraws:
+) -> McmcDraws:
     """NUTS in unconstrained space with a diagonal metric, in float64; starts are U(−2, 2) there.
 
     Raises:
@@ -68,7 +54,7 @@ def sample_nuts(
         values, stats = _stack(runs)
         local = [name for name in values if is_local(target.example[name])]
         stats = {name: value[..., None].expand(*value.shape, len(data)) for name, value in stats.items()}
-        return NutsDraws(values, stats, list(latent), local, len(data))
+        return McmcDraws(values, stats, list(latent), local, *_complete(len(data)))
 
 
 def _latent_sites(model: Program, rows: Values, covariates: Values) -> dict[str, dict[str, Any]]:
@@ -120,7 +106,7 @@ class _RecordingNUTS(NUTS):
     """Pyro's NUTS that keeps the statistics of each transition."""
 
     def __init__(self, target: _Target, initial: dict[str, Tensor]) -> None:
-        super().__init__(potential_fn=target.potential)
+        super().__init__(potential_fn=target.potential, target_accept_prob=_TARGET_ACCEPT)
         self.initial_params = initial
         self.statistics: list[dict[str, float]] = []
 
@@ -189,7 +175,7 @@ def _datum_by_datum(
     lengths: tuple[int, int, int],
     seed: int,
     progress: Progress,
-) -> NutsDraws:
+) -> McmcDraws:
     chains, warmup, draws = lengths
     size = len(next(iter(rows.values())))
     done: list[Run] = []
@@ -207,4 +193,8 @@ def _datum_by_datum(
     values = {name: torch.cat([draw[name] for draw, _ in done], 2) for name in local}
     constants = {name: value for name, value in done[0][0].items() if name not in local}
     stats = {name: torch.stack([stat[name] for _, stat in done], -1) for name in done[0][1]}
-    return NutsDraws({**values, **constants}, stats, list(latent), local, len(done))
+    return McmcDraws({**values, **constants}, stats, list(latent), local, *_complete(len(done)))
+
+
+def _complete(count: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(count), torch.zeros(count, dtype=torch.bool)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import xarray as xr
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from calibrant.binding import bind_fixed
+from calibrant.binding import bind, bind_fixed
 from calibrant.data import Data
 from calibrant.errors import InferenceError
-from calibrant.inference.exact import ExactPosterior, solve, verify
-from calibrant.inference.gate import exact_convergence, mcmc_convergence, require_passable
+from calibrant.inference.draws import McmcDraws
+from calibrant.inference.exact import ExactPosterior, solve
+from calibrant.inference.gate import exact_convergence, require_passable
+from calibrant.inference.lanes import NutsSettings, sample_nuts
+from calibrant.inference.linear_gaussian import LinearGaussian
 from calibrant.inference.predictive import add_groups
-from calibrant.inference.pyro_nuts import sample_nuts
+from calibrant.inference.pyro_nuts import sample_pyro_nuts
+from calibrant.inference.repair import judge, run_and_repair
+from calibrant.inference.structure import detect
 from calibrant.inference.trees import build_tree, require_memory, with_coords
-from calibrant.models.linear_gaussian import LinearGaussian
-from calibrant.program import Program, as_program, check_program, defaults, in_double, log_density, sites
+from calibrant.program import Program, as_program, check_program, defaults, sites
 from calibrant.progress import Progress, silent
 
-METHODS = ("auto", "exact", "pyro-nuts")
+METHODS = ("auto", "exact", "nuts", "pyro-nuts")
+_COMPILED_FROM = 1000  # iterations: compiling takes about as long as so many without it
 
 
 def reference(
@@ -35,6 +40,8 @@ def reference(
     draws: int = 1000,
     *,
     covariates: Mapping[str, Any] | None = None,
+    init: Program | None = None,
+    compile: bool | Literal["auto"] = "auto",
     groups: Iterable[str] = (),
     seed: int = 0,
     progress: Progress = silent,
@@ -44,11 +51,14 @@ def reference(
     Args:
         model: the program; it should be in `eval()`.
         observed: site → tensor, or a `Data`.
-        method: "exact" (closed form, or quadrature over a scale), "pyro-nuts" (Pyro's NUTS, datum by datum), or "auto":
-            exact where the program allows it.
+        method: "exact" (closed form, or quadrature over a scale), "nuts" (batched NUTS; data that fail the gate are
+            run again up to twice, treated by the cause), "pyro-nuts" (Pyro's NUTS, datum by datum), or "auto": exact
+            where the program allows it, else batched NUTS.
         chains: number of chains (at least 4 for MCMC).
         warmup: adaptation steps of each chain (MCMC alone).
         draws: kept draws a chain (at least 500 for MCMC).
+        init: a guide: every second chain of batched NUTS starts at its draws, the others at draws of the prior.
+        compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations a chain.
         covariates: keyword → tensor.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
         seed: of the draws.
@@ -56,7 +66,8 @@ def reference(
 
     Returns:
         A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
-        ESS, divergences, E-BFMI; exact methods add `grid_error` (posterior sd) and `log_evidence` (nats).
+        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run; exact methods add
+        `grid_error` (posterior sd) and `log_evidence` (nats).
 
     Raises:
         InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.
@@ -66,12 +77,11 @@ def reference(
         raise InferenceError(f"unknown method {method!r}; known: {METHODS}")
     data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
-    # A declared structure says nothing of covariates, so that data with covariates have no exact posterior here.
-    structure = exact_structure(program) if method != "pyro-nuts" and not data.covariate_names else None
+    structure = exact_structure(program, data) if method in ("auto", "exact") else None
     if method == "exact" and structure is None:
         raise InferenceError(
-            f"{type(program).__name__} has no exact posterior that is known here (linear decoder, Gaussian noise, "
-            "Normal latents, at most one scale, no covariates): use method='pyro-nuts'"
+            f"{type(program).__name__} has no exact posterior that is known here (affine decoder, Gaussian noise, "
+            "Gaussian local latents, at most one scale, no covariates): use method='nuts'"
         )
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
     require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data")
@@ -80,18 +90,20 @@ def reference(
         progress("reference", len(data), len(data))
     else:
         require_passable(chains, draws)
-        tree = _nuts(program, data, chains, warmup, draws, seed, progress)
+        if method == "pyro-nuts":
+            tree = _one_by_one(program, data, chains, warmup, draws, seed, progress)
+        else:
+            compiles = warmup + draws >= _COMPILED_FROM if compile == "auto" else compile
+            settings = NutsSettings(chains, warmup, draws, compile=compiles)
+            tree = _batched(program, data, settings, init, seed, progress)
     add_groups(tree, program, data, groups, seed)
     return tree
 
 
-def exact_structure(model: PyroModule) -> LinearGaussian | None:
-    """What the model declares for exact inference, or None."""
-    if not hasattr(model, "linear_gaussian"):
-        return None
-    twin = copy.deepcopy(model).double()
-    with torch.no_grad(), defaults(twin, {}, torch.float64):
-        return twin.linear_gaussian()
+def exact_structure(model: Program, observed: Mapping[str, Any] | Data) -> LinearGaussian | None:
+    """The structure that makes the posterior exact, or None."""
+    data = bind(model, observed)
+    return detect(model, *data.batch(torch.arange(min(len(data), 16))))
 
 
 def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
@@ -101,23 +113,15 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
         InferenceError: for a program whose exact posterior is not known here.
     """
     data, program = bind_fixed(model, observed), as_program(model)
-    structure = None if data.covariate_names else exact_structure(program)
+    structure = exact_structure(program, data)
     if structure is None:
         raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
     return _solve(program, structure, data).log_evidence
 
 
 def _solve(program: PyroModule, structure: LinearGaussian, data: Data) -> ExactPosterior:
-    """Check the declared structure against the program's own density, then solve it."""
-    double = in_double(program)
-
-    def log_joint(values: Mapping[str, Tensor]) -> Tensor:
-        return log_density(double, values, len(values[structure.observed]), observed=[structure.observed]).joint
-
     with torch.no_grad(), defaults(program, data.tensors()[0], torch.float64) as place:
-        x = data.tensors(*place)[0][structure.observed]
-        verify(structure, log_joint, x[:16], torch.Generator().manual_seed(0))
-        return solve(structure, x)
+        return solve(structure, data.tensors(*place)[0][structure.observed])
 
 
 def _exact(
@@ -140,24 +144,53 @@ def _exact(
     return tree
 
 
-def _nuts(
+def _one_by_one(
     program: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
 ) -> xr.DataTree:
-    result = sample_nuts(program, data, chains, warmup, draws, seed, progress)
-    tree = build_tree(
-        result.draws,
-        model=program,
-        data=data.subset(torch.arange(result.finished)),
-        local=result.local,
-        latents=result.latents,
-        method="pyro-nuts",
-        independent=False,
-        sample_stats=result.stats,
-        settings={"chains": chains, "warmup": warmup, "draws": draws, "seed": seed},
-    )
-    convergence = mcmc_convergence(tree["posterior"].dataset, tree["sample_stats"].dataset)
+    result = sample_pyro_nuts(program, data, chains, warmup, draws, seed, progress)
+    settings = {"chains": chains, "warmup": warmup, "draws": draws, "seed": seed}
+    tree = _mcmc_tree(program, data, result, "pyro-nuts", settings)
+    _attach_convergence(tree, judge(result, lambda _: _gated(tree)))
+    return tree
+
+
+def _batched(
+    program: PyroModule, data: Data, settings: NutsSettings, guide: Program | None, seed: int, progress: Progress
+) -> xr.DataTree:
+    joint = any(not site.local for site in sites(program, *data.batch(torch.arange(1))).values())
+    stored = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws, "seed": seed}
+
+    def sample(rows: Tensor, plan: NutsSettings) -> tuple[McmcDraws, Tensor]:
+        drawn, powers = sample_nuts(program, data.subset(rows), plan, seed, progress, guide)
+        return replace(drawn, data=rows[drawn.data]), powers
+
+    def tree_of(drawn: McmcDraws) -> xr.DataTree:
+        return _mcmc_tree(program, data, drawn, "nuts", stored)
+
+    draws, convergence = run_and_repair(sample, lambda drawn: _gated(tree_of(drawn)), len(data), settings, joint)
+    tree = tree_of(draws)
     _attach_convergence(tree, convergence)
     return tree
+
+
+def _gated(tree: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
+    return tree["posterior"].dataset, tree["sample_stats"].dataset
+
+
+def _mcmc_tree(
+    program: PyroModule, data: Data, result: McmcDraws, method: str, settings: Mapping[str, Any]
+) -> xr.DataTree:
+    return build_tree(
+        result.draws,
+        model=program,
+        data=data.subset(result.data),
+        local=result.local,
+        latents=result.latents,
+        method=method,
+        independent=False,
+        sample_stats=result.stats,
+        settings=settings,
+    )
 
 
 def _attach_convergence(tree: xr.DataTree, convergence: xr.Dataset) -> None:

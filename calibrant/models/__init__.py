@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 
 from calibrant.models.likelihoods import Bernoulli, Gaussian
-from calibrant.models.linear_gaussian import LinearGaussian
 from calibrant.models.registry import (
     ModelCard,
     Recipe,
@@ -24,7 +23,6 @@ globals().update({card(name).cls.__name__: card(name).cls for name in list_model
 __all__ = [
     "Bernoulli",
     "Gaussian",
-    "LinearGaussian",
     "ModelCard",
     "Recipe",
     "card",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from calibrant.errors import ProgramError
 from calibrant.models.likelihoods import Bernoulli, make_likelihood
-from calibrant.models.linear_gaussian import LinearGaussian, is_linear_gaussian
 from calibrant.models.networks import make_decoder
 from calibrant.models.priors import named_scale_prior, vector_prior
 from calibrant.models.registry import register_model
@@ -59,7 +58,7 @@ class EAVAE(PyroModule):
         if multiplies not in MULTIPLIES:
             raise ProgramError(f"multiplies={multiplies!r}; the scale multiplies one of {MULTIPLIES}")
         self.multiplies = multiplies
-        self.prior_name, self.prior = prior, vector_prior(prior, latents)
+        self.prior = vector_prior(prior, latents)
         self.prior_of_scale = named_scale_prior(scale_prior, ("lognormal", "gamma", "softplus-laplace"))
         self.decoder = make_decoder(decoder, latents, shape, column_norm=(prod(shape) / max(latents, 1)) ** 0.5)
         self.likelihood = make_likelihood(likelihood or ("bernoulli" if multiplies == "logits" else "gaussian"))
@@ -79,18 +78,3 @@ class EAVAE(PyroModule):
             return self.decoder(scale[:, None] * z)
         output = self.decoder(z)
         return scale.reshape(-1, *[1] * (output.dim() - 1)) * output
-
-    def linear_gaussian(self) -> LinearGaussian | None:
-        """The exact posterior's ingredients, or None where the decoder, prior or likelihood rules it out."""
-        if not is_linear_gaussian(self.decoder, self.likelihood, self.prior_name):
-            return None
-        bias: dict[str, Any] = {"offset" if self.multiplies == "latents" else "shift": self.decoder.bias}
-        return LinearGaussian(
-            observed="x",
-            latent="z",
-            loading=self.decoder.weight,
-            noise=self.likelihood.scale,
-            scale="scale",
-            scale_prior=self.prior_of_scale(),
-            **bias,
-        )

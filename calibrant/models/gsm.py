@@ -13,7 +13,6 @@ from torch import Tensor
 
 from calibrant.errors import ProgramError
 from calibrant.models.likelihoods import Gaussian
-from calibrant.models.linear_gaussian import LinearGaussian
 from calibrant.models.networks import LinearDecoder
 from calibrant.models.priors import named_scale_prior
 from calibrant.models.registry import register_model
@@ -83,19 +82,6 @@ class GSM(PyroModule):
             return dist.Normal(0.0, 1.0).expand([self.latents]).to_event(1)
         root = self.covariance_root
         return dist.MultivariateNormal(root.new_zeros(self.latents), scale_tril=root)
-
-    def linear_gaussian(self) -> LinearGaussian:
-        """The exact posterior's ingredients."""
-        root = self.covariance_root
-        return LinearGaussian(
-            observed="x",
-            latent="y",
-            loading=self.dictionary,
-            noise=self.likelihood.scale,
-            covariance=None if root is None else root.double() @ root.double().T,
-            scale="scale",
-            scale_prior=self.prior(),
-        )
 
 
 def _root(covariance: Matrix | Tensor, latents: int) -> Tensor:

@@ -9,7 +9,6 @@ from pyro.nn import PyroModule
 
 from calibrant.errors import ProgramError
 from calibrant.models.likelihoods import Gaussian
-from calibrant.models.linear_gaussian import LinearGaussian
 from calibrant.models.networks import LinearDecoder
 from calibrant.models.registry import register_model
 
@@ -43,13 +42,3 @@ class PPCA(PyroModule):
         with pyro.plate("data", size):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([self.latents]).to_event(1))
             return pyro.sample("x", self.likelihood(self.decoder(z)))
-
-    def linear_gaussian(self) -> LinearGaussian:
-        """The exact posterior's ingredients."""
-        return LinearGaussian(
-            observed="x",
-            latent="z",
-            loading=self.decoder.weight,
-            offset=self.decoder.bias,
-            noise=self.likelihood.scale,
-        )

@@ -9,7 +9,6 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant.models.likelihoods import make_likelihood
-from calibrant.models.linear_gaussian import LinearGaussian, is_linear_gaussian
 from calibrant.models.networks import make_decoder
 from calibrant.models.priors import vector_prior
 from calibrant.models.registry import register_model
@@ -45,7 +44,7 @@ class VAE(PyroModule):
         likelihood: str | dict[str, Any] | nn.Module = "gaussian",
     ) -> None:
         super().__init__()
-        self.prior_name, self.prior = prior, vector_prior(prior, latents)
+        self.prior = vector_prior(prior, latents)
         self.decoder = make_decoder(decoder, latents, shape)
         self.likelihood = make_likelihood(likelihood)
 
@@ -53,15 +52,3 @@ class VAE(PyroModule):
         with pyro.plate("data", size):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(self.decoder(z)))
-
-    def linear_gaussian(self) -> LinearGaussian | None:
-        """The exact posterior's ingredients, or None where the decoder, prior or likelihood rules it out."""
-        if not is_linear_gaussian(self.decoder, self.likelihood, self.prior_name):
-            return None
-        return LinearGaussian(
-            observed="x",
-            latent="z",
-            loading=self.decoder.weight,
-            offset=self.decoder.bias,
-            noise=self.likelihood.scale,
-        )

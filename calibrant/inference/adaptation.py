@@ -1,0 +1,169 @@
+"""What a chain learns in warm-up: its step size, and per datum the metric and the coordinates.
+
+Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane. Metrics are estimated in Stan's windows
+of growing length, from what all chains of a datum have contributed to a window by the time a chain reaches its end: no
+chain waits for another. Coordinates are chosen with the metric, by how well a diagonal Normal fits the draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GAMMA, _DELAY, _DECAY = 0.05, 10.0, 0.75  # of dual averaging, as in Hoffman & Gelman
+_FIRST, _LAST, _BASE = 75, 50, 25  # Stan's buffers and first window, in iterations
+_PRIOR_DRAWS, _PRIOR_VARIANCE = 5.0, 1e-3  # Stan's shrinkage of the metric
+_ENOUGH = 20  # draws of a window below which coordinates stay
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which window an iteration of warm-up belongs to (−1: none), and whether it closes that window."""
+
+    window: Tensor
+    closes: Tensor
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return int(self.closes.sum())
+
+
+def schedule(warmup: int) -> Schedule:
+    """Stan's windows for a warm-up of this length."""
+    first, last, base = _FIRST, _LAST, _BASE
+    if warmup < first + last + base:
+        first, last = int(0.15 * warmup), int(0.1 * warmup)
+        base = warmup - first - last
+    window, closes = torch.full((warmup,), -1), torch.zeros(warmup, dtype=torch.bool)
+    start, length, index = first, base, 0
+    while start < warmup - last:
+        end = start + length
+        if end + 2 * length > warmup - last:  # the next window would not fit: this one takes the rest
+            end = warmup - last
+        window[start:end], closes[end - 1] = index, True
+        start, length, index = end, 2 * length, index + 1
+    return Schedule(window, closes)
+
+
+@dataclass
+class Adaptation:
+    """What lanes know of the posterior: `k` candidates of coordinates, `w` windows, vectors of width `d`."""
+
+    draws: Tensor  # (lane, w)
+    mean: Tensor  # (lane, w, k, d)
+    scatter: Tensor  # (lane, w, k, d), or (lane, w, k, d, d) for a dense metric: sums of squares about the mean
+    log_scale: Tensor  # (lane, w, pair): sums of log s
+
+
+def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> Adaptation:
+    """Nothing learnt yet, for lanes like `q` `(lane, d)`."""
+    lanes, width = q.shape
+    windows = max(windows, 1)
+    return Adaptation(
+        draws=q.new_zeros(lanes, windows),
+        mean=q.new_zeros(lanes, windows, candidates, width),
+        scatter=q.new_zeros(lanes, windows, candidates, *((width, width) if dense else (width,))),
+        log_scale=q.new_zeros(lanes, windows, pairs),
+    )
+
+
+Averaging = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Tensor, Averaging]:
+    """Dual averaging after an iteration with this acceptance rate, all `(lane,)`.
+
+    Args:
+        state: the log step size to shrink to, the mean error, the averaged log step size, the number of iterations.
+        acceptance: mean acceptance probability of the iteration.
+        wanted: its target.
+
+    Returns:
+        The next step size and state.
+    """
+    centre, error, average, count = state
+    count = count + 1
+    weight = 1 / (count + _DELAY)
+    error = (1 - weight) * error + weight * (wanted - acceptance)
+    log_step = centre - count.sqrt() / _GAMMA * error
+    forget = count**-_DECAY
+    return log_step.exp(), (centre, error, forget * log_step + (1 - forget) * average, count)
+
+
+def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, log_scale: Tensor) -> None:
+    """Add one draw of each lane, `(n, k, d)` in all candidate coordinates, to its window (Welford's update)."""
+    count = state.draws[lane, window] + 1
+    mean = state.mean[lane, window]
+    before = draws - mean
+    mean = mean + before / count[:, None, None]
+    after = draws - mean
+    dense = state.scatter.dim() == 5
+    product = before[..., :, None] * after[..., None, :] if dense else before * after
+    state.scatter[lane, window] += product
+    state.mean[lane, window] = mean
+    state.draws[lane, window] = count
+    state.log_scale[lane, window] += log_scale
+
+
+def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the chains of a datum know of a window together.
+
+    Args:
+        chains: `(n, c)`, the lanes of each datum.
+        window: `(n,)`.
+
+    Returns:
+        Draws `(n,)`, variances `(n, k, d)` (covariances `(n, k, d, d)`), mean log s `(n, pair)`.
+    """
+    at = chains, window[:, None].expand_as(chains)
+    count, mean = state.draws[at], state.mean[at]
+    total = count.sum(1).clamp_min(1)
+    share = (count / total[:, None])[..., None, None]
+    centre = (share * mean).sum(1)
+    apart = mean - centre[:, None]
+    weight = count[..., None, None]
+    if state.scatter.dim() == 5:
+        between = (weight[..., None] * apart[..., :, None] * apart[..., None, :]).sum(1)
+    else:
+        between = (weight * apart.square()).sum(1)
+    scatter = state.scatter[at].sum(1) + between
+    variance = scatter / (total - 1).clamp_min(1).reshape(-1, *[1] * (scatter.dim() - 1))
+    return total, variance, state.log_scale[at].sum(1) / total[:, None]
+
+
+def metric(count: Tensor, variance: Tensor) -> Tensor:
+    """Stan's estimate of the inverse mass from variances `(n, d)` or covariances `(n, d, d)` of `count` draws."""
+    share = (count / (count + _PRIOR_DRAWS)).reshape(-1, *[1] * (variance.dim() - 1))
+    floor = _PRIOR_VARIANCE * (1 - share)
+    if variance.dim() == 3:
+        return share * variance + floor * torch.eye(variance.shape[-1], dtype=variance.dtype, device=variance.device)
+    return share * variance + floor
+
+
+def choose(
+    count: Tensor, variance: Tensor, log_scale: Tensor, table: Tensor, pair_of: Tensor, powers: Tensor
+) -> Tensor:
+    """The candidate for every pair whose draws a diagonal Normal fits best, `(n, pair)`.
+
+    The Kullback–Leibler divergence from the posterior to the best diagonal Normal is, up to terms that all coordinates
+    share, ½ Σ log var(v) − E log|dv/dz|, and log|dv/dz| = κ·log s for every entry of z.
+
+    Args:
+        count: draws, `(n,)`.
+        variance: `(n, k, d)`, of the entries in all candidate coordinates.
+        log_scale: mean log s, `(n, pair)`.
+        table: κ by pair and candidate, `(pair, k)`.
+        pair_of: the pair of every entry, −1 for none, `(d,)`.
+        powers: κ in use, `(n, pair)`, kept where draws are few.
+    """
+    scores = []
+    for pair in range(len(table)):
+        entries = pair_of == pair
+        spread = 0.5 * variance[:, :, entries].clamp_min(1e-300).log().sum(-1)
+        scores.append(spread - table[pair] * log_scale[:, pair, None] * entries.sum())
+    best = torch.stack(scores, 1).argmin(-1)
+    now = (table == powers[..., None]).long().argmax(-1)
+    return torch.where((count >= _ENOUGH)[:, None], best, now)

@@ -1,0 +1,501 @@
+"""Linear-Gaussian structure is found in users' programs, with the evidence of dense algebra, and in no others."""
+
+from __future__ import annotations
+
+import doctest
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+import calibrant as cal
+from calibrant.errors import InferenceError
+from calibrant.inference import structure
+from calibrant.inference.structure import detect
+
+PIXELS, LATENTS = 6, 3
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def here(constant: Tensor | float) -> Tensor:
+    """A constant in the dtype that the program runs in."""
+    return torch.as_tensor(constant).to(torch.get_default_dtype())
+
+
+A, B, BIAS = normal(PIXELS, LATENTS, seed=0), normal(PIXELS, 1, seed=1), normal(PIXELS, seed=2)
+ROOT = torch.tensor([[1.5, 0.0, 0.0], [-0.7, 0.8, 0.0], [0.3, 0.4, 0.5]]).double()
+FACTOR, SPREAD = normal(LATENTS, 2, seed=3), torch.tensor([0.2, 0.5, 1.0]).double()
+NOISE = torch.tensor([0.2, 0.3, 0.4, 0.5, 0.6, 0.7]).double()
+CENTRE, ONES = torch.tensor([3.0, -2.0, 0.5]).double(), torch.ones(LATENTS, LATENTS).double()
+
+
+def standard() -> dist.TorchDistribution:
+    return dist.Normal(0.0, 1.0).expand([LATENTS]).to_event(1)
+
+
+def affine(
+    prior: Callable[[], Any] = standard,
+    noise: float | Tensor = 0.5,
+    scale: Callable[[], Any] | None = None,
+    offset: float | Tensor = 0.0,
+    shift: float | Tensor = 0.0,
+) -> Callable[[int], None]:
+    """x = offset + s (shift + A z) + ε as a plain function."""
+
+    def program(size: int) -> None:
+        with pyro.plate("data", size):
+            s = pyro.sample("s", scale())[:, None] if scale else 1.0
+            z = pyro.sample("z", prior())
+            pyro.sample("x", dist.Normal(here(offset) + s * (here(shift) + z @ here(A.T)), here(noise)).to_event(1))
+
+    return program
+
+
+def two_sites(size: int) -> None:
+    with pyro.plate("data", size):
+        z1 = pyro.sample("z1", dist.Normal(1.0, 2.0).expand([LATENTS]).to_event(1))
+        z2 = pyro.sample("z2", dist.Normal(-3.0, 0.3))
+        pyro.sample("x", dist.Normal(z1 @ here(A.T) + z2[:, None] * here(B[:, 0]), 0.5).to_event(1))
+
+
+def hierarchical(size: int) -> None:
+    with pyro.plate("data", size):
+        top = pyro.sample("top", dist.Normal(1.0, 2.0))
+        z = pyro.sample("z", dist.Normal(2.0 * top[:, None] + here(CENTRE), 0.7).to_event(1))
+        pyro.sample("x", dist.Normal(here(BIAS) + z @ here(A.T), 0.5).to_event(1))
+
+
+def hierarchical_scaled(size: int) -> None:
+    with pyro.plate("data", size):
+        top = pyro.sample("top", dist.Normal(1.0, 2.0))
+        s = pyro.sample("s", dist.LogNormal(-0.5, 0.625))
+        z = pyro.sample("z", dist.Normal(2.0 * top[:, None] + here(CENTRE), 0.7).to_event(1))
+        pyro.sample("x", dist.Normal(s[:, None] * (z @ here(A.T)), 0.5).to_event(1))
+
+
+def matrix(size: int) -> None:
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([LATENTS, 2]).to_event(2))
+        pyro.sample("x", dist.Normal(here(A) @ z, here(NOISE[:, None])).to_event(2))
+
+
+def walk(size: int) -> None:
+    with pyro.plate("data", size):
+        steps, place = [], 0.0
+        for i in range(PIXELS):
+            place = pyro.sample(f"z{i}", dist.Normal(0.9 * place, 1.0))
+            steps.append(place)
+        pyro.sample("x", dist.Normal(torch.stack(steps, -1), 0.5).to_event(1))
+
+
+def scalar(size: int) -> None:
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(1.0, 2.0))
+        pyro.sample("x", dist.Normal(3.0 - z, 0.5))
+
+
+class Truth(NamedTuple):
+    """x given s is N(offset + s shift, s² signal + noise), by hand."""
+
+    offset: Tensor | float
+    shift: Tensor | float
+    signal: Tensor
+    noise: Tensor | float = 0.5
+    scale: Any = None
+
+    def given(self, x: Tensor, s: Tensor) -> Tensor:
+        """log p(x | s) at scales (n,)."""
+        noise = torch.eye(len(x)) * torch.as_tensor(self.noise).double() ** 2
+        mean = (self.offset + s[:, None] * self.shift) * torch.ones(len(x))
+        return MultivariateNormal(mean, s[:, None, None] ** 2 * self.signal + noise).log_prob(x)
+
+    def log_joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales, and the log of p(x, s) times the weight of a Gauss-Legendre rule over log s."""
+        low, high = (math.log(0.5), math.log(2.0)) if isinstance(self.scale, dist.Uniform) else (-25.0, 6.0)
+        node, weight = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(1000))
+        t = (low + high) / 2 + (high - low) / 2 * node
+        return t.exp(), self.given(x, t.exp()) + self.scale.log_prob(t.exp()) + t + (weight * (high - low) / 2).log()
+
+    def log_evidence(self, x: Tensor) -> float:
+        return float(self.given(x, torch.ones(1))[0] if self.scale is None else self.log_joint(x)[1].logsumexp(0))
+
+
+GRAM, ROOT_GRAM, TOP_GRAM = (
+    A @ A.T,
+    A @ ROOT @ ROOT.T @ A.T,
+    A @ (16.0 * ONES + 0.49 * torch.eye(LATENTS).double()) @ A.T,
+)
+LOGNORMAL, GAMMA, HALF = dist.LogNormal(-0.5, 0.625), dist.Gamma(2.0, 1.5), dist.HalfNormal(1.25)
+WALK = torch.tensor(
+    [[0.9 ** (i - j) if i >= j else 0.0 for j in range(PIXELS)] for i in range(PIXELS)], dtype=torch.float64
+)
+SOLVED: dict[str, tuple[Callable[[int], None], Truth]] = {
+    "ppca": (affine(offset=BIAS), Truth(BIAS, 0.0, GRAM)),
+    "noise of each pixel": (affine(noise=NOISE), Truth(0.0, 0.0, GRAM, NOISE)),
+    "prior mean": (
+        affine(lambda: dist.Normal(here(CENTRE), here(SPREAD)).to_event(1)),
+        Truth(A @ CENTRE, 0.0, A * SPREAD**2 @ A.T),
+    ),
+    "multivariate": (
+        affine(lambda: dist.MultivariateNormal(here(CENTRE), here(ROOT @ ROOT.T)), offset=BIAS),
+        Truth(BIAS + A @ CENTRE, 0.0, ROOT_GRAM),
+    ),
+    "scale_tril": (
+        affine(lambda: dist.MultivariateNormal(torch.zeros(LATENTS), scale_tril=here(ROOT))), Truth(0.0, 0.0, ROOT_GRAM)
+    ),
+    "low rank": (
+        affine(lambda: dist.LowRankMultivariateNormal(here(CENTRE), here(FACTOR), here(SPREAD))),
+        Truth(A @ CENTRE, 0.0, A @ (FACTOR @ FACTOR.T + torch.diag(SPREAD)) @ A.T),
+    ),
+    "two sites": (two_sites, Truth(A.sum(1) - 3.0 * B[:, 0], 0.0, 4.0 * GRAM + 0.09 * B @ B.T)),
+    "hierarchical": (
+        hierarchical,
+        Truth(BIAS + A @ (CENTRE + 2.0), 0.0, TOP_GRAM),
+    ),
+    "random walk": (walk, Truth(0.0, 0.0, WALK @ WALK.T)),
+    "matrices": (
+        matrix, Truth(0.0, 0.0, torch.kron(GRAM, torch.eye(2).double()), NOISE.repeat_interleave(2))
+    ),
+    "scalars": (scalar, Truth(2.0, 0.0, torch.tensor([[4.0]]).double())),
+    "lognormal scale": (affine(scale=lambda: LOGNORMAL), Truth(0.0, 0.0, GRAM, scale=LOGNORMAL)),
+    "gamma scale of the output": (
+        affine(scale=lambda: GAMMA, shift=BIAS), Truth(0.0, BIAS, GRAM, scale=GAMMA)
+    ),
+    "half-normal scale, offset": (
+        affine(scale=lambda: HALF, offset=BIAS, shift=B[:, 0]), Truth(BIAS, B[:, 0], GRAM, scale=HALF)
+    ),
+    "scale between bounds": (
+        affine(scale=lambda: dist.Uniform(0.5, 2.0)), Truth(0.0, 0.0, GRAM, scale=dist.Uniform(0.5, 2.0))
+    ),
+    "scale, prior mean": (
+        affine(lambda: dist.MultivariateNormal(here(CENTRE), scale_tril=here(ROOT)), NOISE, lambda: LOGNORMAL, BIAS),
+        Truth(BIAS, A @ CENTRE, ROOT_GRAM, NOISE, LOGNORMAL),
+    ),
+    "scale, hierarchical": (
+        hierarchical_scaled,
+        Truth(0.0, A @ (CENTRE + 2.0), TOP_GRAM, scale=LOGNORMAL),
+    ),
+}  # fmt: skip
+
+
+def simulate(program: Callable[..., None], size: int = 3) -> dict[str, Tensor]:
+    return {"x": cal.program.sample_prior(program, size, seed=5)["x"]}
+
+
+@pytest.mark.parametrize(("program", "truth"), SOLVED.values(), ids=SOLVED)
+def test_evidence_of_users_programs(program, truth):
+    observed = simulate(program)
+    observed["x"][2] *= 3
+    evidence = cal.inference.log_evidence(program, observed).tolist()
+    wanted = [truth.log_evidence(x.flatten()) for x in observed["x"].double()]
+    # A scale's prior is written in float32; a grid that ends where a density does not vanish has a larger error.
+    error = 1e-10 if truth.scale is None else 1e-5 if isinstance(truth.scale, dist.Uniform) else 1e-7
+    assert evidence == pytest.approx(wanted, rel=error, abs=error)
+
+
+def score(draws: np.ndarray, mean: Tensor, covariance: Tensor) -> float:
+    """The largest error of means and covariances of independent draws (n, k), in standard errors; the draws' own
+    moments set the errors, for they need not be Gaussian."""
+    centred = draws - mean.numpy()
+    products = centred[:, :, None] * centred[:, None, :] - covariance.numpy()
+    errors = [values.mean(0) / (values.std(0) / math.sqrt(len(draws))) for values in (centred, products)]
+    return max(float(np.abs(error).max()) for error in errors)
+
+
+@pytest.mark.parametrize("program", [hierarchical, hierarchical_scaled])
+def test_draws_come_back_by_site_with_their_joint_posterior(program):
+    """Against the conditional of the joint Gaussian of (top, z, x) given s, written out by hand; 10,000 draws."""
+    scaled = program is hierarchical_scaled
+    observed = simulate(program, 2)
+    tree = cal.inference.reference(program, observed, chains=4, draws=2500)
+    posterior = tree["posterior"].dataset
+    assert posterior.attrs["method"] == "exact"
+    assert list(posterior.data_vars) == ["top", "z", *["s"] * scaled]
+    assert posterior["top"].dims == ("chain", "draw", "data")
+    assert posterior["z"].shape == (4, 2500, 2, LATENTS)
+    draws = np.concatenate([posterior[name].values.reshape(10_000, 2, -1) for name in posterior.data_vars], -1)
+    limit = NormalDist().inv_cdf(1 - 1e-5 / (2 * 2 * (5 * scaled or 4) * 6))
+    truth = SOLVED["scale, hierarchical" if scaled else "hierarchical"][1]
+    for datum, x in enumerate(observed["x"].double()):
+        mean, covariance = joint_moments(truth, x)
+        assert score(draws[:, datum], mean, covariance) < limit
+        shifted = mean + 0.1 * covariance.diagonal().sqrt()
+        assert score(draws[:, datum], shifted, covariance) > limit
+        assert score(draws[:, datum], mean, 1.15 * covariance) > limit
+
+
+def joint_moments(truth: Truth, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of (top, z) and, where there is one, s."""
+    slope = torch.tensor([1.0, 2.0, 2.0, 2.0]).double()[:, None]
+    prior = 4.0 * slope * slope.T + 0.49 * torch.diag(torch.tensor([0.0, 1.0, 1.0, 1.0]).double())
+    centre, loading = torch.cat([torch.ones(1), CENTRE + 2.0]), torch.cat([torch.zeros(PIXELS, 1), A], 1)
+    s, weight = torch.ones(1).double(), torch.ones(1).double()
+    if truth.scale is not None:
+        s, density = truth.log_joint(x)
+        weight = density.softmax(0)
+    gain = s[:, None, None] * prior @ loading.T
+    gain = gain @ torch.linalg.inv(s[:, None, None] ** 2 * loading @ prior @ loading.T + 0.25 * torch.eye(PIXELS))
+    bias = BIAS if truth.scale is None else 0.0
+    means = centre + (gain @ (x - bias - s[:, None] * (loading @ centre))[..., None])[..., 0]
+    within = prior - gain @ (s[:, None, None] * loading @ prior)
+    if truth.scale is not None:
+        means, within = torch.cat([means, s[:, None]], 1), torch.nn.functional.pad(within, (0, 1, 0, 1))
+    mean = weight @ means
+    return mean, torch.einsum("n,nij->ij", weight, within) + (means - mean).T @ ((means - mean) * weight[:, None])
+
+
+def test_a_site_that_is_not_observed_is_a_latent():
+    """The posterior of y is then its prediction."""
+    observed = simulate(two_observations)
+    found = cal.inference.reference(two_observations, observed, chains=2, draws=20)["posterior"].dataset
+    assert (found["y"].dims, found.attrs["method"]) == (("chain", "draw", "data"), "exact")
+
+
+# -- what is something else --------------------------------------------------------------------------------------------
+
+
+def decoded(function: Callable[[Tensor], Tensor], scale: Callable[[], Any] | None = None) -> Callable[[int], None]:
+    """A decoder that is linear but for a function of the latents, or (with a scale) of s and the latents."""
+
+    def program(size: int) -> None:
+        with pyro.plate("data", size):
+            s = pyro.sample("s", scale())[:, None] if scale else None
+            z = pyro.sample("z", standard())
+            pyro.sample("x", dist.Normal((function(z) if s is None else function(s, z)) @ here(A.T), 0.5).to_event(1))
+
+    return program
+
+
+def noisy(noise: Callable[..., Any], scale: bool = False) -> Callable[[int], None]:
+    """The likelihood is a function of the mean, and of the latents or the scale."""
+
+    def program(size: int) -> None:
+        with pyro.plate("data", size):
+            s = pyro.sample("s", LOGNORMAL) if scale else torch.ones(size)
+            z = pyro.sample("z", standard())
+            pyro.sample("x", noise(s[:, None] * (z @ here(A.T)), s[:, None] if scale else z))
+
+    return program
+
+
+def shared(size: int) -> None:
+    centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(centre, 1.0).expand([size, LATENTS]).to_event(1))
+        pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+
+
+def discrete(size: int) -> None:
+    with pyro.plate("data", size):
+        on = pyro.sample("on", dist.Bernoulli(0.5))
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal((1.0 + on[:, None]) * (z @ here(A.T)), 0.5).to_event(1))
+
+
+def two_scales(size: int) -> None:
+    with pyro.plate("data", size):
+        s, r = pyro.sample("s", LOGNORMAL), pyro.sample("r", LOGNORMAL)
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal((s * r)[:, None] * (z @ here(A.T)), 0.5).to_event(1))
+
+
+def bent_hierarchy(size: int) -> None:
+    with pyro.plate("data", size):
+        top = pyro.sample("top", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal((top + 1e-10 * top**2)[:, None].expand(-1, LATENTS), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+
+
+def scaled_prior(size: int) -> None:
+    with pyro.plate("data", size):
+        s = pyro.sample("s", LOGNORMAL)
+        z = pyro.sample("z", dist.Normal(0.0, s[:, None].expand(-1, LATENTS)).to_event(1))
+        pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+
+
+def scale_after(size: int) -> None:
+    with pyro.plate("data", size):
+        z = pyro.sample("z", standard())
+        s = pyro.sample("s", dist.LogNormal(0.1 * z[:, 0], 1.0))
+        pyro.sample("x", dist.Normal(s[:, None] * (z @ here(A.T)), 0.5).to_event(1))
+
+
+def weighted(size: int) -> None:
+    with pyro.plate("data", size):
+        z = pyro.sample("z", standard())
+        pyro.factor("weight", -0.1 * z[:, 0].square())
+        pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+
+
+def tempered(size: int) -> None:
+    with pyro.plate("data", size):
+        z = pyro.sample("z", standard())
+        with pyro.poutine.scale(scale=0.5):
+            pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+
+
+def two_observations(size: int) -> None:
+    with pyro.plate("data", size):
+        z = pyro.sample("z", standard())
+        pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(-1), 0.5))
+
+
+def fragile(size: int) -> None:
+    """It cannot be evaluated far from its prior."""
+    with pyro.plate("data", size):
+        z = pyro.sample("z", standard())
+        if z.abs().max() > 100:
+            raise RuntimeError("no convergence")
+        pyro.sample("x", dist.Normal(z @ here(A.T), 0.5).to_event(1))
+
+
+def correlated(mean: Tensor, _: Tensor) -> Any:
+    return dist.MultivariateNormal(mean, here(torch.eye(PIXELS) + 0.01))
+
+
+OTHERS = {
+    "Student-t prior": affine(lambda: dist.StudentT(100.0, 0.0, 1.0).expand([LATENTS]).to_event(1)),
+    "Laplace prior": affine(lambda: dist.Laplace(0.0, 1.0).expand([LATENTS]).to_event(1)),
+    "improper prior": affine(
+        lambda: dist.ImproperUniform(dist.constraints.real, (), ()).expand([LATENTS]).to_event(1)
+    ),
+    "positive latents": affine(lambda: dist.LogNormal(0.0, 1.0).expand([LATENTS]).to_event(1)),
+    "tanh": decoded(lambda z: torch.tanh(1e-3 * z) / 1e-3),
+    "square": decoded(lambda z: z + 1e-10 * z**2),
+    "threshold": decoded(lambda z: torch.nn.functional.softshrink(z, 1e-3)),
+    "rectifier far away": decoded(lambda z: torch.relu(z + 100.0)),
+    "network": decoded(nn.Sequential(nn.Linear(LATENTS, 20), nn.SiLU(), nn.Linear(20, LATENTS)).double()),
+    "squared scale": decoded(lambda s, z: s**2 * z, lambda: LOGNORMAL),
+    "power of the scale": decoded(lambda s, z: s**1.0001 * z, lambda: LOGNORMAL),
+    "clipped scale": decoded(lambda s, z: s.clamp(max=100.0) * z, lambda: LOGNORMAL),
+    "scaled and unscaled": decoded(lambda s, z: (s + 1.0) * z, lambda: LOGNORMAL),
+    "scale of some": decoded(lambda s, z: torch.cat([s * z[:, :1], z[:, 1:]], 1), lambda: LOGNORMAL),
+    "Student-t noise": noisy(lambda mean, _: dist.StudentT(100.0, mean, 0.5).to_event(1)),
+    "Laplace noise": noisy(lambda mean, _: dist.Laplace(mean, 0.5).to_event(1)),
+    "noise by the latents": noisy(lambda mean, z: dist.Normal(mean, 0.5 + 1e-4 * z[:, :1].tanh()).to_event(1)),
+    "noise by the scale": noisy(lambda mean, s: dist.Normal(mean, 0.5 * s**0.001).to_event(1), True),
+    "correlated noise": noisy(correlated),
+    "masked noise": noisy(lambda mean, _: dist.Normal(mean, 0.5).mask(torch.arange(PIXELS) < 3).to_event(1)),
+    "counts": noisy(lambda mean, _: dist.Poisson(mean.exp()).to_event(1)),
+    "positive observations": noisy(lambda mean, _: dist.LogNormal(mean, 0.5).to_event(1)),
+    "shared latents": shared,
+    "discrete latents": discrete,
+    "two scales": two_scales,
+    "hierarchy": bent_hierarchy,
+    "prior by the scale": scaled_prior,
+    "scale by the latents": scale_after,
+    "factor": weighted,
+    "tempered likelihood": tempered,
+    "fragile": fragile,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", OTHERS.values(), ids=OTHERS)
+def test_other_programs_are_left_to_mcmc(program):
+    assert detect(program, {"x": normal(4, PIXELS, seed=9).exp().round()}, {}) is None
+
+
+def test_the_other_programs_differ_from_solved_ones_in_one_thing_alone():
+    """Each has its Gaussian twin, so that none is refused for another reason than its own."""
+    twins = {
+        "decoder": decoded(lambda z: z),
+        "module": decoded(nn.Linear(LATENTS, LATENTS).double()),
+        "scale": decoded(lambda s, z: s * z, lambda: LOGNORMAL),
+        "noise": noisy(lambda mean, _: dist.Normal(mean, 0.5).to_event(1)),
+        "noise, scale": noisy(lambda mean, _: dist.Normal(mean, 0.5).to_event(1), True),
+    }
+    observed = {"x": normal(4, PIXELS, seed=9)}
+    assert [name for name, twin in twins.items() if detect(twin, observed, {}) is None] == []
+
+
+def test_two_observed_sites_and_covariates_are_left_to_mcmc():
+    def placed(size: int, at: Tensor) -> None:
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + at, 0.5))
+
+    both = {"x": normal(4, PIXELS, seed=1), "y": torch.zeros(4)}
+    assert detect(two_observations, both, {}) is None
+    assert detect(placed, {"x": torch.zeros(4)}, {"at": torch.zeros(4)}) is None
+    with pytest.raises(InferenceError, match="no covariates"):
+        cal.inference.reference(placed, {"x": torch.zeros(4)}, "exact", covariates={"at": torch.zeros(4)})
+    with pytest.raises(InferenceError, match="no exact evidence"):
+        cal.inference.log_evidence(two_observations, both)
+
+
+# -- under which circumstances -----------------------------------------------------------------------------------------
+
+UNITS = {
+    "small latents": affine(lambda: dist.Normal(0.0, 1e-6).expand([LATENTS]).to_event(1)),
+    "large latents": affine(lambda: dist.Normal(0.0, 1e6).expand([LATENTS]).to_event(1)),
+    "far offset": affine(offset=1e6),
+    "little noise": affine(noise=1e-6),
+    "much noise": affine(noise=1e6),
+    "small scale": affine(scale=lambda: dist.LogNormal(-14.0, 1.0)),
+    "wide scale": affine(scale=lambda: dist.LogNormal(0.0, 5.0), offset=10.0),
+    "heavy tail": affine(scale=lambda: dist.HalfCauchy(1.0)),
+}
+
+
+@pytest.mark.parametrize("program", UNITS.values(), ids=UNITS)
+def test_units_do_not_matter(program):
+    assert detect(program, {"x": normal(4, PIXELS, seed=9)}, {}) is not None
+
+
+class Deep(pyro.nn.PyroModule):
+    """A linear decoder of several layers; a scale whose prior is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Linear(5, 64), nn.Linear(64, 8 * 4 * 4), nn.Unflatten(1, (8, 4, 4)), nn.ConvTranspose2d(8, 2, 4, 2, 1)
+        )
+        self.loc = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, size: int) -> Tensor:
+        with pyro.plate("data", size):
+            s = pyro.sample("s", dist.LogNormal(self.loc, 1.0))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
+            return pyro.sample("x", dist.Normal(s[:, None, None, None] * self.layers(z), 0.1).to_event(3))
+
+
+def test_the_module_the_random_state_and_the_callers_modes_are_left_alone(global_state):
+    model, observed = Deep(), {"x": normal(3, 2, 8, 8, seed=1)}
+    weights, random = {n: v.clone() for n, v in model.state_dict().items()}, torch.random.get_rng_state()
+    before = global_state()
+    found = [detect(model, observed, {})]
+    assert global_state() == before
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found.append(detect(model, observed, {}))
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for one in found:
+        assert one is not None
+        assert torch.equal(one.loading, found[0].loading)
+        assert not any(part.requires_grad for part in (one.loading, one.noise, one.covariance, one.mean))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_agrees_with_cpu():
+    observed = {"x": normal(3, 2, 8, 8, seed=1)}
+    cpu, gpu = cal.inference.log_evidence(Deep(), observed), cal.inference.log_evidence(Deep().cuda(), observed)
+    torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-9, atol=1e-9)
+
+
+def test_docstring():
+    assert doctest.testmod(structure).failed == 0
