@@ -128,7 +128,7 @@ _Warmup = Annotated[
 ]
 _HeldOut = Annotated[
     int | None,
-    _option("--held-out", text="Test data that are checked; where that takes MCMC, 8", setting="held_out", min=2),
+    _option("--held-out", text="Test data that are checked", setting="held_out", min=2),
 ]
 _Out = Annotated[Path | None, _option("--out", text="The run folder", shown="runs/MODEL-DATA-N")]
 _Overwrite = Annotated[bool, _flag("--overwrite", "Replace the run in --out, never a folder of anything else")]
@@ -143,8 +143,6 @@ _UserModel = Annotated[
 def _request(given: dict[str, Any]) -> Request:
     """The request that a command's options make."""
     settings = {name: given[name] for name in Settings.__dataclass_fields__ if given.get(name) is not None}
-    if "held_out" in settings:
-        settings["mcmc_held_out"] = settings["held_out"]
     if "family" in settings:
         settings["family"] = _family(settings["family"])
     if "lr" in settings and not settings["lr"] > 0:

@@ -17,8 +17,8 @@ QUICK: Mapping[str, Any] = {
     "epochs": 4,
     "train_data": 8_000,
     "held_out": 16,
-    "mcmc_held_out": 2,
     "draws": 500,
+    "warmup": 300,
     "contrast_images": 8,
     "contrast_levels": 5,
 }
@@ -41,7 +41,6 @@ class Settings:
         chains: reference chains.
         warmup: adaptation steps of a reference chain (MCMC alone).
         held_out: how many test data are checked.
-        mcmc_held_out: how many of them get a reference where that takes MCMC, which is slow.
         contrast_images: images of the contrast experiment.
         contrast_levels: its number of contrasts, from 0.1 to 10 times the noise.
     """
@@ -56,9 +55,8 @@ class Settings:
     device: str = "cpu"
     draws: int = 1000
     chains: int = 4
-    warmup: int = 1000
-    held_out: int = 64
-    mcmc_held_out: int = 8
+    warmup: int = 500
+    held_out: int = 128
     contrast_images: int = 32
     contrast_levels: int = 13
 

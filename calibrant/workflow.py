@@ -495,20 +495,15 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
 
 def _evaluate(job: _Job, progress: Progress) -> RunResult:
     """Posteriors, references, their comparison and the contrast experiment on held-out test data, all saved."""
-    settings, exact = job.settings, exact_structure(job.model, job.splits["test"]) is not None
+    settings = job.settings
     for file in (store.COMPARISON, store.CONTRAST, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
     held = _held_out(job.splits["test"], settings.held_out, settings.seed)
-    judged = held if exact else held[: settings.mcmc_held_out]
-    if len(judged) < len(held):
-        job.notes.append(
-            f"{len(judged)} of {len(held)} held-out data have a reference, which takes MCMC (--held-out N: all)"
-        )
     amortized = posterior(job.model, job.guide, held, settings.draws, seed=settings.seed, progress=progress)
     store.save_tree(amortized, job.folder / store.AMORTIZED)
-    exact_draws = _reference(job, judged, progress)
+    references = _reference(job, held, progress)
     progress("compare", 0, 1)
-    comparison = compare(amortized, exact_draws)
+    comparison = compare(amortized, references)
     store.save_dataset(comparison, job.folder / store.COMPARISON)
     progress("compare", 1, 1)
     contrast = _contrast(job, held, progress)
@@ -525,7 +520,7 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
         job.model,
         config,
         amortized,
-        exact_draws,
+        references,
         comparison,
         contrast,
         store.load_history(job.folder),

@@ -161,7 +161,7 @@ def test_the_best_diagonal_normal_decides():
         best = adaptation.choose(
             count=torch.tensor([4000.0]),
             variance=candidates.var(1)[None, :, None],
-            log_scale=log_scale.mean().reshape(1, 1),
+            slopes=table[None] * log_scale.mean(),
             table=table,
             pair_of=torch.tensor([0]),
             powers=table[:, :1],
@@ -187,7 +187,8 @@ def test_windows_are_stans():
     plan = adaptation.schedule(1000)
     ends = plan.closes.nonzero()[:, 0] + 1
     assert ends.tolist() == [100, 150, 250, 450, 950]
-    assert (plan.window[:75] == -1).all() and (plan.window[950:] == -1).all()
+    assert (plan.window[:75] == -1).all()
+    assert (plan.window[950:] == -1).all()
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -198,7 +199,7 @@ def test_chains_of_a_datum_pool_what_they_know(dense):
     for step in range(30):
         some = torch.arange(4)[: 4 if step < 20 else 2]  # two chains stop early
         window = torch.ones(len(some), dtype=torch.int64)
-        adaptation.contribute(state, some, window, draws[some, step, None], torch.zeros(len(some), 0))
+        adaptation.contribute(state, some, window, draws[some, step, None], torch.zeros(len(some), 0, 1))
     count, variance, _ = adaptation.pooled(state, torch.arange(4)[None], torch.tensor([1]))
     together = torch.cat([draws[:, :20].reshape(-1, 3), draws[:2, 20:].reshape(-1, 3)])
     expected = together.T.cov() if dense else together.var(0)
@@ -212,7 +213,8 @@ def test_chains_of_a_datum_pool_what_they_know(dense):
 def test_counter_based_numbers_are_uniform_and_independent():
     keys = counter.fold(counter.mix(torch.tensor([5])), torch.arange(200))
     numbers = counter.to_uniform(counter.stream(keys[:, None], torch.arange(500)))
-    assert float(numbers.min()) > 0 and float(numbers.max()) < 1
+    assert float(numbers.min()) > 0
+    assert float(numbers.max()) < 1
     limit = NormalDist().inv_cdf(1 - 1e-5 / 2)
     centred = (numbers - 0.5) * 12**0.5
     for product in (centred, centred**2 - 1, centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
@@ -268,7 +270,8 @@ def test_longer_chains_are_thinned_and_judged_at_full_length(counts, monkeypatch
     tree = reference(elementwise, COUNTS)
     convergence = tree["convergence"].dataset
     assert bool(convergence["is_reference"].all()), convergence["reason"].values
-    assert (convergence["look"] == 2).all() and (convergence["treatment"] == "4 times longer").all()
+    assert (convergence["look"] == 2).all()
+    assert (convergence["treatment"] == "4 times longer").all()
     assert (convergence["ess_bulk"] > counts["convergence"]["ess_bulk"]).all()
     assert tree["posterior"].sizes["draw"] == 500 == tree["sample_stats"].sizes["draw"]
     truth = dist.Gamma(2.0 + COUNTS["x"], torch.tensor(2.0))

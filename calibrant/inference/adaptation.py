@@ -55,7 +55,7 @@ class Adaptation:
     draws: Tensor  # (lane, w)
     mean: Tensor  # (lane, w, k, d)
     scatter: Tensor  # (lane, w, k, d), or (lane, w, k, d, d) for a dense metric: sums of squares about the mean
-    log_scale: Tensor  # (lane, w, pair): sums of log s
+    slopes: Tensor  # (lane, w, pair, k): sums of log|dv/dz|
 
 
 def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> Adaptation:
@@ -66,7 +66,7 @@ def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> 
         draws=q.new_zeros(lanes, windows),
         mean=q.new_zeros(lanes, windows, candidates, width),
         scatter=q.new_zeros(lanes, windows, candidates, *((width, width) if dense else (width,))),
-        log_scale=q.new_zeros(lanes, windows, pairs),
+        slopes=q.new_zeros(lanes, windows, pairs, candidates),
     )
 
 
@@ -93,8 +93,11 @@ def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Ten
     return log_step.exp(), (centre, error, forget * log_step + (1 - forget) * average, count)
 
 
-def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, log_scale: Tensor) -> None:
-    """Add one draw of each lane, `(n, k, d)` in all candidate coordinates, to its window (Welford's update)."""
+def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, slopes: Tensor) -> None:
+    """Add one draw of each lane, `(n, k, d)` in all candidate coordinates, to its window (Welford's update).
+
+    `slopes` are log|dv/dz| there, `(n, pair, k)`.
+    """
     count = state.draws[lane, window] + 1
     mean = state.mean[lane, window]
     before = draws - mean
@@ -105,7 +108,7 @@ def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, l
     state.scatter[lane, window] += product
     state.mean[lane, window] = mean
     state.draws[lane, window] = count
-    state.log_scale[lane, window] += log_scale
+    state.slopes[lane, window] += slopes
 
 
 def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +119,7 @@ def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, T
         window: `(n,)`.
 
     Returns:
-        Draws `(n,)`, variances `(n, k, d)` (covariances `(n, k, d, d)`), mean log s `(n, pair)`.
+        Draws `(n,)`, variances `(n, k, d)` (covariances `(n, k, d, d)`), mean log|dv/dz| `(n, pair, k)`.
     """
     at = chains, window[:, None].expand_as(chains)
     count, mean = state.draws[at], state.mean[at]
@@ -131,7 +134,7 @@ def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, T
         between = (weight * apart.square()).sum(1)
     scatter = state.scatter[at].sum(1) + between
     variance = scatter / (total - 1).clamp_min(1).reshape(-1, *[1] * (scatter.dim() - 1))
-    return total, variance, state.log_scale[at].sum(1) / total[:, None]
+    return total, variance, state.slopes[at].sum(1) / total[:, None, None]
 
 
 def metric(count: Tensor, variance: Tensor) -> Tensor:
@@ -143,18 +146,16 @@ def metric(count: Tensor, variance: Tensor) -> Tensor:
     return share * variance + floor
 
 
-def choose(
-    count: Tensor, variance: Tensor, log_scale: Tensor, table: Tensor, pair_of: Tensor, powers: Tensor
-) -> Tensor:
+def choose(count: Tensor, variance: Tensor, slopes: Tensor, table: Tensor, pair_of: Tensor, powers: Tensor) -> Tensor:
     """The candidate for every pair whose draws a diagonal Normal fits best, `(n, pair)`.
 
     The Kullback–Leibler divergence from the posterior to the best diagonal Normal is, up to terms that all coordinates
-    share, ½ Σ log var(v) − E log|dv/dz|, and log|dv/dz| = κ·log s for every entry of z.
+    share, ½ Σ log var(v) − E log|dv/dz|.
 
     Args:
         count: draws, `(n,)`.
         variance: `(n, k, d)`, of the entries in all candidate coordinates.
-        log_scale: mean log s, `(n, pair)`.
+        slopes: mean log|dv/dz|, `(n, pair, k)`.
         table: κ by pair and candidate, `(pair, k)`.
         pair_of: the pair of every entry, −1 for none, `(d,)`.
         powers: κ in use, `(n, pair)`, kept where draws are few.
@@ -163,7 +164,7 @@ def choose(
     for pair in range(len(table)):
         entries = pair_of == pair
         spread = 0.5 * variance[:, :, entries].clamp_min(1e-300).log().sum(-1)
-        scores.append(spread - table[pair] * log_scale[:, pair, None] * entries.sum())
+        scores.append(spread - slopes[:, pair])
     best = torch.stack(scores, 1).argmin(-1)
     now = (table == powers[..., None]).long().argmax(-1)
     return torch.where((count >= _ENOUGH)[:, None], best, now)

@@ -115,7 +115,7 @@ class _Run:
         units, chains, draws = len(keys), settings.chains, settings.draws
         device = starts.device
         where = _coordinates(target, device)
-        self.first_powers = where.table[:, 1].expand(units, -1) if settings.powers is None else settings.powers
+        self.first_powers = where.first().expand(units, -1) if settings.powers is None else settings.powers
         self.powers = starts.new_zeros(units, chains, len(where.table))
         self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float32, device=device)
         self.stats = {
@@ -334,4 +334,10 @@ def _coordinates(target: Target, device: torch.device) -> nuts.Coordinates:
         pair_of[pair.vector.start : pair.vector.stop] = index
     table = torch.tensor([pair.powers for pair in target.pairs], dtype=torch.float64, device=device).reshape(-1, 3)
     scale_of = torch.tensor([pair.scale.start for pair in target.pairs], dtype=torch.int64, device=device)
-    return nuts.Coordinates(table, pair_of, scale_of)
+    kinked = torch.zeros(target.width, dtype=torch.bool, device=device)
+    loc, scale = torch.zeros(target.width, device=device), torch.ones(target.width, device=device)
+    for name, prior in target.kinked.items():
+        entries = slice(target.blocks[name].start, target.blocks[name].stop)
+        kinked[entries] = True
+        loc[entries], scale[entries] = (part.expand(1, *target.blocks[name].shape).reshape(-1) for part in prior)
+    return nuts.Coordinates(table, pair_of, kinked, loc, scale, scale_of)

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 from calibrant.inference import adaptation
 from calibrant.inference.adaptation import Adaptation, Schedule
 from calibrant.inference.counter import fold, normal, stream, to_uniform, uniform
+from calibrant.inference.target import from_normal, to_normal
 
 MAX_DEPTH = 10
 TENDED = 8  # steps between two calls of `tend`
@@ -130,20 +131,56 @@ class Plan:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The candidates for κ, `table` (pair, k); of every entry its pair, −1 for none; of every pair its entry log s."""
+    """The coordinates a lane may hold: z·s^κ, where at κ = 0 a Laplace latent z is held as a Normal quantile.
+
+    `table` (pair, k) are the candidates for κ. Of every entry of a vector: its pair, −1 for none, whether it is a
+    Laplace latent, and its location and scale; of every pair, the entry log s.
+    """
 
     table: Tensor
     pair_of: Tensor
+    kinked: Tensor
+    loc: Tensor
+    scale: Tensor
     scale_of: Tensor
 
-    def in_all(self, q: Tensor, powers: Tensor) -> Tensor:
-        """Vectors `(n, d)` of lanes with these powers in all candidate coordinates, `(n, k, d)`."""
-        shift = (self.table - powers[..., None]) * q[:, self.scale_of, None]
-        return q[:, None] * self._spread(shift.transpose(1, 2)).exp()
+    def first(self) -> Tensor:
+        """κ to begin with, `(pair,)`: the middle candidate, or the Normal quantiles of Laplace latents."""
+        normal = torch.zeros(len(self.table) + 1, dtype=torch.bool, device=self.table.device)
+        normal[self.pair_of[self.kinked]] = True
+        return self.table[:, 1].masked_fill(normal[:-1], 0.0)
+
+    def in_all(self, q: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors `(n, d)` of lanes with these powers in all candidate coordinates `(n, k, d)`, and log|dv/dz| there.
+
+        The latter is `(n, pair, k)`, summed over the pair's entries.
+        """
+        plain, log_scale = self._plain(q, powers), q[:, self.scale_of]
+        found, slopes = [], []
+        for candidate in self.table.unbind(1):
+            found.append(self._held(plain, log_scale, candidate.expand_as(powers)))
+            by_entry = self._spread(candidate * log_scale)
+            normal = self._is_normal(candidate.expand_as(powers))
+            by_entry = torch.where(normal, -from_normal(found[-1], self.loc, self.scale)[1], by_entry)
+            inside = self.pair_of == torch.arange(len(self.table), device=q.device)[:, None]
+            slopes.append((by_entry[:, None] * inside).sum(-1))
+        return torch.stack(found, 1), torch.stack(slopes, -1)
 
     def move(self, q: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Vectors `(n, d)` in coordinates with other powers."""
-        return q * self._spread((after - before) * q[:, self.scale_of]).exp() if len(self.table) else q
+        return self._held(self._plain(q, before), q[:, self.scale_of], after) if len(self.table) else q
+
+    def _plain(self, q: Tensor, powers: Tensor) -> Tensor:
+        """z itself in place of what lanes with these powers hold."""
+        powered = q * self._spread(-powers * q[:, self.scale_of]).exp()
+        return torch.where(self._is_normal(powers), from_normal(q, self.loc, self.scale)[0], powered)
+
+    def _held(self, plain: Tensor, log_scale: Tensor, powers: Tensor) -> Tensor:
+        powered = plain * self._spread(powers * log_scale).exp()
+        return torch.where(self._is_normal(powers), to_normal(plain, self.loc, self.scale), powered)
+
+    def _is_normal(self, powers: Tensor) -> Tensor:
+        return self.kinked & (self.pair_of >= 0) & (self._spread(powers) == 0)
 
     def _spread(self, by_pair: Tensor) -> Tensor:
         """From pairs to entries: `(…, pair)` → `(…, d)`, zero where there is none."""
@@ -495,8 +532,10 @@ def _contribute(state: State, ended: Ended, plan: Plan) -> None:
     if not len(lane):
         return
     q, powers = ended.q[lane], state.fixed.powers[lane]
-    draws = plan.coordinates.in_all(q, powers) if plan.choose_powers else q[:, None]
-    adaptation.contribute(state.adaptation, lane, window[lane], draws, q[:, plan.coordinates.scale_of])
+    draws, slopes = q[:, None], q.new_zeros(len(q), powers.shape[1], 1)
+    if plan.choose_powers:
+        draws, slopes = plan.coordinates.in_all(q, powers)
+    adaptation.contribute(state.adaptation, lane, window[lane], draws, slopes)
 
 
 def _retry(state: State, index: Tensor) -> None:
@@ -517,11 +556,11 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
     lanes, fixed, where = state.lanes, state.fixed, plan.coordinates
     window = plan.schedule.window.to(index.device)[lanes.iteration[index] - 1]
     chains = torch.arange(plan.chains, device=index.device) + (index // plan.chains * plan.chains)[:, None]
-    count, variance, log_scale = adaptation.pooled(state.adaptation, chains, window)
+    count, variance, slopes = adaptation.pooled(state.adaptation, chains, window)
     lanes.q[index] = lanes.tree_q[index]
     if plan.choose_powers:
         before = fixed.powers[index]
-        best = adaptation.choose(count, variance, log_scale, where.table, where.pair_of, before)
+        best = adaptation.choose(count, variance, slopes, where.table, where.pair_of, before)
         variance = variance.gather(1, pad(best, (0, 1))[:, where.pair_of][:, None])
         after = where.table.gather(1, best.T).T
         lanes.q[index] = where.move(lanes.q[index], before, after)

@@ -9,6 +9,9 @@ back from their conditional posterior afterwards.
 
 Where a positive scalar latent s multiplies a real latent z, a lane holds v = z·s^κ in place of z, with κ chosen for
 every datum (`Pair`): with strong data s·z is known and z is not; with weak data z is independent of s and s·z is not.
+
+A leapfrog loses energy at the kink of a Laplace prior, so that 64 of them take steps a fifth as long as 64 Normal ones.
+At κ = 0 a lane therefore holds the Normal u with the same quantile as z in place of z.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log, pi
 from typing import Any
 
 import pyro
@@ -88,6 +92,7 @@ class Target:
 
     Attributes:
         blocks: the continuous latents in program order.
+        kinked: location and scale `(1, *event)` of the local latents with a Laplace prior that is the same for all.
         local_sites: latents, observations and deterministic sites in the data plate.
         joint: a lane is a chain over all data, because some latents are shared.
         width: length of a lane's vector.
@@ -114,10 +119,13 @@ class Target:
         with torch.no_grad(), seeded(0):
             run = trace(program, size, *self.rows(torch.arange(size)))
         self.blocks: dict[str, Block] = {}
+        self.kinked: dict[str, tuple[Tensor, Tensor]] = {}
         for name, site in sampled(run).items():
             if name in found and name not in discrete:
                 shape = raw_shape(name, site)
                 self._append(name, shape if self.joint or not is_local(site) else shape[1:], is_local(site))
+                if _is_fixed_laplace(found[name], site, covariates):
+                    self.kinked[name] = site["fn"].mean[:1], (site["fn"].variance[:1] / 2).sqrt()
         recorded = {**sampled(run), **deterministic(run)}
         self.local_sites = [name for name, site in recorded.items() if is_local(site)]
         self.pairs = self._pairs(found, coordinates)
@@ -247,6 +255,7 @@ class Target:
         held = {name: value for name, value in values.items() if name in self.blocks}
         run = trace(self.program, size, covariates, held)
         raw = {name: to_raw(run.nodes[name]["fn"], held[name]) for name in self.blocks}
+        raw |= {name: to_normal(raw[name], *prior) for name, prior in self.kinked.items()}
         if self.joint:
             return torch.cat([raw[name].reshape(-1) for name in self.blocks])[None]
         return torch.cat([raw[name].reshape(size, -1) for name in self.blocks], 1)
@@ -273,15 +282,23 @@ class _Unconstrained(Hold):
         super()._pyro_sample(msg)
 
     def _in_own_coordinates(self, name: str, msg: Mapping[str, Any]) -> tuple[Tensor, Tensor | float]:
-        """z = v·s^−κ, and the log of dz/dv for a datum."""
-        raw = self.raw[name]
+        """z = v·s^−κ, or of the Normal quantile u, and the log of dz/dv for a datum."""
+        raw, plain, log_det = self.raw[name], None, torch.zeros(())
+        if name in self.target.kinked:
+            plain, slope = from_normal(raw, *self.target.kinked[name])
+            log_det = slope.reshape(self.data, -1).sum(1)
         for index, pair in enumerate(self.target.pairs):
             if pair.vector.name == name:
-                log_scale = self.raw[pair.scale.name].reshape(self.powers.shape[:-1])
-                shrink = -self.powers[..., index] * log_scale
+                power = self.powers[..., index]
+                shrink = -power * self.raw[pair.scale.name].reshape(power.shape)
                 entries = raw[0].numel() if is_local(msg) else raw.numel()
-                return raw * shrink.exp().reshape(*shrink.shape, *[1] * (raw.dim() - shrink.dim())), shrink * entries
-        return raw, 0.0
+                powered = raw * _beside(shrink.exp(), raw)
+                if plain is None:
+                    return powered, shrink * entries
+                return torch.where(_beside(power, raw) == 0, plain, powered), torch.where(
+                    power == 0, log_det, shrink * entries
+                )
+        return (raw if plain is None else plain), log_det
 
 
 # -- supports ----------------------------------------------------------------------------------------------------------
@@ -346,6 +363,33 @@ def to_raw(fn: Any, value: Tensor) -> Tensor:
     if isinstance(unwrapped(fn), _CIRCULAR):
         return torch.stack([value.cos(), value.sin()], -1)
     return value if _is_direction(fn) else biject_to(fn.support).inv(value)
+
+
+# -- Laplace priors ----------------------------------------------------------------------------------------------------
+
+
+def _is_fixed_laplace(latent: Site, site: Mapping[str, Any], covariates: Values) -> bool:
+    """Whether a local latent has a Laplace prior that is the same for every datum, whatever the other latents."""
+    plain = is_local(site) and not latent.parents and not covariates
+    return plain and isinstance(unwrapped(site["fn"]), dist.Laplace) and is_real(latent)
+
+
+def from_normal(u: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The Laplace quantile at the level of the Normal quantile u, and the log of its slope, entry by entry."""
+    log_tail = torch.special.log_ndtr(-u.abs())
+    slope = -0.5 * u.square() - 0.5 * log(2 * pi) - log_tail
+    return loc - scale * u.sign() * (log(2) + log_tail), slope + scale.log()
+
+
+def to_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """The Normal quantile at the level of the Laplace quantile z."""
+    standard = (z - loc) / scale
+    return -standard.sign() * torch.special.ndtri(0.5 * (-standard.abs().clamp_max(700.0)).exp())
+
+
+def _beside(per_lane: Tensor, values: Tensor) -> Tensor:
+    """`(lane,)` with dimensions of length 1 for the rest of `(lane, *event)`."""
+    return per_lane.reshape(*per_lane.shape, *[1] * (values.dim() - per_lane.dim()))
 
 
 # -- discrete latents --------------------------------------------------------------------------------------------------
