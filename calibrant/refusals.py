@@ -197,11 +197,6 @@ def _check_kind(name: str, site: Mapping[str, Any], observed: Values) -> None:
         )
     if "/" in name or name in _RESERVED:
         raise ProgramError(f"a site is called {name!r}, which results can't be called: rename it")
-    if isinstance(unwrapped(site["fn"]), dist.VonMises) and name not in observed:
-        raise ProgramError(
-            f"site {name!r} is an angle, whose periodic density has no integral on the line: sample two Normals, and "
-            "take their atan2"
-        )
     if isinstance(unwrapped(site["fn"]), dist.Delta):
         raise ProgramError(f"site {name!r} is a point mass: record it with pyro.deterministic({name!r}, ...)")
     if name in observed and not is_local(site):

@@ -299,7 +299,7 @@ def test_an_interrupt_returns_what_is_complete(monkeypatch):
     labels = tree["posterior"]["data"].values
     assert 2 <= len(labels) < 6
     assert np.isfinite(tree["posterior"]["rate"]).all()
-    np.testing.assert_array_equal(tree["observed_data"]["x"], COUNTS["x"][labels])
+    np.testing.assert_array_equal(tree["observed_data"]["x"], COUNTS["x"].numpy()[labels])
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -669,8 +669,17 @@ def test_nuts_refuses_discrete_latents_and_densities_without_a_start():
             pyro.factor("never", torch.full_like(z, -torch.inf))
             pyro.sample("x", dist.Normal(z, 1.0))
 
+    def angle(size):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.VonMises(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.cos(), 1.0))
+
     with pytest.raises(InferenceError, match=r"\['k'\] are discrete"):
         reference(discrete, X, "pyro-nuts")
+    with pytest.raises(InferenceError, match=r"\['z'\] are angles"):
+        reference(angle, X, "pyro-nuts")
+    with pytest.raises(ProgramError, match="'z' is an angle, which no family covers"):
+        cal.guides.amortize(angle, X)
     with pytest.raises(InferenceError, match="no finite log density"):
         reference(impossible, X, "pyro-nuts")
 

@@ -345,7 +345,6 @@ SITES = {
     "plate built twice": Case(plain(plate_built_twice), ("'data'", 'plate = pyro.plate("data", size)')),
     "name of a result's dimension": Case(plain(named("draw")), ("'draw'", "rename")),
     "name with a slash": Case(plain(named("a/b")), ("'a/b'", "rename")),
-    "angle": Case(plain(angle), ("'z'", "angle", "two Normals", "atan2")),
     "shifted exponential": Case(plain(shifted_exponential), ("'z'", "no density", "Real()", "transform the value")),
     "scaled uniform": Case(plain(scaled_uniform), ("'z'", "no density", "base distribution")),
     "PyroSample in the plate": Case(
@@ -835,6 +834,7 @@ ALLOWED = {
     "a scalar site": Case(plain(conjugate), ()),
     "no latents": Case(plain(no_latents), ()),
     "an observed angle": Case(plain(observed_angle), ()),
+    "a latent angle": Case(plain(angle), ()),
     "a time series": Case(plain(time_series), (), observed={"x": torch.randn(2, 5, 1)}),
     "a transformed prior": Case(plain(softplus_of_laplace), ()),
     "a Cholesky factor": Case(plain(cholesky_factor), (), observed={"x": torch.zeros(4, 3)}),

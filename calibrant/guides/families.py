@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from calibrant.errors import ProgramError
+from calibrant.program import unwrapped
 
 _START = -1.26  # softplus(_START) = 0.25, see Head
 _FARTHEST = 30.0  # prior scales from the prior's location: exp() of more would overflow while training is young
@@ -52,6 +53,11 @@ def choose_family(name: str, support: constraints.Constraint, prior: Any, asked:
     Raises:
         ProgramError: for an unknown family, one whose support is another, or a support that no family has.
     """
+    if isinstance(unwrapped(prior), dist.VonMises | dist.SineBivariateVonMises):
+        raise ProgramError(
+            f"site {name!r} is an angle, which no family covers yet: write the guide by hand, or sample two Normals in "
+            "the program and take their atan2"
+        )
     support, own = _base(support), type(_base(prior)).__name__.lower()
     if asked != "auto":
         if asked not in FAMILIES:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer.mcmc import NUTS
 from pyro.nn import PyroModule
@@ -28,6 +29,7 @@ from calibrant.program import (
     sampled,
     seeded,
     trace,
+    unwrapped,
 )
 from calibrant.progress import Progress
 
@@ -63,7 +65,13 @@ def _latent_sites(model: Program, rows: Values, covariates: Values) -> dict[str,
         run = trace(model, size, covariates, rows)
     latent = {name: site for name, site in sampled(run).items() if name not in rows}
     if discrete := [name for name, site in latent.items() if site["fn"].support.is_discrete]:
-        raise InferenceError(f"latents {discrete} are discrete: NUTS moves continuous latents alone; sum them out")
+        raise InferenceError(
+            f"latents {discrete} are discrete: Pyro's NUTS moves continuous ones alone; use method='nuts'"
+        )
+    if angles := [name for name, site in latent.items() if isinstance(unwrapped(site["fn"]), dist.VonMises)]:
+        raise InferenceError(
+            f"latents {angles} are angles, whose density has no integral on the line: use method='nuts'"
+        )
     return latent
 
 
