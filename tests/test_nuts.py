@@ -13,6 +13,7 @@ import calibrant as cal
 from calibrant.errors import InferenceError
 from calibrant.inference import adaptation, counter, diagnostics, gate, lanes, repair
 from calibrant.inference.lanes import NutsSettings, sample_nuts
+from calibrant.inference.target import Target, from_normal, to_normal
 from calibrant.program import as_program
 
 SHORT = {"warmup": 200, "draws": 500, "compile": False}
@@ -25,11 +26,15 @@ def elementwise(size):
         pyro.sample("x", dist.Poisson(rate))
 
 
-def scale_mixture(size):
+def scale_mixture(size, prior=dist.Normal):
     with pyro.plate("data", size):
         scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        z = pyro.sample("z", prior(0.0, 1.0).expand([3]).to_event(1))
         pyro.sample("x", dist.Normal(scale[:, None] * z, 0.5).to_event(1))
+
+
+def laplace_mixture(size):
+    scale_mixture(size, dist.Laplace)
 
 
 def reference(program, observed, **options):
@@ -113,16 +118,39 @@ def test_a_poisoned_datum_is_reported_and_changes_no_other(how, one_look):
     )
 
 
+@pytest.mark.gpu
+def test_on_a_gpu(one_look):
+    """Another device, another stream: the posterior is the same."""
+
+    class Program(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, size):
+            with pyro.plate("data", size):
+                rate = pyro.sample("rate", dist.Gamma(2.0, self.rate))
+                pyro.sample("x", dist.Poisson(rate))
+
+    tree = reference(Program().cuda(), COUNTS)
+    assert bool(tree["convergence"]["is_reference"].all())
+    truth = dist.Gamma(2.0 + COUNTS["x"], torch.tensor(2.0))
+    ess = tree["convergence"]["ess_bulk"].values
+    error = tree["posterior"]["rate"].mean(("chain", "draw")).values - truth.mean.numpy()
+    limit = NormalDist().inv_cdf(1 - 1e-5 / (2 * len(error)))
+    assert (np.abs(error) < limit * truth.stddev.numpy() / ess**0.5).all()
+
+
 # -- coordinates -------------------------------------------------------------------------------------------------------
 
 MIXED = {"x": torch.tensor([[0.0, 0.0, 0.0], [0.3, -0.2, 0.4], [6.0, -4.0, 8.0]])}
 
 
-def drawn_with(power):
+def drawn_with(program, power):
     data = cal.data.Data(MIXED)
     powers = None if power is None else torch.full((3, 1), power, dtype=torch.float64)
     settings = NutsSettings(warmup=500, draws=2000, target_accept=0.95, powers=powers)
-    return sample_nuts(as_program(scale_mixture), data, settings, 0, cal.progress.silent)
+    return sample_nuts(as_program(program), data, settings, 0, cal.progress.silent)
 
 
 def moments(draws):
@@ -135,14 +163,15 @@ def moments(draws):
 
 
 @pytest.mark.slow
-def test_all_coordinates_have_the_same_posterior():
+@pytest.mark.parametrize("program", [scale_mixture, laplace_mixture])
+def test_all_coordinates_have_the_same_posterior(program):
     """κ = 0, ½, 1 and the chosen one, from blank to strong data, where one of them at least mixes well."""
-    chosen, powers = drawn_with(None)
+    chosen, powers = drawn_with(program, None)
     means, errors, ess = moments(chosen)
     assert (ess > 400).all()
     assert float(powers[2].mean()) > float(powers[0].mean())  # strong data: s·z, blank ones: z
     for power in (0.0, 0.5, 1.0):
-        other, other_errors, other_ess = moments(drawn_with(power)[0])
+        other, other_errors, other_ess = moments(drawn_with(program, power)[0])
         enough = other_ess > 400
         score = np.abs(means - other) / np.hypot(errors, other_errors)
         assert enough.sum() > enough.size / 3
@@ -167,6 +196,28 @@ def test_the_best_diagonal_normal_decides():
             powers=table[:, :1],
         )
         assert int(best) == expected
+
+
+def test_laplace_latents_as_normal_quantiles():
+    loc, scale = torch.tensor([0.5], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    u = torch.linspace(-8, 8, 50, dtype=torch.float64, requires_grad=True)
+    z, slope = from_normal(u, loc, scale)
+    (gradient,) = torch.autograd.grad(z.sum(), u)
+    torch.testing.assert_close(slope, gradient.log())
+    torch.testing.assert_close(to_normal(z, loc, scale), u)
+    levels = dist.Normal(0.0, 1.0).cdf(u), dist.Laplace(loc, scale).cdf(z)
+    torch.testing.assert_close(*levels, rtol=1e-9, atol=1e-15)
+
+
+def test_vectors_move_between_coordinates_and_back():
+    target = Target(as_program(laplace_mixture), cal.program.sites(laplace_mixture, MIXED), MIXED, {})
+    where = lanes._coordinates(target, torch.device("cpu"))
+    q = torch.randn(3, 4, dtype=torch.float64)
+    here, there = torch.zeros(3, 1), torch.tensor([[0.5], [1.0], [0.0]])
+    moved = where.move(q, here, there)
+    assert not torch.equal(moved[:2], q[:2])
+    torch.testing.assert_close(where.move(moved, there, here), q)
+    torch.testing.assert_close(where.in_all(q, here)[0][:, 2], where.move(q, here, torch.ones(3, 1)), check_dtype=False)
 
 
 def test_declared_coordinates():

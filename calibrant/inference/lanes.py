@@ -115,7 +115,8 @@ class _Run:
         units, chains, draws = len(keys), settings.chains, settings.draws
         device = starts.device
         where = _coordinates(target, device)
-        self.first_powers = where.first().expand(units, -1) if settings.powers is None else settings.powers
+        fixed = settings.powers
+        self.first_powers = where.first().expand(units, -1) if fixed is None else fixed.to(device)
         self.powers = starts.new_zeros(units, chains, len(where.table))
         self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float32, device=device)
         self.stats = {
