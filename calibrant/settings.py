@@ -49,7 +49,7 @@ class Settings:
     family: str | dict[str, str] = "auto"
     epochs: int = 22
     batch_size: int = 256
-    lr: float = 5e-3
+    lr: float = 3e-3
     seed: int = 0
     train_data: int | None = None
     device: str = "cpu"

@@ -48,7 +48,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def choose_family(name: str, support: constraints.Constraint, prior: Any, asked: str = "auto") -> str:
-    """The family of a site: the prior's own where it is one of ours, else by support.
+    """The family of a site: by support, and on positive numbers the prior's own where it is one of ours.
+
+    On the real line a Normal, under a Laplace prior too: what data say of a latent is nearly Normal, and the gradient of
+    a Laplace guide keeps its noise at the optimum (on natural patches its ELBO ended 5 to 9 nats lower).
 
     Raises:
         ProgramError: for an unknown family, one whose support is another, or a support that no family has.
@@ -67,7 +70,7 @@ def choose_family(name: str, support: constraints.Constraint, prior: Any, asked:
                 f"site {name!r} has support {support}, the family {asked!r} has {FAMILIES[asked].support}"
             )
         return asked
-    if own in FAMILIES and _same(FAMILIES[own].support, support):
+    if own in FAMILIES and own != "laplace" and _same(FAMILIES[own].support, support):
         return own
     for family in ("normal", "lognormal"):
         if _same(FAMILIES[family].support, support):
