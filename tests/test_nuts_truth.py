@@ -19,6 +19,8 @@ from scipy import special, stats
 import calibrant as cal
 
 P = np.array([0.05, 0.5, 0.95])
+pytestmark = pytest.mark.slow
+
 SHORT = {"chains": 16, "warmup": 300, "draws": 500, "compile": False}  # few lanes cost as much as one
 
 
@@ -452,9 +454,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_posterior_is_the_known_one(name: str) -> None:
     case = CASES[name]()
-    tree = cal.inference.reference(
-        case.program, case.observed, method="nuts", seed=1, **{"compile": False, "warmup": 500, **case.settings}
-    )
+    tree = cal.inference.reference(case.program, case.observed, method="nuts", seed=1, **SHORT)
     convergence = tree["convergence"].dataset
     assert bool(convergence["is_reference"].all()), convergence["reason"].values
     assert_agrees(case.quantities(tree["posterior"].dataset), case.truth)

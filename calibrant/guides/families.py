@@ -50,8 +50,8 @@ FAMILIES: dict[str, Family] = {
 def choose_family(name: str, support: constraints.Constraint, prior: Any, asked: str = "auto") -> str:
     """The family of a site: by support, and on positive numbers the prior's own where it is one of ours.
 
-    On the real line a Normal, under a Laplace prior too: what data say of a latent is nearly Normal, and the gradient of
-    a Laplace guide keeps its noise at the optimum (on natural patches its ELBO ended 5 to 9 nats lower).
+    On the real line a Normal, under a Laplace prior too: what data say of a latent is nearly Normal, and the gradient
+    of a Laplace guide keeps its noise at the optimum (on natural patches its ELBO ended 5 to 9 nats lower).
 
     Raises:
         ProgramError: for an unknown family, one whose support is another, or a support that no family has.
