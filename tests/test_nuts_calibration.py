@@ -72,7 +72,7 @@ def without_jacobian(fn: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.zeros_like(log_det)
 
 
-def without_second_half(
+def without_half_steps(
     slope_at: Callable[[Tensor], tuple[Tensor, Tensor]],
     q: Tensor,
     p: Tensor,
@@ -80,7 +80,8 @@ def without_second_half(
     time: Tensor,
     metric: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p = p + 0.5 * time[:, None] * grad
+    """Whole kicks, without the half step that brings momentum and position to the same time."""
+    p = p + time[:, None] * grad
     q = q + time[:, None] * nuts.velocity(metric, p)
     log_density, grad = slope_at(q)
     return q, p, grad, log_density
@@ -93,7 +94,7 @@ def always(delta: Tensor, log_weight: Tensor, level: Tensor) -> Tensor:
 to_support = target.to_support
 DEFECTS = {
     "wrong Jacobian": (target, "to_support", without_jacobian),
-    "missed half step": (nuts, "leapfrog", without_second_half),
+    "missed half step": (nuts, "leapfrog", without_half_steps),
     "ignored acceptance": (nuts, "takes_leaf", always),
 }
 
