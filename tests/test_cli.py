@@ -557,7 +557,9 @@ def test_references_that_were_cut_short_are_kept(short_report, monkeypatch):
 def test_a_real_interrupt_of_a_real_process():
     env = {**os.environ, "PYTHONPATH": str(Path(cal.__file__).parents[1])}
     words = "fit ppca --data rows.npz --set latents=2 --epochs 100000 --batch-size 160 --out run"
-    code = f"from calibrant.cli import app; app({words.split()!r})"
+    # Where the tests run in the background of a shell, interrupts are ignored, which processes inherit.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from calibrant.cli import app; app({words.split()!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )

@@ -4,8 +4,8 @@ A *lane* is one chain of one datum: all lanes together are one run of the progra
 has shared latents, a lane is a chain over the whole data set, and lanes are batched by `torch.func.vmap`.
 
 Positive, bounded, simplex and such supports are mapped to ℝⁿ by `biject_to`. Points of a circle or a sphere are the
-directions of an ambient vector with a standard Normal density. Finite discrete local latents are summed out, and drawn
-back from their conditional posterior afterwards.
+directions of an isotropic ambient vector. Finite discrete local latents are summed out, and drawn back from their
+conditional posterior afterwards.
 
 Where a positive scalar latent s multiplies a real latent z, a lane holds v = z·s^κ in place of z, with κ chosen for
 every datum (`Pair`): with strong data s·z is known and z is not; with weak data z is independent of s and s·z is not.
@@ -49,6 +49,7 @@ _MAX_COMBINATIONS = 1024
 _MULTIPLIES = (0.0, 0.5, 1.0)
 _DIVIDES = (0.0, -0.5, -1.0)
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises)
+_LENGTH_FREEDOM = 8
 
 
 @dataclass(frozen=True)
@@ -350,19 +351,32 @@ def raw_shape(name: str, site: Mapping[str, Any]) -> torch.Size:
 def to_support(fn: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
     """The value of a site at an unconstrained value, and the log density of the map, entry by entry."""
     if isinstance(unwrapped(fn), _CIRCULAR):
-        return torch.atan2(raw[..., 1], raw[..., 0]), -0.5 * raw.square()
+        return torch.atan2(raw[..., 1], raw[..., 0]), _ambient(raw)
     if _is_direction(fn):
-        return raw / raw.norm(dim=-1, keepdim=True), -0.5 * raw.square()
+        return raw / raw.norm(dim=-1, keepdim=True), _ambient(raw)
     transform = biject_to(fn.support)
     value = transform(raw)
     return value, transform.log_abs_det_jacobian(raw, value)
 
 
+def _ambient(raw: Tensor) -> Tensor:
+    """The log density of ambient vectors, entry by entry: isotropic, so that any length leaves directions as they are.
+
+    The length is that of a Normal vector with at least `_LENGTH_FREEDOM` entries: near the origin, where a Normal pair
+    often is, directions change so fast that trajectories diverge.
+    """
+    entries = raw.shape[-1]
+    log_length = raw.square().sum(-1, keepdim=True).log() / 2
+    return (max(_LENGTH_FREEDOM, entries) - entries) / entries * log_length - 0.5 * raw.square()
+
+
 def to_raw(fn: Any, value: Tensor) -> Tensor:
-    """An unconstrained value of a site; directions get length 1."""
+    """An unconstrained value of a site; directions get a typical length."""
     if isinstance(unwrapped(fn), _CIRCULAR):
-        return torch.stack([value.cos(), value.sin()], -1)
-    return value if _is_direction(fn) else biject_to(fn.support).inv(value)
+        value = torch.stack([value.cos(), value.sin()], -1)
+    elif not _is_direction(fn):
+        return biject_to(fn.support).inv(value)
+    return max(_LENGTH_FREEDOM, value.shape[-1]) ** 0.5 * value
 
 
 # -- Laplace priors ----------------------------------------------------------------------------------------------------
