@@ -27,7 +27,7 @@ from calibrant.evaluation.compare import compare
 from calibrant.evaluation.results import RunResult
 from calibrant.guides import amortize
 from calibrant.inference import fit, posterior, reference
-from calibrant.inference.gate import require_passable
+from calibrant.inference.gate import data_labels, require_passable
 from calibrant.inference.reference import exact_structure
 from calibrant.inference.trees import model_sha256
 from calibrant.models import constructor_arguments, create
@@ -547,11 +547,11 @@ def _reference(job: _Job, data: Data, progress: Progress) -> xr.DataTree:
         attributes = tree["posterior"].attrs
         same = attributes["model_sha256"] == model_sha256(job.model)
         same = same and json.loads(attributes["settings"]).items() <= asked.items()
-        if same and tree["posterior"].coords["data"].values.tolist() == data.labels().tolist():
+        if same and data_labels(tree).tolist() == data.labels().tolist():
             return tree
     tree = reference(job.model, data, progress=progress, **asked)
     store.save_tree(tree, path)
-    if tree["posterior"].sizes["data"] < len(data):  # Ctrl-C: the data that were finished
+    if len(data_labels(tree)) < len(data):  # Ctrl-C: the data that were finished
         raise KeyboardInterrupt
     return tree
 

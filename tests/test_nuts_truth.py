@@ -19,7 +19,6 @@ from scipy import special, stats
 import calibrant as cal
 
 P = np.array([0.05, 0.5, 0.95])
-pytestmark = pytest.mark.slow
 
 SHORT = {"chains": 16, "warmup": 300, "draws": 500, "compile": False}  # few lanes cost as much as one
 
@@ -451,7 +450,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("gamma-poisson", "mixture", "shared centre of components")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
 def test_posterior_is_the_known_one(name: str) -> None:
     case = CASES[name]()
     tree = cal.inference.reference(case.program, case.observed, method="nuts", seed=1, **SHORT)

@@ -16,7 +16,7 @@ from calibrant.data import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.draws import McmcDraws
 from calibrant.inference.exact import ExactPosterior, solve
-from calibrant.inference.gate import exact_convergence, require_passable
+from calibrant.inference.gate import data_labels, exact_convergence, require_passable
 from calibrant.inference.lanes import NutsSettings, sample_nuts
 from calibrant.inference.linear_gaussian import LinearGaussian
 from calibrant.inference.predictive import add_groups
@@ -194,4 +194,4 @@ def _mcmc_tree(
 
 
 def _attach_convergence(tree: xr.DataTree, convergence: xr.Dataset) -> None:
-    tree["convergence"] = xr.DataTree(with_coords(convergence, {"data": tree["posterior"].coords["data"].values}))
+    tree["convergence"] = xr.DataTree(with_coords(convergence, {"data": data_labels(tree)}))

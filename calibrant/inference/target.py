@@ -216,7 +216,7 @@ class Target:
     def split(self, q: Tensor) -> dict[str, Tensor]:
         """Unconstrained values by site, `(lanes, *shape)`, or of one lane."""
         leading = q.shape[:-1]
-        return {n: q[..., b.start : b.stop].reshape(*leading, *b.shape) for n, b in self.blocks.items()}
+        return {n: q[..., b.start : b.stop].reshape((*leading, *b.shape)) for n, b in self.blocks.items()}
 
     def record(self, q: Tensor, levels: Tensor, covariates: Values, observed: Values) -> dict[str, Tensor]:
         """What the program records at vectors in its own coordinates (κ = 0): latents and deterministic sites.

@@ -84,7 +84,7 @@ def add_group(
     """Attach a group of arrays `(*leading, data, *event)` to a tree."""
     local = set(local)
     group = xr.Dataset({n: _array(model, n, v, leading, n in local) for n, v in values.items()})
-    coords = {"data": tree["posterior"].coords["data"].values, **getattr(model, "coords", {})}
+    coords = {"data": tree["observed_data"].coords["data"].values, **getattr(model, "coords", {})}
     tree[name] = xr.DataTree(with_coords(group, coords))
 
 
