@@ -220,6 +220,51 @@ def test_vectors_move_between_coordinates_and_back():
     torch.testing.assert_close(where.in_all(q, here)[0][:, 2], where.move(q, here, torch.ones(3, 1)), check_dtype=False)
 
 
+def centred_on_a_constant(size):
+    with pyro.plate("data", size):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal(torch.tensor([3.0, -1.0]), scale[:, None].expand(-1, 2)).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0))
+
+
+def centred_on_a_latent(size):
+    with pyro.plate("data", size):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.StudentT(5.0, 2 + centre[:, None], scale[:, None].expand(-1, 2)).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0))
+
+
+def hierarchy_of_schools(size):
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    centre = pyro.sample("centre", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(centre, scale))
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+
+@pytest.mark.parametrize("program", [centred_on_a_constant, centred_on_a_latent, hierarchy_of_schools])
+def test_latents_are_held_relative_to_their_priors_location(program):
+    observed = {"x": torch.zeros(4, dtype=torch.float64)}
+    target = Target(as_program(program), cal.program.sites(program, observed), observed, {})
+    where, q = lanes._coordinates(target, torch.device("cpu")), torch.randn(4, target.width, dtype=torch.float64)
+    z, entries = target.blocks["z"], slice(target.blocks["z"].start, target.blocks["z"].stop)
+    location = 0.0
+    if program is centred_on_a_constant:
+        location = torch.tensor([3.0, -1.0])
+    elif "centre" in target.blocks:
+        location = q[:, target.blocks["centre"].start, None] + (2.0 if program is centred_on_a_latent else 0.0)
+    log_scale = q[:, target.blocks["scale"].start, None]
+    plain = torch.zeros(4, 1, dtype=torch.float64)
+    for power in (-0.5, -1.0):
+        powers = torch.full_like(plain, power)
+        moved = where.move(q, plain, powers)
+        torch.testing.assert_close(moved[:, entries], (q[:, entries] - location) * (power * log_scale).exp())
+        torch.testing.assert_close(where.move(moved, powers, plain), q)
+        shrunk = target.log_density(moved, powers, {}, observed) + power * log_scale[:, 0] * z.shape.numel()
+        torch.testing.assert_close(shrunk, target.log_density(q, plain, {}, observed))
+
+
 def test_declared_coordinates():
     class Declared(pyro.nn.PyroModule):
         coordinates = {"z": "width"}

@@ -244,7 +244,8 @@ def gp_poisson() -> Posterior:
             rho = pyro.sample("rho", dist.Gamma(25.0, 4.0))
             alpha = pyro.sample("alpha", dist.HalfNormal(2.0))
             unit = pyro.sample("unit", dist.Normal(0.0, 1.0).expand([11]).to_event(1))
-            apart = (tensor(place)[:, None] - tensor(place)) / rho[:, None, None]
+            at = torch.tensor(place.tolist())
+            apart = (at[:, None] - at) / rho[:, None, None]
             covariance = (alpha**2)[:, None, None] * (-0.5 * apart**2).exp() + 1e-10 * torch.eye(11)
             f = (torch.linalg.cholesky(covariance) @ unit[:, :, None])[..., 0]
             pyro.sample("k", dist.Poisson(pyro.deterministic("f", f).exp()).to_event(1))
@@ -286,6 +287,8 @@ def gaussian_mixture() -> Posterior:
 
     return Posterior(program, {"y": tensor(y)}, unchanged, log_density, discrete=("component",))
 
+
+SHORT = {"chains": 16, "warmup": 500, "draws": 500, "compile": False}  # few lanes cost as much as one
 
 POSTERIORS: dict[str, tuple[str, Callable[[], Posterior]]] = {
     "arK-arK": ("arK-arK", autoregression),
@@ -344,7 +347,7 @@ def test_draws_agree_with_the_reference_draws(name: str) -> None:
     draws_name, make = POSTERIORS[name]
     posterior, draws = make(), reference_draws(draws_name)
     tree = cal.inference.reference(
-        posterior.program, posterior.observed, method="nuts", covariates=posterior.covariates, seed=1
+        posterior.program, posterior.observed, method="nuts", covariates=posterior.covariates, seed=1, **SHORT
     )
     assert bool(tree["convergence"]["is_reference"].all()), tree["convergence"]["reason"].values
     found = tree["posterior"].dataset

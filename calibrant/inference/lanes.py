@@ -18,7 +18,7 @@ from calibrant.inference import adaptation, nuts
 from calibrant.inference.compile import TensorFunction, compiled, record
 from calibrant.inference.counter import fold, label_key, mix, uniform
 from calibrant.inference.draws import STATISTICS, McmcDraws
-from calibrant.inference.target import Target, prior_start
+from calibrant.inference.target import Target, beside, prior_start
 from calibrant.program import Program, Values, defaults, guide_trace, in_double, sampled, seeded, sites
 from calibrant.progress import Progress
 
@@ -341,4 +341,11 @@ def _coordinates(target: Target, device: torch.device) -> nuts.Coordinates:
         entries = slice(target.blocks[name].start, target.blocks[name].stop)
         kinked[entries] = True
         loc[entries], scale[entries] = (part.expand(1, *target.blocks[name].shape).reshape(-1) for part in prior)
-    return nuts.Coordinates(table, pair_of, kinked, loc, scale, scale_of)
+    offset, centre_of = torch.zeros(target.width, device=device), torch.full((target.width,), -1, device=device)
+    for pair in target.pairs:
+        entries = slice(pair.vector.start, pair.vector.stop)
+        offset[entries] = pair.offset.reshape(-1).to(offset)
+        if pair.centre is not None:
+            own = torch.arange(pair.centre.start, pair.centre.stop, device=device).reshape(pair.centre.shape)
+            centre_of[entries] = beside(own, pair.offset).expand_as(pair.offset).reshape(-1)
+    return nuts.Coordinates(table, pair_of, kinked, loc, scale, offset, centre_of, scale_of)

@@ -131,10 +131,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The coordinates a lane may hold: z·s^κ, where at κ = 0 a Laplace latent z is held as a Normal quantile.
+    """The coordinates a lane may hold: (z − m)·s^κ, or at κ = 0 z itself, a Laplace latent as a Normal quantile.
 
     `table` (pair, k) are the candidates for κ. Of every entry of a vector: its pair, −1 for none, whether it is a
-    Laplace latent, and its location and scale; of every pair, the entry log s.
+    Laplace latent, and its location and scale, and the number and the entry (−1 for none) whose sum is m; of every
+    pair, the entry log s.
     """
 
     table: Tensor
@@ -142,6 +143,8 @@ class Coordinates:
     kinked: Tensor
     loc: Tensor
     scale: Tensor
+    offset: Tensor
+    centre_of: Tensor
     scale_of: Tensor
 
     def first(self) -> Tensor:
@@ -172,12 +175,16 @@ class Coordinates:
 
     def _plain(self, q: Tensor, powers: Tensor) -> Tensor:
         """z itself in place of what lanes with these powers hold."""
-        powered = q * self._spread(-powers * q[:, self.scale_of]).exp()
+        powered = q * self._spread(-powers * q[:, self.scale_of]).exp() + self._centre(q, powers)
         return torch.where(self._is_normal(powers), from_normal(q, self.loc, self.scale)[0], powered)
 
     def _held(self, plain: Tensor, log_scale: Tensor, powers: Tensor) -> Tensor:
-        powered = plain * self._spread(powers * log_scale).exp()
+        powered = (plain - self._centre(plain, powers)) * self._spread(powers * log_scale).exp()
         return torch.where(self._is_normal(powers), to_normal(plain, self.loc, self.scale), powered)
+
+    def _centre(self, q: Tensor, powers: Tensor) -> Tensor:
+        """m, zero at κ = 0; the entries that it is read from are in no pair."""
+        return (self.offset + pad(q, (0, 1))[:, self.centre_of]) * (self._spread(powers) != 0)
 
     def _is_normal(self, powers: Tensor) -> Tensor:
         return self.kinked & (self.pair_of >= 0) & (self._spread(powers) == 0)

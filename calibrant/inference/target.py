@@ -9,6 +9,8 @@ conditional posterior afterwards.
 
 Where a positive scalar latent s multiplies a real latent z, a lane holds v = z·s^κ in place of z, with κ chosen for
 every datum (`Pair`): with strong data s·z is known and z is not; with weak data z is independent of s and s·z is not.
+Where s is the scale of z's prior and m its location, it holds (z − m)·s^κ with κ from 0 to −1: Neal's funnel, and
+hierarchies whose groups say little.
 
 A leapfrog loses energy at the kink of a Laplace prior, so that 64 of them take steps a fifth as long as 64 Normal ones.
 At κ = 0 a lane therefore holds the Normal u with the same quantile as z in place of z.
@@ -48,6 +50,7 @@ from calibrant.program import (
 _MAX_COMBINATIONS = 1024
 _MULTIPLIES = (0.0, 0.5, 1.0)
 _DIVIDES = (0.0, -0.5, -1.0)
+_SAME = 1e-9  # relative difference
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises)
 _LENGTH_FREEDOM = 8
 
@@ -71,12 +74,15 @@ class Block:
 class Pair:
     """A positive scalar latent and a real latent whose posterior scale goes with a power of it.
 
-    `powers` are the candidates for κ in v = z·s^κ; `scale` and `vector` are the blocks.
+    `powers` are the candidates for κ in v = (z − m)·s^κ; `scale` and `vector` are the blocks. m is `offset`, shaped as
+    the vector, plus the latent of the block `centre`: where s is the scale of z's prior, m is its location.
     """
 
     scale: Block
     vector: Block
     powers: tuple[float, ...]
+    offset: Tensor
+    centre: Block | None
 
 
 _Found = tuple[str, str, tuple[float, ...]]  # scale, vector, powers
@@ -154,7 +160,37 @@ class Target:
                 raise InferenceError(f"coordinates name {unknown}, which are no continuous latents of the program")
         else:
             chosen = self._detected(found)
-        return [Pair(self.blocks[s], self.blocks[v], powers) for s, v, powers in chosen]
+        divided = {vector for _, vector, powers in chosen if powers is _DIVIDES}
+        plain = [b for n, b in self.blocks.items() if is_real(found[n]) and n not in divided and n not in self.kinked]
+        where = {vector: self._location(self.blocks[vector], plain) for vector in divided}
+        centres = {centre for _, centre in where.values()}
+        return [
+            Pair(self.blocks[s], self.blocks[v], powers, *where.get(v, (torch.zeros(self.blocks[v].shape), None)))
+            for s, v, powers in chosen
+            if self.blocks[v] not in centres
+        ]
+
+    def _location(self, vector: Block, plain: list[Block]) -> tuple[Tensor, Block | None]:
+        """The location of a latent's prior: a constant, or one and another latent; zero where it is neither.
+
+        Whatever is answered, the posterior is the same: only its coordinates are worse.
+        """
+        size = self.total if self.joint else 1
+        with torch.no_grad(), seeded(0):
+            runs = [sampled(trace(self.program, size, *self.rows(torch.arange(size)))) for _ in range(3)]
+        fns = [run[vector.name]["fn"] for run in runs]
+        if not hasattr(unwrapped(fns[0]), "loc"):
+            return torch.zeros(vector.shape), None
+        locations = torch.stack([unwrapped(fn).loc.expand(fn.shape()).reshape(vector.shape) for fn in fns])
+        candidates: dict[Block | None, Tensor] = {None: locations}
+        for block in plain:
+            if not block.shape or (block.local == vector.local and block.shape == vector.shape[: len(block.shape)]):
+                values = torch.stack([run[block.name]["value"].reshape(block.shape) for run in runs])
+                candidates[block] = locations - beside(values, locations)
+        for centre, offsets in candidates.items():
+            if (offsets - offsets[0]).abs().max() <= _SAME * (1 + locations.abs().max()):
+                return offsets[0], centre
+        return torch.zeros(vector.shape), None
 
     def _detected(self, found: Mapping[str, Site]) -> list[_Found]:
         """For every real latent the first positive scalar before it that acts on it, or together with it."""
@@ -293,13 +329,19 @@ class _Unconstrained(Hold):
                 power = self.powers[..., index]
                 shrink = -power * self.raw[pair.scale.name].reshape(power.shape)
                 entries = raw[0].numel() if is_local(msg) else raw.numel()
-                powered = raw * _beside(shrink.exp(), raw)
+                powered = raw * beside(shrink.exp(), raw) + beside(power != 0, raw) * self._centre(pair, raw)
                 if plain is None:
                     return powered, shrink * entries
-                return torch.where(_beside(power, raw) == 0, plain, powered), torch.where(
+                return torch.where(beside(power, raw) == 0, plain, powered), torch.where(
                     power == 0, log_det, shrink * entries
                 )
         return (raw if plain is None else plain), log_det
+
+    def _centre(self, pair: Pair, raw: Tensor) -> Tensor:
+        """m of the pair's latent."""
+        repeats = len(raw) // len(pair.offset) if self.target.joint and pair.vector.local else 1
+        offset = _tile(pair.offset, repeats)
+        return offset if pair.centre is None else offset + beside(self.values[pair.centre.name], raw)
 
 
 # -- supports ----------------------------------------------------------------------------------------------------------
@@ -401,8 +443,8 @@ def to_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return -standard.sign() * torch.special.ndtri(0.5 * (-standard.abs().clamp_max(700.0)).exp())
 
 
-def _beside(per_lane: Tensor, values: Tensor) -> Tensor:
-    """`(lane,)` with dimensions of length 1 for the rest of `(lane, *event)`."""
+def beside(per_lane: Tensor, values: Tensor) -> Tensor:
+    """`(lane,)` with dimensions of length 1 for the rest of `(lane, *event)`: leading dimensions stay aligned."""
     return per_lane.reshape(*per_lane.shape, *[1] * (values.dim() - per_lane.dim()))
 
 
