@@ -17,8 +17,6 @@ QUICK: Mapping[str, Any] = {
     "epochs": 4,
     "train_data": 8_000,
     "held_out": 16,
-    "draws": 500,
-    "warmup": 300,
     "contrast_images": 8,
     "contrast_levels": 5,
 }
@@ -53,9 +51,9 @@ class Settings:
     seed: int = 0
     train_data: int | None = None
     device: str = "cpu"
-    draws: int = 1000
+    draws: int = 500
     chains: int = 4
-    warmup: int = 500
+    warmup: int = 300
     held_out: int = 128
     contrast_images: int = 32
     contrast_levels: int = 13

@@ -603,7 +603,7 @@ def test_all_held_out_data_get_a_reference_by_nuts(short_report, monkeypatch):
     words = "run vae --data rows.npz --set prior=laplace --set latents=2 --quick --epochs 1 --quiet"
     refused(*words.split(), "--held-out", "7")
     assert seen["data"] == 7
-    assert seen["warmup"] == QUICK["warmup"]
+    assert seen["warmup"] == Settings().warmup
 
 
 def test_a_request_knows_what_was_asked_for():

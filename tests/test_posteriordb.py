@@ -244,10 +244,10 @@ def gp_poisson() -> Posterior:
             rho = pyro.sample("rho", dist.Gamma(25.0, 4.0))
             alpha = pyro.sample("alpha", dist.HalfNormal(2.0))
             unit = pyro.sample("unit", dist.Normal(0.0, 1.0).expand([11]).to_event(1))
-            at = torch.tensor(place.tolist())
-            apart = (at[:, None] - at) / rho[:, None, None]
-            covariance = (alpha**2)[:, None, None] * (-0.5 * apart**2).exp() + 1e-10 * torch.eye(11)
-            f = (torch.linalg.cholesky(covariance) @ unit[:, :, None])[..., 0]
+            at = tensor(place)
+            apart = (at[:, None] - at) / rho.double()[:, None, None]
+            covariance = (alpha.double() ** 2)[:, None, None] * (-0.5 * apart**2).exp() + 1e-10 * torch.eye(11).double()
+            f = (torch.linalg.cholesky(covariance) @ unit.double()[:, :, None])[..., 0].to(unit.dtype)
             pyro.sample("k", dist.Poisson(pyro.deterministic("f", f).exp()).to_event(1))
 
     def factor(draw: Draws) -> np.ndarray:

@@ -155,8 +155,7 @@ class _Run:
             self.state.lanes, one = nuts.step(self.step, self.state.lanes, self.state.fixed)
             ended.append(one)
         nuts.tend(self.state, ended, self.plan)
-        for one in ended:
-            self._store(one)
+        self._store(nuts.joined(ended))
         running = (self.state.lanes.phase != nuts.OVER).reshape(-1, self.settings.chains).any(1)
         if running.all():
             return True
@@ -199,8 +198,9 @@ class _Run:
         lane = (ended.over & (ended.iteration >= self.settings.warmup)).nonzero()[:, 0]
         if not len(lane):
             return
-        at = self.unit[lane // self.settings.chains], lane % self.settings.chains
-        draw, powers = ended.iteration[lane] - self.settings.warmup, self.state.fixed.powers[lane]
+        own = lane % len(self.state.lanes.key)
+        at = self.unit[own // self.settings.chains], own % self.settings.chains
+        draw, powers = ended.iteration[lane] - self.settings.warmup, self.state.fixed.powers[own]
         self.q[*at, draw] = self.plan.coordinates.move(ended.q[lane], powers, torch.zeros_like(powers)).float()
         self.powers[at] = powers
         found = {

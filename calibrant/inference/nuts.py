@@ -112,6 +112,11 @@ class Ended:
     diverging: Tensor
 
 
+def joined(ended: list[Ended]) -> Ended:
+    """The iterations that ended in several steps, one step's lanes after the other's."""
+    return Ended(*(torch.cat(parts) for parts in zip(*map(_flat, ended), strict=True)))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings of all chains."""

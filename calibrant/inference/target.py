@@ -432,9 +432,9 @@ def _is_fixed_laplace(latent: Site, site: Mapping[str, Any], covariates: Values)
 
 def from_normal(u: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The Laplace quantile at the level of the Normal quantile u, and the log of its slope, entry by entry."""
-    log_tail = torch.special.log_ndtr(-u.abs())
-    slope = -0.5 * u.square() - 0.5 * log(2 * pi) - log_tail
-    return loc - scale * u.sign() * (log(2) + log_tail), slope + scale.log()
+    log_ratio = torch.special.erfcx(u.abs() / 2**0.5).log()  # of twice the tail to exp(−u²/2); log_ndtr is far slower
+    log_slope = 0.5 * log(2 / pi) - log_ratio + scale.log()
+    return loc + scale * u.sign() * (0.5 * u.square() - log_ratio), log_slope
 
 
 def to_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
