@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform, Transform
 from torch.nn.functional import normalize, one_hot, softplus
 
-from calibrant.guides.directional import VonMises, VonMisesFisher
+from calibrant.guides.directional import Shape, VonMises, VonMisesFisher
 from calibrant.guides.supports import Support
 
 _START = -1.26  # softplus(_START) = 0.25
@@ -129,7 +129,7 @@ def _student(loc: Tensor, scale: Tensor, raw: Tensor) -> dist.TorchDistribution:
 class _Beta(dist.Beta):
     """Draws stay inside (0, 1), where the prior has a density."""
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         numbers = torch.finfo(self.concentration1.dtype)
         return super().rsample(sample_shape).clamp(numbers.tiny, 1 - numbers.eps)
 
@@ -277,7 +277,7 @@ class LowRank(Flat):
 class _Positive(dist.Dirichlet):
     """Draws stay inside the simplex, where the prior has a density."""
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         return super().rsample(sample_shape).clamp_min(torch.finfo(self.concentration.dtype).tiny)
 
 

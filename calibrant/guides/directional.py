@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+Shape = torch.Size | list[int] | tuple[int, ...]
 _NODES = 96
 _HALF_LINE = (-3.4, 4.2, 80)  # first, last and number of nodes
 _FARTHEST = 80.0  # from the mode: e^(−40) in the slowest tail, that of the circle, and no overflow in float32
@@ -143,12 +144,12 @@ class VonMises(dist.TorchDistribution):
         self.loc, self.concentration = torch.broadcast_tensors(loc, concentration)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> VonMises:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> VonMises:
         """The distribution with another batch shape."""
         loc, concentration = self.loc.expand(batch_shape), self.concentration.expand(batch_shape)
         return VonMises(loc, concentration, validate_args=False)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws `(*sample_shape, *batch_shape)`."""
         shape = self._extended_shape(sample_shape)
         log_odds = _draw_log_odds(0.5, self.concentration.expand(shape))
@@ -183,7 +184,7 @@ class VonMisesFisher(dist.TorchDistribution):
         self.concentration = concentration.expand(batch_shape)
         super().__init__(batch_shape, direction.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> VonMisesFisher:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> VonMisesFisher:
         """The distribution with another batch shape."""
         direction = self.direction.expand(*batch_shape, *self.event_shape)
         return VonMisesFisher(direction, self.concentration.expand(batch_shape), validate_args=False)
@@ -193,7 +194,7 @@ class VonMisesFisher(dist.TorchDistribution):
         """E x, inside the sphere."""
         return mean_cosine(self.event_shape[0], self.concentration)[..., None] * self.direction
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws `(*sample_shape, *batch_shape, p)`.
 
         A change of direction turns them by the smallest rotation that takes the old direction to the new one, under

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.distributions.transforms import AffineTransform
 
 from calibrant.guides.densities import Flat
@@ -12,6 +13,15 @@ from calibrant.guides.densities import Flat
 _CONTEXT = 32
 _TRANSFORMS = 3
 _PASSES = 8
+
+
+def _spline_flow(*args: int, **kwargs: int) -> nn.Module:
+    """Imported where used: it takes long, and turns the validation of all distributions off, which is undone."""
+    before = Distribution._validate_args
+    import zuko
+
+    Distribution.set_default_validate_args(before)
+    return zuko.flows.NSF(*args, **kwargs)
 
 
 class Flow(Flat):
@@ -22,12 +32,10 @@ class Flow(Flat):
     """
 
     def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
-        import zuko  # takes long to import, and few guides need it
-
         super().__init__(event_shape, support)
         entries = self.locations
         self.raw += _CONTEXT
-        self.network = zuko.flows.NSF(entries, _CONTEXT, transforms=_TRANSFORMS, passes=min(entries, _PASSES))
+        self.network = _spline_flow(entries, _CONTEXT, transforms=_TRANSFORMS, passes=min(entries, _PASSES))
         for transform in self.network.transform.transforms:
             *_, weight, bias = transform.hyper.parameters()
             nn.init.zeros_(weight)
