@@ -282,7 +282,10 @@ class _Positive(dist.Dirichlet):
 
 
 class Dirichlet(Family):
-    """Mean and total concentration; the line holds log probabilities less their mean."""
+    """Mean and total concentration: log means relative to the prior's, and total = 1/scale².
+
+    The line holds the probabilities themselves, whose logarithms have no bound under a sparse prior.
+    """
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__(event_shape)
@@ -290,27 +293,22 @@ class Dirichlet(Family):
         self.raw = self.locations + self.event_shape[:-1].numel()
 
     def start(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(self.event_shape), torch.ones(self.event_shape[:-1])
-
-    def to_line(self, value: Tensor) -> Tensor:
-        """`(n, *event_shape)`."""
-        logs = _log(value)
-        return logs - logs.mean(-1, keepdim=True)
+        return torch.zeros(self.event_shape), torch.full(self.event_shape[:-1], self.event_shape[-1] ** -0.5)
 
     def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        low, middle, high = self.to_line(draws).quantile(torch.tensor([0.16, 0.5, 0.84]).to(draws), dim=0)
-        return middle, ((high - low) / 2).mean(-1)
+        mean, variance = draws.mean(0), draws.var(0).sum(-1)
+        total = ((mean * (1 - mean)).sum(-1) / variance - 1).clamp(0.01, 1e6)
+        return _log(mean), total.rsqrt()
 
     def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
-        return ((self.to_line(value) - center) / width[..., None]).reshape(len(value), -1)
+        mean = center.softmax(-1)
+        sd = (mean * (1 - mean) / (1 + width[..., None].pow(-2))).sqrt()
+        return ((value - mean) / sd.clamp_min(1e-6)).reshape(len(value), -1)
 
     def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        loc = raw[:, : self.locations].reshape(-1, *self.event_shape)
+        mean = (center + _far(raw[:, : self.locations].reshape(-1, *self.event_shape))).softmax(-1)
         scale = width * _scale(raw[:, self.locations :].reshape(-1, *self.event_shape[:-1]))
-        mean = (center + width[..., None] * _far(loc)).softmax(-1)
-        # The log ratio of two probabilities has about the variance 2 scale², exactly as `_beta` where there are two.
-        spread = (mean * (1 - mean)).sum(-1).clamp_min(1e-6)
-        total = 1 / (spread * scale.clamp_min(_NARROWEST).square())
+        total = scale.clamp_min(_NARROWEST).pow(-2)
         concentration = (total[..., None] * mean).clamp(1e-3, 1e6)
         return _Positive(concentration).to_event(len(self.event_shape) - 1)
 
