@@ -1,83 +1,131 @@
-"""Families of variational distributions, and the head that computes one's parameters from features.
-
-The head's outputs are relative to the prior's location and scale on the real line, so that a fresh guide lies within
-the prior for every support: at its location, with a quarter of its scale. (With the whole scale, the decoder at first
-sees mostly noise, learns to ignore the latents, and a learned noise scale grows until it explains the data alone.)
-"""
+"""The family of a site, and the head that computes its distribution from features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import softplus
 
 from calibrant.errors import ProgramError
+from calibrant.guides import densities
+from calibrant.guides.densities import ENTRIES, Family
+from calibrant.guides.supports import describe
 from calibrant.program import unwrapped
 
-_START = -1.26  # softplus(_START) = 0.25, see Head
-_FARTHEST = 30.0  # prior scales from the prior's location: exp() of more would overflow while training is young
+
+def _flow(event_shape: tuple[int, ...], support: str) -> Family:
+    from calibrant.guides.flows import Flow
+
+    return Flow(event_shape, support)
 
 
-def _gamma(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
-    """Mean exp(loc), coefficient of variation `scale`: the shape is learned."""
-    shape = scale.pow(-2)
-    return dist.Gamma(shape, shape * (-loc).exp())
-
-
-@dataclass(frozen=True)
-class Family:
-    """`build(loc, scale)` on the real line, where `to_line` maps the support."""
-
-    build: Callable[[Tensor, Tensor], dist.TorchDistribution]
-    support: constraints.Constraint
-    to_line: Callable[[Tensor], Tensor]
-
-
-FAMILIES: dict[str, Family] = {
-    "normal": Family(dist.Normal, constraints.real, lambda value: value),
-    "laplace": Family(dist.Laplace, constraints.real, lambda value: value),
-    "lognormal": Family(dist.LogNormal, constraints.positive, torch.log),
-    "gamma": Family(_gamma, constraints.positive, torch.log),
+_THROUGH_THE_LINE: dict[str, Callable[[tuple[int, ...], str], Family]] = {
+    "transformed": densities.Transformed,
+    "dense": densities.Dense,
+    "low-rank": densities.LowRank,
+    "flow": _flow,
 }
+_OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Family]] = {
+    "dirichlet": densities.Dirichlet,
+    "vonmises": densities.Circle,
+    "vmf": densities.Sphere,
+    "bernoulli": densities.Binary,
+    "onehot": densities.OneHot,
+}
+FAMILIES = (*ENTRIES, *_THROUGH_THE_LINE, *_OF_SHAPE, "categorical")
+_ANGLES = (dist.VonMises, dist.SineBivariateVonMises)
+_OWN = {  # family of the posterior by type of the prior
+    "StudentT": "studentt",
+    "Cauchy": "studentt",
+    "Gamma": "gamma",
+    "Exponential": "gamma",
+    "Chi2": "gamma",
+    "Beta": "beta",
+    "Uniform": "beta",
+    "Dirichlet": "dirichlet",
+}
+_USUAL = {"real": "normal", "positive": "lognormal"}
+
+
+def make_family(text: str, event_shape: tuple[int, ...]) -> Family:
+    """The family that `choose_family` has named, for a site of an event shape.
+
+    Raises:
+        ProgramError: for an unknown name.
+    """
+    name, _, support = text.partition("@")
+    if name in ENTRIES:
+        return densities.Entrywise(event_shape, ENTRIES[name])
+    if name in _THROUGH_THE_LINE:
+        return _THROUGH_THE_LINE[name](event_shape, support or "real")
+    if name in _OF_SHAPE:
+        return _OF_SHAPE[name](event_shape)
+    if name.startswith("categorical["):
+        return densities.Classes(event_shape, int(name[12:-1]))
+    raise ProgramError(f"unknown family {text!r}; known: {FAMILIES}")
 
 
 def choose_family(name: str, support: constraints.Constraint, prior: Any, asked: str = "auto") -> str:
-    """The family of a site: by support, and on positive numbers the prior's own where it is one of ours.
+    """The family of a site, in words that rebuild it: `normal`, `transformed@interval[0.0, 5.0]`, `categorical[3]`.
 
-    On the real line a Normal, under a Laplace prior too: what data say of a latent is nearly Normal, and the gradient
-    of a Laplace guide keeps its noise at the optimum (on natural patches its ELBO ended 5 to 9 nats lower).
+    By support, and the prior's own where it is one of ours. On the real line a Normal, under a Laplace prior too: what
+    data say of a latent is nearly Normal, and the gradient of a Laplace guide keeps its noise at the optimum (on
+    natural patches its ELBO ended 5 to 9 nats lower). An angle is told by its prior, von Mises, whose support is the
+    real line in torch.
+
+    Args:
+        name: of the site.
+        support: of the site.
+        prior: its distribution in one run of the program.
+        asked: a name of `FAMILIES`, or "auto".
 
     Raises:
         ProgramError: for an unknown family, one whose support is another, or a support that no family has.
     """
-    if isinstance(unwrapped(prior), dist.VonMises | dist.SineBivariateVonMises):
+    if asked not in ("auto", *FAMILIES):
+        raise ProgramError(f"site {name!r}: unknown family {asked!r}; known: {('auto', *FAMILIES)}")
+    first, *others = _candidates(name, support, prior)
+    candidates = {text.partition("@")[0].partition("[")[0]: text for text in (first, *others)}
+    if asked != "auto" and asked not in candidates:
         raise ProgramError(
-            f"site {name!r} is an angle, which no family covers yet: write the guide by hand, or sample two Normals in "
-            "the program and take their atan2"
+            f"site {name!r} has support {support} and the prior {type(_base(prior)).__name__}, which the family "
+            f"{asked!r} does not cover; those that do: {sorted(candidates)}"
         )
-    support, own = _base(support), type(_base(prior)).__name__.lower()
-    if asked != "auto":
-        if asked not in FAMILIES:
-            raise ProgramError(f"site {name!r}: unknown family {asked!r}; known: {sorted(FAMILIES)}")
-        if not _same(FAMILIES[asked].support, support):
-            raise ProgramError(
-                f"site {name!r} has support {support}, the family {asked!r} has {FAMILIES[asked].support}"
-            )
-        return asked
-    if own in FAMILIES and own != "laplace" and _same(FAMILIES[own].support, support):
-        return own
-    for family in ("normal", "lognormal"):
-        if _same(FAMILIES[family].support, support):
-            return family
+    return first if asked == "auto" else candidates[asked]
+
+
+def _candidates(name: str, support: Any, prior: Any) -> list[str]:
+    """The families that cover a site, the best first."""
+    support, own = _base(support), _base(prior)
+    if isinstance(unwrapped(prior), _ANGLES):
+        return ["vonmises"]
+    if type(support) is type(dist.constraints.sphere):
+        return ["vmf"]
+    if support.is_discrete:
+        return [_finite(name, own)]
+    words = describe(name, support, len(prior.event_shape))
+    suffix = "" if words == "real" else f"@{words}"
+    entrywise = [family for family, entry in ENTRIES.items() if entry.support == words]
+    mapped = [family + suffix for family in _THROUGH_THE_LINE]
+    covering = [*entrywise, *(["dirichlet"] if words == "simplex" else []), *mapped]
+    best = _OWN.get(type(own).__name__, _USUAL.get(words))
+    return sorted(covering, key=lambda family: (family != best, family != f"transformed{suffix}"))
+
+
+def _finite(name: str, prior: Any) -> str:
+    if isinstance(prior, dist.Bernoulli):
+        return "bernoulli"
+    if isinstance(prior, dist.Categorical):
+        return f"categorical[{prior.logits.shape[-1]}]"
+    if isinstance(prior, dist.OneHotCategorical):
+        return "onehot"
     raise ProgramError(
-        f"site {name!r} has support {support}, which no family covers yet ({sorted(FAMILIES)}): rewrite it with a real "
-        "or positive latent, or write the guide by hand (a PyroModule called as guide(observed, size, **covariates))"
+        f"latent {name!r} is discrete with the prior {type(prior).__name__}: families cover Bernoulli, Categorical and "
+        "OneHotCategorical; sum it out in the program, or write the guide by hand"
     )
 
 
@@ -86,15 +134,6 @@ def _base(wrapped: Any) -> Any:
     while isinstance(wrapped, kinds) or type(wrapped).__name__ == "Independent":
         wrapped = getattr(wrapped, "base_constraint", None) or wrapped.base_dist
     return wrapped
-
-
-def _same(family: constraints.Constraint, support: Any) -> bool:
-    if family is constraints.positive:
-        return (
-            isinstance(support, (type(constraints.positive), type(constraints.nonnegative)))
-            and float(support.lower_bound) == 0.0
-        )
-    return support is constraints.real or isinstance(support, type(constraints.real))
 
 
 class Modulation(nn.Module):
@@ -112,6 +151,25 @@ class Modulation(nn.Module):
         return features * (1 + gain) + offset
 
 
+class Regression(nn.Module):
+    """Locations that are linear in earlier latents, by coefficients that the features change.
+
+    B = diag(1 + a) W diag(1 + c) with a and c linear in the features; W is zero at the start.
+    """
+
+    def __init__(self, features: int, parents: int, locations: int) -> None:
+        super().__init__()
+        self.slopes = nn.Linear(parents, locations, bias=False)
+        self.gains = nn.Linear(features, parents + locations)
+        self.sizes, self.damp = (parents, locations), parents**-0.5
+        for weight in (self.slopes.weight, self.gains.weight, self.gains.bias):
+            nn.init.zeros_(weight)
+
+    def forward(self, features: Tensor, parents: Tensor) -> Tensor:
+        before, after = self.gains(features / features.shape[1] ** 0.5).split(self.sizes, -1)
+        return (1 + after) * self.slopes(self.damp * (1 + before) * parents)
+
+
 class Head(nn.Module):
     """Features and earlier latents → the distribution of one site.
 
@@ -122,40 +180,51 @@ class Head(nn.Module):
         features: number of features.
         parents: total number of entries of the earlier latents; 0 for none.
         event_shape: of the site.
-        family: a name of `FAMILIES`.
+        family: as `choose_family` names it.
+        regression: locations are also linear in the earlier latents, so that heads one after the other make any joint
+            Normal on the line.
+
+    Attributes:
+        width_on_line: number of entries that `to_line` gives.
     """
 
     center: Tensor
     width: Tensor
 
-    def __init__(self, features: int, parents: int, event_shape: tuple[int, ...], family: str) -> None:
+    def __init__(
+        self, features: int, parents: int, event_shape: tuple[int, ...], family: str, regression: bool = False
+    ) -> None:
         super().__init__()
-        self.event_shape, self.family = torch.Size(event_shape), FAMILIES[family]
-        entries = self.event_shape.numel()
-        self.out = nn.Linear(features, 2 * entries)
+        self.family = make_family(family, torch.Size(event_shape))
+        self.width_on_line = self.family.width_on_line
+        self.out = nn.Linear(features, self.family.raw)
         nn.init.normal_(self.out.weight, std=0.1)
         nn.init.zeros_(self.out.bias)
         self.modulation = Modulation(features, parents) if parents else None
-        self.register_buffer("center", torch.zeros(self.event_shape))
-        self.register_buffer("width", torch.ones(self.event_shape))
+        self.regression = Regression(features, parents, self.family.locations) if parents and regression else None
+        center, width = self.family.start()
+        self.register_buffer("center", center)
+        self.register_buffer("width", width)
 
     @torch.no_grad()
     def set_prior(self, draws: Tensor) -> None:
         """Take the prior's location and scale from its draws `(n, *event_shape)`."""
-        low, middle, high = self.family.to_line(draws).quantile(torch.tensor([0.16, 0.5, 0.84]).to(draws), dim=0)
-        self.center.copy_(middle)
-        self.width.copy_((high - low) / 2)
+        center, width = self.family.statistics(draws)
+        self.center.copy_(center)
+        self.width.copy_(width)
 
     def to_line(self, value: Tensor) -> Tensor:
-        """A value of this site, standardised by its prior, `(size, entries)`: what later heads see."""
-        return ((self.family.to_line(value) - self.center) / self.width).reshape(len(value), -1)
+        """A value of this site, standardised by its prior, `(size, width_on_line)`: what later heads see.
+
+        Directions are unit vectors there, classes indicators of ±1.
+        """
+        return self.family.standardize(value, self.center, self.width)
 
     def forward(self, features: Tensor, parents: Tensor | None) -> dist.TorchDistribution:
-        if self.modulation is not None and parents is not None:
-            features = self.modulation(features, parents)
+        seen = features if self.modulation is None or parents is None else self.modulation(features, parents)
         # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
-        loc, raw = self.out(features / features.shape[1] ** 0.5).reshape(len(features), 2, *self.event_shape).unbind(1)
-        if self.family.support is constraints.positive:
-            loc = _FARTHEST * torch.tanh(loc / _FARTHEST)
-        scale = self.width * (softplus(raw + _START) + 1e-6)
-        return self.family.build(self.center + self.width * loc, scale).to_event(len(self.event_shape))
+        raw = self.out(seen / seen.shape[1] ** 0.5)
+        if self.regression is not None and parents is not None:
+            loc, others = raw[:, : self.family.locations], raw[:, self.family.locations :]
+            raw = torch.cat([loc + self.regression(features, parents), others], -1)
+        return self.family.build(raw, self.center, self.width)

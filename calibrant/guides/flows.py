@@ -1,0 +1,46 @@
+"""A conditional normalising flow as a family: neural spline flow, Durkan et al. 2019, arXiv 1906.04032."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.transforms import AffineTransform
+
+from calibrant.guides.densities import Flat
+
+_CONTEXT = 32
+_TRANSFORMS = 3
+_PASSES = 8
+
+
+def _spline_flow(*args: int, **kwargs: int) -> nn.Module:
+    """Imported where used: it takes long, and turns the validation of all distributions off, which is undone."""
+    before = Distribution._validate_args
+    import zuko
+
+    Distribution.set_default_validate_args(before)
+    return zuko.flows.NSF(*args, **kwargs)
+
+
+class Flow(Flat):
+    """A Normal on the line whose standard noise goes through an autoregressive spline flow, conditional on the datum.
+
+    At the start the flow is the identity, so that a fresh guide is the Normal. Up to 8 entries are autoregressive one
+    by one, more of them in 8 blocks, since a draw takes one pass of the network a block.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
+        super().__init__(event_shape, support)
+        entries = self.locations
+        self.raw += _CONTEXT
+        self.network = _spline_flow(entries, _CONTEXT, transforms=_TRANSFORMS, passes=min(entries, _PASSES))
+        for transform in self.network.transform.transforms:
+            *_, weight, bias = transform.hyper.parameters()
+            nn.init.zeros_(weight)
+            nn.init.zeros_(bias)
+
+    def joint(self, loc: Tensor, scale: Tensor, others: Tensor) -> tuple:
+        noise = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
+        return noise, self.network(others).transform.inv, AffineTransform(loc, scale, event_dim=1)
