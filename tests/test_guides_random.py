@@ -1,0 +1,206 @@
+"""Guides of random programs: samples in the support, finite ELBO and gradients, sites and plates, storing, float64."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from calibrant.errors import ProgramError
+from calibrant.guides import AmortizedGuide, amortize
+from calibrant.guides.structure import STRUCTURES
+from calibrant.inference.objectives import OBJECTIVES, check_guide
+from calibrant.program import as_program, defaults, density_of, guide_trace, is_local, sampled, seeded, trace
+
+ROOT = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 1.1]])
+SIZE = 8
+PRIORS = {
+    "normal": lambda loc: dist.Normal(loc, 1.3),
+    "laplace": lambda loc: dist.Laplace(loc, 0.7),
+    "student": lambda loc: dist.StudentT(4.0, loc, 0.9),
+    "mvn": lambda loc: dist.MultivariateNormal(loc[..., None].expand(*loc.shape, 3), scale_tril=ROOT.to(loc)),
+    "lognormal": lambda loc: dist.LogNormal(loc, 0.6),
+    "gamma": lambda loc: dist.Gamma(loc.exp() + 0.5, 2.0),
+    "half-normal": lambda loc: dist.HalfNormal(loc.exp()),
+    "beta": lambda loc: dist.Beta(loc.exp() + 0.5, 2.0),
+    "uniform": lambda loc: dist.Uniform(torch.full_like(loc, -1.0), 2.0),
+    "dirichlet": lambda loc: dist.Dirichlet(loc.exp()[..., None] + torch.arange(1.0, 4.0).to(loc)),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One latent of a random program."""
+
+    name: str
+    kind: str
+    event: tuple[int, ...] = ()
+    local: bool = True
+    parents: tuple[str, ...] = ()
+    covariate: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A random program: latents in order, then the observed site `x` with two entries."""
+
+    parts: tuple[Part, ...]
+    seen: tuple[str, ...]
+    structure: str
+
+    def program(self, size: int, dose: Tensor) -> None:
+        values: dict[str, Tensor] = {}
+        plate = pyro.plate("data", size)
+        for part in self.parts:
+            loc = _signal(part.parents, values, size if part.local else None)
+            loc = loc + dose if part.covariate and part.local else loc
+            loc = loc.reshape(loc.shape + (1,) * len(part.event)).expand(loc.shape + part.event)
+            fn = PRIORS[part.kind](loc).to_event(len(part.event))
+            if part.local:
+                with plate:
+                    values[part.name] = _summary(pyro.sample(part.name, fn), 1)
+            else:
+                values[part.name] = _summary(pyro.sample(part.name, fn), 0)
+        with plate:
+            loc = _signal(self.seen, values, size)
+            pyro.sample("x", dist.Normal(torch.stack([loc, loc + dose], -1), 0.8).to_event(1))
+
+
+def _summary(value: Tensor, batch: int) -> Tensor:
+    """One bounded number of a datum, or of a shared latent."""
+    value = value.to(torch.get_default_dtype())
+    return torch.tanh(value.flatten(batch).mean(-1) if value.dim() > batch else value)
+
+
+def _signal(parents: tuple[str, ...], values: Mapping[str, Tensor], size: int | None) -> Tensor:
+    return sum((values[parent] for parent in parents), torch.zeros(() if size is None else (size,)))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    parts: list[Part] = []
+    for i in range(draw(st.integers(1, 5))):
+        local = draw(st.booleans())
+        kind = draw(st.sampled_from(sorted(PRIORS)))
+        event = draw(st.sampled_from([(), (2,), (3,), (2, 2)]))
+        candidates = [part.name for part in parts if local or not part.local]
+        parents = tuple(draw(st.lists(st.sampled_from(candidates), unique=True))) if candidates else ()
+        parts.append(Part(f"z{i}", kind, event, local, parents, draw(st.booleans())))
+    names = [part.name for part in parts]
+    seen = tuple(draw(st.lists(st.sampled_from(names), unique=True, min_size=1)))
+    return Spec(tuple(parts), seen, draw(st.sampled_from(sorted(set(STRUCTURES) - {"collapsed"}))))
+
+
+def data_of(spec: Spec, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(len(spec.parts))
+    draws = torch.randn(SIZE, 3, generator=generator, dtype=dtype)
+    return {"x": draws[:, :2]}, {"dose": draws[:, 2]}
+
+
+def assert_guide_is_right(spec: Spec, dtype: torch.dtype) -> None:
+    """Sites, plates and supports are the program's, the ELBO and all its gradients finite, in the dtype of the data."""
+    observed, covariates = data_of(spec, dtype)
+    program = as_program(spec.program)
+    guide = amortize(program, observed, spec.structure, covariates=covariates)
+    assert {parameter.dtype for parameter in guide.parameters()} == {dtype}
+    check_guide(program, guide, observed, covariates)
+    with defaults(guide, observed):
+        with torch.no_grad(), seeded(1):
+            run = guide_trace(guide, observed, SIZE, covariates)
+            model = trace(program, SIZE, covariates, observed)
+        wanted = {name: site for name, site in sampled(model).items() if name != "x"}
+        assert set(sampled(run)) == set(wanted)
+        for name, site in wanted.items():
+            value = run.nodes[name]["value"]
+            assert (value.shape, is_local(run.nodes[name])) == (site["value"].shape, is_local(site)), name
+            assert bool(site["fn"].support.check(value).all()), name
+            assert not value.is_floating_point() or value.dtype == dtype
+        terms = OBJECTIVES["stl"](program, guide, observed, SIZE, covariates)
+        elbo = terms.per_datum(100)
+        elbo.backward()
+    assert elbo.dtype == dtype
+    assert bool(elbo.isfinite())
+    for name, parameter in guide.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+    assert_stored(guide, run, observed, covariates)
+
+
+def assert_stored(guide: AmortizedGuide, run, observed: dict[str, Tensor], covariates: dict[str, Tensor]) -> None:
+    """What is written (JSON and safetensors) rebuilds the guide: the same densities at the same values."""
+    spec, weights = json.dumps(guide.spec), save(guide.state_dict())
+    dtype = next(guide.parameters()).dtype
+    again = AmortizedGuide(json.loads(spec)).to(dtype)
+    again.load_state_dict(load(weights))
+    values = {name: run.nodes[name]["value"] for name in guide.order}
+    with torch.no_grad(), defaults(guide, observed):
+        before, after = (
+            density_of(trace(lambda size, g=g: g(observed, size, **covariates), SIZE, {}, values), SIZE, values)
+            for g in (guide, again)
+        )
+    for name in values:
+        assert bool(before[name].isfinite().all()), name
+        torch.testing.assert_close(after[name], before[name])
+
+
+EVERYTHING = Spec(
+    (
+        Part("w", "gamma", (2,), local=False),
+        Part("v", "normal", local=False, parents=("w",)),
+        Part("a", "mvn", (2,), parents=("w",)),
+        Part("b", "lognormal", (2, 2), parents=("v", "a"), covariate=True),
+    ),
+    ("a", "b"),
+    "faithful",
+)
+
+
+@given(specs())
+@example(EVERYTHING)
+@settings(max_examples=5, deadline=None)
+def test_guide_of_a_random_program(spec):
+    assert_guide_is_right(spec, torch.float32)
+
+
+@given(specs())
+@settings(max_examples=2, deadline=None)
+def test_guide_of_a_random_program_in_float64(spec):
+    assert_guide_is_right(spec, torch.float64)
+
+
+@pytest.mark.slow
+@given(specs(), st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=300, deadline=None)
+def test_guides_of_many_random_programs(spec, dtype):
+    assert_guide_is_right(spec, dtype)
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_guide_of_every_prior(kind):
+    parts = (Part("z0", kind, local=False), Part("z1", kind, (2,), parents=("z0",)), Part("z2", kind, parents=("z1",)))
+    assert_guide_is_right(Spec(parts, ("z1", "z2"), "faithful"), torch.float32)
+
+
+def test_the_assertion_sees_samples_outside_the_support(monkeypatch):
+    """A positive latent under a Normal guide."""
+    module = __import__("calibrant.guides.amortize", fromlist=["choose_family"])
+    monkeypatch.setattr(module, "choose_family", lambda *_: "normal")
+    with pytest.raises(ProgramError, match="support"):
+        assert_guide_is_right(Spec((Part("z0", "lognormal", (3,)),), ("z0",), "faithful"), torch.float32)
+
+
+def test_the_assertion_sees_a_guide_that_is_not_what_was_stored():
+    observed, covariates = data_of(EVERYTHING, torch.float32)
+    guide = amortize(EVERYTHING.program, observed, covariates=covariates)
+    with torch.no_grad():
+        run = guide_trace(guide, observed, SIZE, covariates)
+    guide.heads[0].register_buffer("width", 2 * guide.heads[0].width, persistent=False)
+    with pytest.raises((AssertionError, RuntimeError)):
+        assert_stored(guide, run, observed, covariates)
