@@ -257,9 +257,9 @@ def trace(program: Program, size: int, covariates: Values | None = None, values:
     return tracer.get_trace()
 
 
-def guide_trace(guide: Program, observed: Values, size: int, covariates: Values) -> Trace:
-    """One run of a guide, ready for `density_of` at its own draws."""
-    with Hold({}, size, score_draws=True), poutine.trace() as tracer:
+def guide_trace(guide: Program, observed: Values, size: int, covariates: Values, values: Values | None = None) -> Trace:
+    """One run of a guide, some of its sites held at given values, ready for `density_of`."""
+    with Hold(values or {}, size, score_draws=True), poutine.trace() as tracer:
         guide(observed, size, **covariates)
     return tracer.get_trace()
 
