@@ -147,7 +147,7 @@ def _for_each_combination(
             held[name] = site["value"].repeat_interleave(count, 0)
     observed, covariates = (_repeated(part, count) for part in (observed, covariates))
     run = guide_trace(guide, observed, size * count, covariates, held)
-    log_weights = sum((run.nodes[name][TERM] for name in table), torch.zeros(()))
+    log_weights = sum((sampled(run)[name][TERM] for name in table), torch.zeros(()))
     return _Drawn(observed, covariates, size * count, run, log_weights.reshape(size, count).exp())
 
 
