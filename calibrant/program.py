@@ -250,6 +250,15 @@ def is_improper(fn: Any) -> bool:
     return isinstance(unwrapped(fn), dist.ImproperUniform)
 
 
+def is_masked(fn: Any) -> bool:
+    """Whether some entries of a distribution don't count, under any wrapping."""
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
     """One run of the program with the given sites held at their values; the other sites are drawn."""
     with Hold(values or {}, size), poutine.trace() as tracer:

@@ -32,6 +32,7 @@ from calibrant.program import (
     defaults,
     guide_trace,
     is_local,
+    is_masked,
     sampled,
     seeded,
     unwrapped,
@@ -137,21 +138,12 @@ class _Moved(Messenger):
 def _is_movable(site: Mapping[str, Any]) -> bool:
     """Whether a site of the guide can have a map of its own for each datum."""
     fn = site["fn"]
-    if not is_local(site) or fn.support.is_discrete or isinstance(unwrapped(fn), _FIXED) or _is_masked(fn):
+    if not is_local(site) or fn.support.is_discrete or isinstance(unwrapped(fn), _FIXED) or is_masked(fn):
         return False
     try:
         return bool(biject_to(fn.support).bijective)
     except NotImplementedError:  # directions
         return False
-
-
-def _is_masked(fn: Any) -> bool:
-    """Whether some entries of a distribution don't count, so that the map's density must not either."""
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return False
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from math import log
 from typing import Any
 
 import torch
-from pyro import distributions as dist
 from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -36,6 +35,7 @@ from calibrant.program import (
     guide_trace,
     in_double,
     is_local,
+    is_masked,
     sampled,
     seeded,
     trace,
@@ -115,17 +115,9 @@ def _discrete(run: Trace) -> dict[str, Site]:
     """
     found = {n: s for n, s in sampled(run).items() if is_local(s) and not s["fn"].has_rsample}
     found = {n: s for n, s in found.items() if s["fn"].support.is_discrete}
-    if masked := [name for name, site in found.items() if _is_weighted(site) or _is_masked(site["fn"])]:
+    if masked := [name for name, site in found.items() if _is_weighted(site) or is_masked(site["fn"])]:
         raise ProgramError(f"the guide's discrete site {masked[0]!r} is masked or scaled: mask the model's term alone")
     return {n: Site(n, s["fn"].support, s["value"].shape[1:], s["fn"], True, (), ()) for n, s in found.items()}
-
-
-def _is_masked(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return False
 
 
 def _for_each_combination(
