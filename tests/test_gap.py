@@ -43,23 +43,24 @@ class Known(PyroModule):
         super().__init__()
         directions, variance = model.decoder.directions.double(), 0.4**2
         precision = torch.eye(2).double() + directions.T @ directions / variance
-        self.register_buffer("precision", precision)
-        self.register_buffer("gain", torch.linalg.solve(precision, directions.T / variance))
-        self.register_buffer("bias", model.decoder.bias.double())
+        self.register_buffer("precision", precision.float())
+        self.register_buffer("gain", torch.linalg.solve(precision, directions.T / variance).float())
+        self.register_buffer("bias", model.decoder.bias.detach().clone())
         self.shift, self.stretch = shift, stretch
 
     def forward(self, observed, size):
         sd = self.precision.diagonal().rsqrt()
-        loc = (observed["x"].double() - self.bias) @ self.gain.T + self.shift * sd
+        loc = (observed["x"] - self.bias) @ self.gain.T + self.shift * sd
         with pyro.plate("data", size):
             pyro.sample("z", dist.Normal(loc, self.stretch * sd).to_event(1))
 
     def divergence(self, shift: float, stretch: float) -> float:
         """KL(q‖p) of Normals with one mean apart from a shift; q is a product."""
-        variance = stretch**2 / self.precision.diagonal()
-        offset = shift * self.precision.diagonal().rsqrt()
-        inner = (self.precision.diagonal() * variance).sum() + offset @ self.precision @ offset
-        return float(0.5 * (inner - 2 - self.precision.logdet() - variance.log().sum()))
+        precision = self.precision.double()
+        variance = stretch**2 / precision.diagonal()
+        offset = shift * precision.diagonal().rsqrt()
+        inner = (precision.diagonal() * variance).sum() + offset @ precision @ offset
+        return float(0.5 * (inner - 2 - precision.logdet() - variance.log().sum()))
 
 
 @pytest.fixture(scope="module")
