@@ -250,6 +250,15 @@ def is_improper(fn: Any) -> bool:
     return isinstance(unwrapped(fn), dist.ImproperUniform)
 
 
+def is_masked(fn: Any) -> bool:
+    """Whether some entries of a distribution don't count, under any wrapping."""
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
     """One run of the program with the given sites held at their values; the other sites are drawn."""
     with Hold(values or {}, size), poutine.trace() as tracer:
@@ -257,9 +266,9 @@ def trace(program: Program, size: int, covariates: Values | None = None, values:
     return tracer.get_trace()
 
 
-def guide_trace(guide: Program, observed: Values, size: int, covariates: Values) -> Trace:
-    """One run of a guide, ready for `density_of` at its own draws."""
-    with Hold({}, size, score_draws=True), poutine.trace() as tracer:
+def guide_trace(guide: Program, observed: Values, size: int, covariates: Values, values: Values | None = None) -> Trace:
+    """One run of a guide, some of its sites held at given values, ready for `density_of`."""
+    with Hold(values or {}, size, score_draws=True), poutine.trace() as tracer:
         guide(observed, size, **covariates)
     return tracer.get_trace()
 

@@ -2,5 +2,6 @@
 
 from calibrant.guides.amortize import AmortizedGuide, amortize
 from calibrant.guides.families import FAMILIES
+from calibrant.guides.refine import RefinedGuide, refine
 
-__all__ = ["FAMILIES", "AmortizedGuide", "amortize"]
+__all__ = ["FAMILIES", "AmortizedGuide", "RefinedGuide", "amortize", "refine"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
-from calibrant.inference.objectives import OBJECTIVES, ElboTerms, check_guide, elbo_terms
+from calibrant.inference.objectives import MULTI_SAMPLE, OBJECTIVES, ElboTerms, check_guide, elbo_terms
 from calibrant.program import Program, as_program, check_program, defaults, seeded
 from calibrant.progress import Progress, silent
 from calibrant.refusals import check_support
@@ -31,7 +32,8 @@ class Fit:
     """What training did.
 
     Attributes:
-        history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
+        history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and "dreg"
+            also `bound`, the held-out value of what they maximise.
         elbo: the held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The same data chose
             these weights among the epochs; for a figure to publish, evaluate data that took no part.
         elbo_se: its standard error over the held-out data and the draws.
@@ -59,6 +61,7 @@ def fit(
     batch_size: int = 256,
     lr: float = 2e-3,
     objective: str = "stl",
+    particles: int = 8,
     clip: float = 10.0,
     patience: int = 20,
     device: str | torch.device | None = None,
@@ -70,7 +73,8 @@ def fit(
     """Train model and guide in place on the ELBO; the weights that are best on the held-out part are restored.
 
     Adam with cosine decay to zero over `epochs`; the held-out ELBO uses one fixed random stream, so that epochs
-    compare. The loss that is reported is the ELBO, in nats per datum. Both modules are left in `eval()`.
+    compare. What is reported is the ELBO, in nats per datum, whatever the objective; "iwae" and "dreg" choose the
+    weights by their own, tighter bound. Both modules are left in `eval()`.
 
     Args:
         model: the program.
@@ -81,7 +85,10 @@ def fit(
         epochs: passes over the data.
         batch_size: data a step; the last, smaller part of an epoch is left out.
         lr: first learning rate.
-        objective: "stl" (path-derivative gradient) or "kl" (closed-form KL of each site).
+        objective: "stl" (path-derivative gradient), "kl" (closed-form KL of each site), "iwae" (the bound of several
+            draws) or "dreg" (the same bound, the guide's gradient doubly reparameterized); the last two for local
+            latents.
+        particles: draws a datum of "iwae" and "dreg"; a step takes so many times `batch_size` rows.
         clip: largest norm of the gradient, as a multiple of its running mean.
         patience: epochs without a better held-out ELBO after which training stops.
         device: where to train; the modules move there. None leaves them where they are.
@@ -97,6 +104,8 @@ def fit(
     """
     if objective not in OBJECTIVES:
         raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
+    if particles < 1:
+        raise InferenceError(f"particles={particles}: give the number of draws a datum, 1 or more")
     data = bind(model, observed, covariates)
     modules = _Modules(as_program(model), as_program(guide))
     if device is not None:
@@ -108,7 +117,7 @@ def fit(
     check_program(modules.model, *rows)
     check_guide(modules.model, modules.guide, *rows)
     _check_supports(modules, train, held)
-    plan = _Plan(objective, epochs, min(batch_size, len(train)), lr, clip, patience, seed)
+    plan = _Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, seed)
     state = _init(modules, plan, train, held)
     folder = _start(state, run_dir, resume)
     with defaults(modules, rows[0]), pyro.validation_enabled(False):
@@ -123,8 +132,7 @@ def fit(
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
-        final = _held_out_elbo(modules, held, plan, len(train), draws=16, stream=1)
-        state.fit.elbo, state.fit.elbo_se = final
+        state.fit.elbo, state.fit.elbo_se, _ = _held_out_elbo(modules, held, plan, len(train), draws=16, stream=1)
     state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
     return state.fit
 
@@ -154,12 +162,24 @@ class _Plan:
     """The settings of a training."""
 
     objective: str
+    particles: int
     epochs: int
     batch_size: int
     lr: float
     clip: float
     patience: int
     seed: int
+
+    @property
+    def terms(self) -> Callable[..., ElboTerms]:
+        """The objective, as a function of (model, guide, observed, size, covariates)."""
+        function = OBJECTIVES[self.objective]
+        return partial(function, particles=self.particles) if self.objective in MULTI_SAMPLE else function
+
+    @property
+    def evaluation(self) -> Callable[..., ElboTerms]:
+        """The terms of the held-out data."""
+        return torch.no_grad()(self.terms) if self.objective in MULTI_SAMPLE else elbo_terms
 
     def learning_rate(self, progress: float) -> float:
         """Cosine decay to zero, after a linear rise over the first part of training."""
@@ -174,6 +194,7 @@ class TrainingState:
     optimizer: torch.optim.Adam
     best: dict[str, Tensor]
     settings: dict[str, Any]
+    score: float = -math.inf
     waited: int = 0
     gradient_norm: float = 0.0
     fit: Fit = field(default_factory=Fit)
@@ -217,21 +238,21 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
             lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
             elbos.append(_step(state, plan, train, index, lr))
     state.modules.eval()
-    elbo, elbo_se = _held_out_elbo(state.modules, held, plan, len(train))
+    elbo, elbo_se, score = _held_out_elbo(state.modules, held, plan, len(train))
     row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
-    state.fit.history.append(row)
+    state.fit.history.append({**row, "bound": score} if plan.objective in MULTI_SAMPLE else row)
     state.fit.epochs += 1
-    _keep_best(state, plan, elbo, elbo_se)
+    _keep_best(state, plan, elbo, elbo_se, score)
 
 
 def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: float) -> float:
     observed, covariates = train.batch(index, state.modules.device)
-    terms = OBJECTIVES[plan.objective](state.modules.model, state.modules.guide, observed, len(index), covariates)
-    elbo = terms.per_datum(len(train))
+    terms = plan.terms(state.modules.model, state.modules.guide, observed, len(index), covariates)
+    bound = terms.maximised(len(train))
     state.optimizer.zero_grad(set_to_none=True)
-    (-elbo).backward()
+    (-bound).backward()
     norm = nn.utils.get_total_norm([w.grad for w in state.modules.parameters() if w.grad is not None])
-    if not (elbo.isfinite() and norm.isfinite()):
+    if not (bound.isfinite() and norm.isfinite()):
         batch = list(train.coords["data"][index])
         some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
         raise NonFiniteLoss(
@@ -243,7 +264,7 @@ def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: flo
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    return float(elbo.detach())
+    return float(terms.per_datum(len(train)).detach())
 
 
 def _clip(state: TrainingState, plan: _Plan, norm: Tensor) -> None:
@@ -254,9 +275,9 @@ def _clip(state: TrainingState, plan: _Plan, norm: Tensor) -> None:
     state.gradient_norm = 0.98 * usual + 0.02 * min(float(norm), longest)
 
 
-def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float) -> None:
-    if elbo > state.fit.elbo:
-        state.fit.elbo, state.fit.elbo_se, state.waited = elbo, elbo_se, 0
+def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float, score: float) -> None:
+    if score > state.score:
+        state.fit.elbo, state.fit.elbo_se, state.score, state.waited = elbo, elbo_se, score, 0
         state.best = _copy(state.modules)
         return
     state.waited += 1
@@ -266,34 +287,36 @@ def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float) -
 
 def _held_out_elbo(
     modules: _Modules, held: Data, plan: _Plan, total: int, draws: int = 1, stream: int = 0
-) -> tuple[float, float]:
-    """ELBO per datum and its standard error, with the same random stream at every call.
+) -> tuple[float, float, float]:
+    """ELBO per datum, its standard error, and what weights are chosen by, with the same random stream at every call.
 
     The shared terms are divided by `total`, the number of training data, as in training: what is held out says how well
     the guide does on new data, not what it would be if it had seen only these. One draw of shared latents moves the
     terms of all data together, so many are averaged where there are such latents.
     """
     with seeded(plan.seed + stream):
-        passes = [_one_pass(modules, held)]
+        passes = [_one_pass(modules, held, plan)]
         is_shared = bool(passes[0].shared != 0)
         draws = max(draws, _SHARED_DRAWS) if is_shared else draws
-        passes += [_one_pass(modules, held) for _ in range(draws - 1)]
+        passes += [_one_pass(modules, held, plan) for _ in range(draws - 1)]
     local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
     estimates = local.mean(1) + shared / total
     variance = local.mean(0).var() / len(held) if len(held) > 1 else torch.tensor(math.nan)
     if is_shared:
         variance = variance + estimates.var() / draws
-    return float(estimates.mean()), float(variance.sqrt())
+    score = torch.stack([p.maximised(total) for p in passes]).mean()
+    return float(estimates.mean()), float(variance.sqrt()), float(score)
 
 
-def _one_pass(modules: _Modules, held: Data) -> ElboTerms:
-    """One draw of the ELBO's terms for all held-out data, in float64."""
+def _one_pass(modules: _Modules, held: Data, plan: _Plan) -> ElboTerms:
+    """One draw of the terms for all held-out data (of "iwae" and "dreg" one for each particle), in float64."""
     terms = []
     for index in torch.arange(len(held), device="cpu").split(4096):
         observed, covariates = held.batch(index, modules.device)
-        terms.append(elbo_terms(modules.model, modules.guide, observed, len(index), covariates))
+        terms.append(plan.evaluation(modules.model, modules.guide, observed, len(index), covariates))
     shared = torch.stack([t.shared for t in terms]).double().mean()
-    return ElboTerms(torch.cat([t.local for t in terms]).double(), shared)
+    bounds = [t.local if t.bound is None else t.bound for t in terms]
+    return ElboTerms(torch.cat([t.local for t in terms]).double(), shared, torch.cat(bounds).double())
 
 
 def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:

@@ -121,7 +121,7 @@ class Target:
         self.total = len(next(iter(observed.values())))
         self.joint = any(not site.local for site in found.values())
         discrete = {name: site for name, site in found.items() if site.support.is_discrete}
-        self.combinations = _combinations(discrete)
+        self.combinations = combinations(discrete)
         size = self.total if self.joint else 1
         with torch.no_grad(), seeded(0):
             run = trace(program, size, *self.rows(torch.arange(size)))
@@ -451,7 +451,7 @@ def beside(per_lane: Tensor, values: Tensor) -> Tensor:
 # -- discrete latents --------------------------------------------------------------------------------------------------
 
 
-def _combinations(discrete: Mapping[str, Site]) -> dict[str, Tensor]:
+def combinations(discrete: Mapping[str, Site]) -> dict[str, Tensor]:
     """Every combination of the values of the discrete latents of one datum: site → `(combinations, *event)`."""
     if not discrete:
         return {}
