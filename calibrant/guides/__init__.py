@@ -2,5 +2,6 @@
 
 from calibrant.guides.amortize import AmortizedGuide, amortize
 from calibrant.guides.families import FAMILIES
+from calibrant.guides.own import EncoderGuide, from_encoder, wrap
 
-__all__ = ["FAMILIES", "AmortizedGuide", "amortize"]
+__all__ = ["FAMILIES", "AmortizedGuide", "EncoderGuide", "amortize", "from_encoder", "wrap"]
