@@ -124,7 +124,7 @@ def test_units_of_the_data_do_not_matter(case):
         torch.manual_seed(1)
         encoder = make_encoder(default_encoder(shapes) if spec is None else spec, shapes).double()
         values = inputs_of(shapes, 50, torch.float64)
-        change = [name for name in values if name not in (*MASKS, "label")][0]
+        change = next(name for name in values if name not in (*MASKS, "label"))
         values[change] = factor * (values[change] + (factor > 1))
         encoder.inputs.set_statistics(values)
         features.append(encoder({name: value[:SIZE] for name, value in values.items()}))
@@ -141,6 +141,16 @@ def test_statistics_are_of_what_is_not_masked(case):
     encoder.inputs.set_statistics(values)
     assert ((encoder.inputs.loc - 3).abs() < 0.5).all()
     assert ((encoder.inputs.scale - 2).abs() < 0.5).all()
+
+
+def test_a_constant_entry_keeps_its_unit():
+    """A column that never changes has no scale; rounding is not one."""
+    encoder = make_encoder("set", {"x": (7, 3)})
+    x = torch.randn(50, 7, 3)
+    x[..., 1] = 0.1
+    encoder.inputs.set_statistics({"x": x})
+    assert encoder.inputs.scale[1] == 1
+    assert encoder({"x": x}).abs().max() < 10
 
 
 # -- images of any size ------------------------------------------------------------------------------------------------

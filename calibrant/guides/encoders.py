@@ -212,13 +212,14 @@ class Elements(nn.Module):
     @torch.no_grad()
     def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
         """Take the mean and standard deviation of each entry over all elements that are not masked."""
-        values, mask = self._read({name: value.double() for name, value in inputs.items()})
+        values, mask = self._read(inputs)
+        values = values.double()
         seen = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.expand_as(values)
         values, count = torch.where(seen, values, 0.0), seen.sum((0, 1)).clamp(min=1)
         loc = values.sum((0, 1)) / count
         scale = (torch.where(seen, values - loc, 0.0).pow(2).sum((0, 1)) / count).sqrt()
         self.loc.copy_(loc)
-        self.scale.copy_(torch.where(scale > 0, scale, 1.0))
+        self.scale.copy_(torch.where(scale > 1e-6 * loc.abs(), scale, 1.0))  # a constant entry keeps its unit
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         values, mask = self._read(inputs)
@@ -267,7 +268,8 @@ class SetEncoder(nn.Module):
         self.second = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.linear = nn.Linear(width, hidden)
         self.pools = nn.ModuleList(Pool(hidden) for _ in range(3))
-        self.network = nn.Sequential(nn.Linear(2 * hidden + 1, hidden), nn.SiLU())
+        self.count = nn.Linear(2, hidden)
+        self.network = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.SiLU())
         self.features = 2 * hidden
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -276,8 +278,10 @@ class SetEncoder(nn.Module):
         context = self.pools[0](elements, valid)
         together = torch.cat([elements, context[:, None].expand_as(elements)], -1)
         pooled = self.pools[1](elements + self.second(together), valid)
-        seen = self.network(torch.cat([context, pooled, valid.sum(1).log1p()], -1))
-        return torch.cat([seen, self.pools[2](self.linear(values), valid)], -1)
+        number = valid.sum(1)  # in many channels: a posterior's width follows it
+        count = self.count(torch.cat([number.log1p(), number / self.inputs.elements], -1))
+        seen = self.network(torch.cat([context, pooled, count], -1))
+        return torch.cat([seen, self.pools[2](self.linear(values), valid) + count], -1)
 
 
 class SequenceEncoder(nn.Module):
@@ -433,7 +437,7 @@ def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
         return MLPEncoder(shapes)
     kinds = _by_input(_by_dimensions(spec, shapes) if isinstance(spec, str) else spec, shapes)
     parts = [_make_part(name, kind, shapes, alone=len(kinds) == 1) for name, kind in kinds.items()]
-    return parts[0] if len(parts) == 1 and not isinstance(parts[0], Filled) else FusedEncoder(parts)
+    return parts[0] if len(parts) == 1 else FusedEncoder(parts)
 
 
 ENCODERS: dict[str, Callable[[Shapes], nn.Module]] = {
