@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -279,7 +279,7 @@ class SetEncoder(nn.Module):
         together = torch.cat([elements, context[:, None].expand_as(elements)], -1)
         pooled = self.pools[1](elements + self.second(together), valid)
         number = valid.sum(1)  # in many channels: a posterior's width follows it
-        count = self.count(torch.cat([number.log1p(), number / self.inputs.elements], -1))
+        count = self.count(torch.cat([number.log1p(), 1 / (1 + number)], -1))
         seen = self.network(torch.cat([context, pooled, count], -1))
         return torch.cat([seen, self.pools[2](self.linear(values), valid) + count], -1)
 
@@ -386,10 +386,9 @@ def _set_statistics(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> None:
 class FusedEncoder(nn.Module):
     """Several inputs: the features of each one's encoder, and two hidden layers that see them all."""
 
-    def __init__(self, parts: Iterable[nn.Module], hidden: int = 256) -> None:
+    def __init__(self, parts: Sequence[Any], hidden: int = 256) -> None:
         super().__init__()
-        self.inputs = Parts(parts)
-        total = sum(part.features for part in self.inputs)
+        self.inputs, total = Parts(parts), sum(part.features for part in parts)
         self.network = nn.Sequential(nn.Linear(total, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.features = total + hidden
 
