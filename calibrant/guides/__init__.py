@@ -2,6 +2,7 @@
 
 from calibrant.guides.amortize import AmortizedGuide, amortize
 from calibrant.guides.families import FAMILIES
+from calibrant.guides.own import EncoderGuide, from_encoder, wrap
 from calibrant.guides.refine import RefinedGuide, refine
 
-__all__ = ["FAMILIES", "AmortizedGuide", "RefinedGuide", "amortize", "refine"]
+__all__ = ["FAMILIES", "AmortizedGuide", "EncoderGuide", "RefinedGuide", "amortize", "from_encoder", "refine", "wrap"]

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 
 from calibrant.models.likelihoods import Bernoulli, Gaussian
+from calibrant.models.own import DecoderModel, from_decoder
 from calibrant.models.registry import (
     ModelCard,
     Recipe,
@@ -22,12 +23,14 @@ globals().update({card(name).cls.__name__: card(name).cls for name in list_model
 
 __all__ = [
     "Bernoulli",
+    "DecoderModel",
     "Gaussian",
     "ModelCard",
     "Recipe",
     "card",
     "constructor_arguments",
     "create",
+    "from_decoder",
     "list_models",
     "register_model",
 ]
