@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from calibrant.inference.exact import verify
-from calibrant.inference.linear_gaussian import LinearGaussian, Shapes, join, split
+from calibrant.linear_gaussian.density import verify
+from calibrant.linear_gaussian.structure import LinearGaussian, Shapes, join, split
 from calibrant.program import (
     Program,
     Values,
