@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyro
 import torch
@@ -17,7 +17,11 @@ from calibrant.guides.encoders import ENCODERS, default_encoder
 from calibrant.guides.families import Head, choose_family
 from calibrant.program import PLATE, Program, Site, check_program, defaults, few, is_improper, seeded, sites, trace
 
-STRUCTURES = ("faithful", "mean-field")
+if TYPE_CHECKING:
+    from calibrant.guides.collapsed import CollapsedGuide
+
+Guide: TypeAlias = "AmortizedGuide | CollapsedGuide"
+STRUCTURES = ("faithful", "mean-field", "collapsed")
 _STATISTICS_ROWS = 10_000
 _PRIOR_DRAWS = 1_000
 
@@ -42,7 +46,7 @@ class AmortizedGuide(PyroModule):
         self.spec = spec
         shapes = {name: tuple(shape) for name, shape in spec["inputs"].items()}
         self.inputs = tuple(shapes)
-        self.encoder = encoder if encoder is not None else _make_encoder(spec["encoder"], shapes)
+        self.encoder = encoder if encoder is not None else make_encoder(spec["encoder"], shapes)
         faithful, seen = spec["structure"] == "faithful", 0
         heads = {}
         for site in spec["sites"]:
@@ -62,6 +66,16 @@ class AmortizedGuide(PyroModule):
                 earlier.append(head.to_line(value))
 
 
+def from_spec(spec: dict[str, Any], encoder: nn.Module | None = None, model: Program | None = None) -> Guide:
+    """The guide of a specification, with new weights; a collapsed one is attached to the model, where it is given."""
+    from calibrant.guides.collapsed import CollapsedGuide  # it is built on this module
+
+    if spec["structure"] != "collapsed":
+        return AmortizedGuide(spec, encoder)
+    guide = CollapsedGuide(spec, encoder)
+    return guide if model is None else guide.attach(model)
+
+
 def amortize(
     model: Program,
     observed: Mapping[str, Any] | Data,
@@ -70,13 +84,14 @@ def amortize(
     encoder: str | nn.Module | None = None,
     covariates: Mapping[str, Any] | None = None,
     seed: int = 0,
-) -> AmortizedGuide:
+) -> Guide:
     """A guide for the continuous local latents of a program; all its parameters exist at once, near the prior.
 
     Args:
         model: the program.
         observed: the data, for shapes and input statistics (which the guide keeps).
-        structure: "faithful" or "mean-field".
+        structure: "faithful", "mean-field", or "collapsed" (the exact conditional of the latents that are jointly
+            Gaussian given a scale, which alone is learned).
         family: "auto" (the prior's own family, else by support), or a family by site: "normal", "laplace",
             "lognormal", "gamma".
         encoder: "mlp", "conv", a module `dict of inputs → (size, features)` with an attribute `features`, or None for
@@ -87,21 +102,27 @@ def amortize(
     Raises:
         ProgramError: for a shared or discrete latent, a support without a family, an unknown option.
     """
+    from calibrant.guides.collapsed import gaussian_block  # it is built on this module
+
     if structure not in STRUCTURES:
         raise ProgramError(f"unknown structure {structure!r}; known: {STRUCTURES}")
     rows = _head_rows(bind(model, observed, covariates))
     program = check_program(model, *rows)
     latent = sites(program, *rows)
+    block = gaussian_block(program, *rows) if structure == "collapsed" else {}
+    learned = [site for name, site in latent.items() if name not in block]
+    if unknown := set(family if isinstance(family, Mapping) else ()) - {site.name for site in learned}:
+        known = sorted(site.name for site in learned)
+        raise ProgramError(f"family= names {sorted(unknown)}, which are no latents to be learned; those are {known}")
     spec = {
         "structure": structure,
         "encoder": _encoder_name(encoder, rows),
         "inputs": {name: list(value.shape[1:]) for values in rows for name, value in values.items()},
-        "sites": [_site_spec(site, family) for site in latent.values()],
+        "sites": [_site_spec(site, family) for site in learned],
+        **({"block": block} if block else {}),
     }
-    if unknown := set(family if isinstance(family, Mapping) else ()) - set(latent):
-        raise ProgramError(f"family= names {sorted(unknown)}, which are no latents; those are {sorted(latent)}")
     with seeded(seed), defaults(program, rows[0]) as (device, dtype):
-        guide = AmortizedGuide(spec, encoder if isinstance(encoder, nn.Module) else None).to(device, dtype)
+        guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(device, dtype)
         _set_statistics(guide, program, *rows)
     return guide
 
@@ -110,7 +131,8 @@ def _head_rows(data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return data.batch(torch.arange(min(len(data), _STATISTICS_ROWS)))
 
 
-def _make_encoder(name: str | None, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+def make_encoder(name: str | None, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+    """A new encoder by the name that a specification has for it."""
     if name is None:
         raise ProgramError("this guide was made with an encoder of yours: give it again, encoder=")
     if name not in ENCODERS:
@@ -142,7 +164,7 @@ def _site_spec(site: Site, family: str | Mapping[str, str]) -> dict[str, Any]:
 
 
 def _set_statistics(
-    guide: AmortizedGuide, program: PyroModule, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]
+    guide: Guide, program: PyroModule, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]
 ) -> None:
     if hasattr(guide.encoder, "inputs"):
         guide.encoder.inputs.set_statistics({**observed, **covariates})
