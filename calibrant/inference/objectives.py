@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
 from calibrant.errors import ProgramError
+from calibrant.guides import CollapsedGuide
 from calibrant.program import (
     LogDensity,
     Program,
@@ -149,6 +150,9 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
     if dropout := [n for n, m in guide.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]:
         raise ProgramError(f"it has dropout {dropout}, which makes q a random density: leave it out")
     check_modules(guide)
+    for module in guide.modules():
+        if isinstance(module, CollapsedGuide):
+            module.require_model(model)
     size = len(next(iter(observed.values())))
     with torch.no_grad(), seeded(0), defaults(guide, observed) as place:
         rows, cols = cast(observed, *place), cast(covariates, *place)
