@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import calibrant as cal
-from calibrant.errors import ProgramError
+from calibrant.errors import InferenceError, ProgramError
 from calibrant.guides import CollapsedGuide, amortize, collapsed
 from calibrant.inference import fit, log_evidence, posterior, reference
 from calibrant.inference.exact import solve
@@ -328,6 +328,14 @@ def test_a_guide_without_its_model_says_so():
     with pytest.raises(ProgramError, match="attach the model that the guide was made for"):
         alone.attach(made("ppca")[0])(observed, 20)
     posterior(model, alone.attach(model), observed, draws=2)
+
+
+def test_a_model_that_lost_the_structure_says_so():
+    model, guide, observed = made()
+    with torch.no_grad():
+        model.likelihood.log_scale.fill_(torch.nan)
+    with pytest.raises(InferenceError, match="no longer linear and Gaussian"):
+        guide(observed, 20)
 
 
 def test_a_plain_function_is_the_same_model_each_time():
