@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from calibrant import __version__
 from calibrant.errors import CalibrantError, RunError
-from calibrant.guides import AmortizedGuide
+from calibrant.guides import AmortizedGuide, CollapsedGuide, from_spec
 from calibrant.models.registry import create
 from calibrant.program import Program, as_program, seeded
 from calibrant.userfile import is_user_spec
@@ -86,7 +86,7 @@ def save_run(
         "format": FORMAT,
         "name": recipe.name if recipe is not None else _class_name(program),
         "model": recipe and {"name": recipe.name, "arguments": recipe.arguments, "sha256": recipe.sha256},
-        "guide": guided.spec if isinstance(guided, AmortizedGuide) else None,
+        "guide": guided.spec if isinstance(guided, AmortizedGuide | CollapsedGuide) else None,
         "data": dict(data or {}),
         "settings": dict(settings or {}),
         **details,
@@ -136,7 +136,7 @@ def load(
         )
     with seeded(0), torch.device("cpu"):
         program = as_program(_rebuild_model(folder, config, model))
-        guided = as_program(_rebuild_guide(folder, config, encoder, guide))
+        guided = as_program(_rebuild_guide(folder, config, program, encoder, guide))
     found = [_read_weights(folder, name, config["sha256"]) for name in (MODEL, GUIDE)]
     for file, module, tensors in zip((MODEL, GUIDE), (program, guided), found, strict=True):
         _check_fits(f"{folder / file}", module, tensors)
@@ -254,13 +254,15 @@ def _warn_other_file(folder: Path, recipe: dict[str, Any] | None, cls: type) -> 
         warnings.warn(f"{file} is not the file that {folder} was made with (another sha256)", stacklevel=4)
 
 
-def _rebuild_guide(folder: Path, config: dict[str, Any], encoder: nn.Module | None, given: Program | None) -> Program:
+def _rebuild_guide(
+    folder: Path, config: dict[str, Any], program: PyroModule, encoder: nn.Module | None, given: Program | None
+) -> Program:
     if given is not None:
         return given
     if config["guide"] is None:
         raise RunError(f"the guide of {folder} was written by hand: build it as it was and pass load(run, guide=...)")
     try:
-        return AmortizedGuide(config["guide"], encoder)
+        return from_spec(config["guide"], encoder, program)
     except (CalibrantError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"the guide of {folder} cannot be rebuilt: {error}") from error
 

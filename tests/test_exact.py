@@ -16,8 +16,9 @@ from torch.distributions.transforms import SoftplusTransform
 
 from calibrant.errors import InferenceError
 from calibrant.inference import exact
-from calibrant.inference.exact import ExactPosterior, log_joint, solve, verify
-from calibrant.inference.linear_gaussian import LinearGaussian, join
+from calibrant.inference.exact import ExactPosterior, solve
+from calibrant.linear_gaussian.density import log_joint, verify
+from calibrant.linear_gaussian.structure import LinearGaussian, join
 
 PRIORS = {
     "lognormal": dist.LogNormal(0.0, 1.0),

@@ -20,7 +20,7 @@ from torch import Tensor
 from calibrant.errors import CalibrantError
 from calibrant.evaluation.pit import pit
 from calibrant.evaluation.results import RunResult
-from calibrant.inference.structure import detect
+from calibrant.linear_gaussian import detect
 from calibrant.program import sample_prior
 
 if TYPE_CHECKING:

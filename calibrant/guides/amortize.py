@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from math import expm1, log
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +17,7 @@ from torch.distributions import constraints, kl_divergence, register_kl
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import ProgramError
-from calibrant.guides.encoders import ENCODERS, default_encoder
+from calibrant.guides.encoders import default_encoder, make_encoder
 from calibrant.guides.families import Head, Modulation, choose_family
 from calibrant.guides.structure import structure_of
 from calibrant.program import (
@@ -32,6 +32,10 @@ from calibrant.program import (
     trace,
 )
 
+if TYPE_CHECKING:
+    from calibrant.guides.collapsed import CollapsedGuide
+
+Guide: TypeAlias = "AmortizedGuide | CollapsedGuide"
 _STATISTICS_ROWS = 10_000
 _PRIOR_DRAWS = 1_000
 _SHARED_DRAWS, _ROWS_EACH = 200, 8  # of a program with shared latents: runs for its prior, and data in each
@@ -66,7 +70,7 @@ class AmortizedGuide(PyroModule):
         local = [site["name"] for site in spec["sites"] if site["local"]]
         self.encoder = None
         if local:
-            self.encoder = encoder if encoder is not None else _make_encoder(spec["encoder"], shapes)
+            self.encoder = encoder if encoder is not None else encoder_of(spec)
         has_state = spec["structure"] == "program" and bool(local)
         heads: dict[str, Head] = {}
         for site in spec["sites"]:
@@ -166,15 +170,25 @@ def _kl_of_single(q: Single, p: dist.TorchDistribution) -> Tensor:
     return kl_divergence(q.base_dist, p.to_event(len(p.batch_shape)).expand((1,))).squeeze(0)
 
 
+def from_spec(spec: dict[str, Any], encoder: nn.Module | None = None, model: Program | None = None) -> Guide:
+    """The guide of a specification, with new weights; a collapsed one is attached to the model, where it is given."""
+    from calibrant.guides.collapsed import CollapsedGuide  # it is built on this module
+
+    if spec["structure"] != "collapsed":
+        return AmortizedGuide(spec, encoder)
+    guide = CollapsedGuide(spec, encoder)
+    return guide if model is None else guide.attach(model)
+
+
 def amortize(
     model: Program,
     observed: Mapping[str, Any] | Data,
     structure: str = "faithful",
     family: str | Mapping[str, str] = "auto",
-    encoder: str | nn.Module | None = None,
+    encoder: str | Mapping[str, Any] | nn.Module | None = None,
     covariates: Mapping[str, Any] | None = None,
     seed: int = 0,
-) -> AmortizedGuide:
+) -> Guide:
     """A guide for the latents of a program; all its parameters exist at once, near the prior.
 
     Args:
@@ -182,31 +196,40 @@ def amortize(
         observed: the data, for shapes and input statistics (which the guide keeps).
         structure: which latents see which: "faithful" (a minimal structure that loses no dependency of the posterior:
             Webb et al. 2018, arXiv 1712.00287), "mean-field" (none), "program" (the program's own order and parents,
-            beside a top-down state that all share), "full" (each sees all before it, through a linear regression).
+            beside a top-down state that all share), "full" (each sees all before it, through a linear regression),
+            "collapsed" (the exact conditional of the latents that are jointly Gaussian given a scale, which alone is
+            learned).
         family: "auto" (by support and prior), or a family by site, of `calibrant.guides.FAMILIES`.
-        encoder: "mlp", "conv", a module `dict of inputs → (size, features)` with an attribute `features`, or None for
-            a choice by shape.
+        encoder: "mlp", "conv", "set", "sequence" or input → kind, as `guides.encoders.make_encoder` takes them; a
+            module `dict of inputs → (size, features)` with an attribute `features`; or None for a choice by shape.
         covariates: keyword → tensor; the encoder sees them too.
         seed: of the first weights.
 
     Raises:
         ProgramError: for a shared discrete latent, a support without a family, an unknown option.
     """
+    from calibrant.guides.collapsed import gaussian_block  # it is built on this module
+
     data = bind(model, observed, covariates)
     rows = _head_rows(data)
     program = check_program(model, *rows)
     latent = sites(program, *rows)
-    if unknown := set(family if isinstance(family, Mapping) else ()) - set(latent):
-        raise ProgramError(f"family= names {sorted(unknown)}, which are no latents; those are {sorted(latent)}")
     seen = structure_of(structure, latent)
+    block = gaussian_block(program, *rows) if structure == "collapsed" else {}
+    learned = {name: parents for name, parents in seen.items() if name not in block}
+    if unknown := set(family if isinstance(family, Mapping) else ()) - set(learned):
+        raise ProgramError(
+            f"family= names {sorted(unknown)}, which are no latents to be learned; those are {sorted(learned)}"
+        )
     spec = {
         "structure": structure,
-        "encoder": _encoder_name(encoder, rows),
+        "encoder": _encoder_spec(encoder, rows),
         "inputs": {name: list(value.shape[1:]) for values in rows for name, value in values.items()},
-        "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in seen.items()],
+        "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
+        **({"block": block} if block else {}),
     }
     with seeded(seed), defaults(program, rows[0]) as (device, dtype):
-        guide = AmortizedGuide(spec, encoder if isinstance(encoder, nn.Module) else None).to(device, dtype)
+        guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(device, dtype)
         _set_statistics(guide, program, *rows)
         _narrow(guide, len(data))
     return guide
@@ -216,19 +239,22 @@ def _head_rows(data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return data.batch(torch.arange(min(len(data), _STATISTICS_ROWS)))
 
 
-def _make_encoder(name: str | None, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
-    if name is None:
+def encoder_of(spec: Mapping[str, Any]) -> nn.Module:
+    """A new encoder, as a guide's specification asks for it."""
+    if spec["encoder"] is None:
         raise ProgramError("this guide was made with an encoder of yours: give it again, encoder=")
-    if name not in ENCODERS:
-        raise ProgramError(f"unknown encoder {name!r}; known: {sorted(ENCODERS)}, or a module of your own")
-    return ENCODERS[name](shapes)
+    return make_encoder(spec["encoder"], {name: tuple(shape) for name, shape in spec["inputs"].items()})
 
 
-def _encoder_name(encoder: str | nn.Module | None, rows: tuple[dict[str, Tensor], dict[str, Tensor]]) -> str | None:
+def _encoder_spec(
+    encoder: str | Mapping[str, Any] | nn.Module | None, rows: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> str | dict[str, Any] | None:
     if isinstance(encoder, nn.Module):
         if not hasattr(encoder, "features"):
             raise ProgramError("an encoder tells the number of its outputs in its attribute `features`")
         return None
+    if isinstance(encoder, Mapping):
+        return {name: dict(kind) if isinstance(kind, Mapping) else kind for name, kind in encoder.items()}
     return encoder or default_encoder({n: tuple(v.shape[1:]) for values in rows for n, v in values.items()})
 
 
@@ -253,7 +279,7 @@ def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str
 
 
 def _set_statistics(
-    guide: AmortizedGuide, program: PyroModule, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]
+    guide: Guide, program: PyroModule, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]
 ) -> None:
     if hasattr(guide.encoder, "inputs"):
         guide.encoder.inputs.set_statistics({**observed, **covariates})
@@ -282,7 +308,7 @@ def _rows(values: Mapping[str, Tensor], first: int, count: int) -> dict[str, Ten
 
 
 @torch.no_grad()
-def _narrow(guide: AmortizedGuide, total: int) -> None:
+def _narrow(guide: Guide, total: int) -> None:
     """Start shared latents at 1/√N of a local one's scale, but no less than a sixteenth.
 
     All data speak of a shared latent. Adam comes down slowly from a scale that is far too wide, since it remembers the

@@ -79,6 +79,7 @@ STRUCTURES: dict[str, Callable[[Mapping[str, Site]], Structure]] = {
     "mean-field": mean_field,
     "program": program,
     "full": full,
+    "collapsed": mean_field,  # of the latents outside the Gaussian block, a scale at most
 }
 
 

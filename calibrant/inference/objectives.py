@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
 from calibrant.errors import InferenceError, ProgramError
+from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.inference.target import combinations
 from calibrant.program import (
     TERM,
@@ -351,6 +352,9 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
     if dropout := [n for n, m in guide.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]:
         raise ProgramError(f"it has dropout {dropout}, which makes q a random density: leave it out")
     check_modules(guide)
+    for module in guide.modules():
+        if isinstance(module, CollapsedGuide):
+            module.require_model(model)
     size = len(next(iter(observed.values())))
     with torch.no_grad(), seeded(0), defaults(guide, observed) as place:
         rows, cols = cast(observed, *place), cast(covariates, *place)

@@ -18,12 +18,11 @@ from calibrant.inference.draws import McmcDraws
 from calibrant.inference.exact import ExactPosterior, solve
 from calibrant.inference.gate import data_labels, exact_convergence, require_passable
 from calibrant.inference.lanes import NutsSettings, sample_nuts
-from calibrant.inference.linear_gaussian import LinearGaussian
 from calibrant.inference.predictive import add_groups
 from calibrant.inference.pyro_nuts import sample_pyro_nuts
 from calibrant.inference.repair import judge, run_and_repair
-from calibrant.inference.structure import detect
 from calibrant.inference.trees import build_tree, require_memory, with_coords
+from calibrant.linear_gaussian import LinearGaussian, detect
 from calibrant.program import Program, as_program, check_program, defaults, sites
 from calibrant.progress import Progress, silent
 

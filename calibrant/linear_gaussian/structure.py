@@ -1,4 +1,5 @@
-"""What exact inference needs to know of a program: `structure` finds it, `exact` solves it."""
+"""What is to be known of a program that is linear and Gaussian but for one scale: `detect` finds it, `inference.exact`
+solves it."""
 
 from __future__ import annotations
 

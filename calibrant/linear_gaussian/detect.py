@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from calibrant.inference.exact import verify
-from calibrant.inference.linear_gaussian import LinearGaussian, Shapes, join, split
+from calibrant.errors import InferenceError
+from calibrant.linear_gaussian.density import verify
+from calibrant.linear_gaussian.structure import LinearGaussian, Shapes, join, split
 from calibrant.program import (
     Program,
     Values,
@@ -85,17 +87,51 @@ def detect(program: Program, observed: Values, covariates: Values) -> LinearGaus
     if len(observed) != 1 or covariates:
         return None
     program, name = as_program(program), next(iter(observed))
+    with _probing(program, observed) as place:
+        try:
+            return _detect(in_double(program), name, cast(few(observed, _POINTS), *place)[name])
+        except _Unknown:
+            return None
+
+
+def read(program: Program, observed: str, event_shape: torch.Size) -> LinearGaussian:
+    """The structure of a program that is known to have it, from its present weights: cheap, and not verified.
+
+    Safe inside another program: what the program samples meanwhile is no handler's business.
+
+    Args:
+        program: the program, left as it is; evaluated in float64, at k + 3 points.
+        observed: the observed site.
+        event_shape: of that site.
+
+    Raises:
+        InferenceError: where the program no longer has the structure, or its weights are not finite.
+    """
+    program = as_program(program)
+    with poutine.block(), _probing(program, {}):
+        try:
+            double = in_double(program)
+            with _unknown():
+                sites = _sites(trace(double, _POINTS), observed, event_shape)
+            return _structure(sites, _recover(double, sites))
+        except _Unknown as error:
+            raise InferenceError(
+                f"{type(program).__name__} is no longer linear and Gaussian in {observed!r}, or its weights are not "
+                "finite"
+            ) from error
+
+
+@contextmanager
+def _probing(program: Program, values: Values) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Around a program that is evaluated in float64, with gradients, whatever the caller's modes are."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         seeded(0),
         pyro.validation_enabled(False),
-        defaults(program, observed, torch.float64) as place,
+        defaults(program, values, torch.float64) as place,
     ):
-        try:
-            return _detect(in_double(program), name, cast(few(observed, _POINTS), *place)[name])
-        except _Unknown:
-            return None
+        yield place
 
 
 def _detect(double: Program, name: str, x: Tensor) -> LinearGaussian:
