@@ -17,7 +17,7 @@ from torch.distributions import constraints, kl_divergence, register_kl
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import ProgramError
-from calibrant.guides.encoders import default_encoder, make_encoder
+from calibrant.guides.encoders import default_encoder, make_encoder, set_statistics
 from calibrant.guides.families import Head, Modulation, choose_family
 from calibrant.guides.structure import structure_of
 from calibrant.program import (
@@ -281,8 +281,7 @@ def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str
 def _set_statistics(
     guide: Guide, program: PyroModule, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]
 ) -> None:
-    if hasattr(guide.encoder, "inputs"):
-        guide.encoder.inputs.set_statistics({**observed, **covariates})
+    set_statistics(guide.encoder, {**observed, **covariates})
     is_local = {site["name"]: site["local"] for site in guide.spec["sites"]}
     size = max(_PRIOR_DRAWS, len(next(iter(observed.values()))))
     runs, rows = (1, size) if all(is_local.values()) else (_SHARED_DRAWS, _ROWS_EACH)

@@ -355,7 +355,7 @@ class Filled(nn.Module):
         """Take each entry's mean where it is not masked, then the encoder's own statistics."""
         values, seen = inputs[self.name].double(), self._seen(inputs)
         self.mean.copy_(torch.where(seen, values, 0.0).sum(0) / seen.expand_as(values).sum(0).clamp(min=1))
-        _set_statistics(self.encoder, self._filled(inputs))
+        set_statistics(self.encoder, self._filled(inputs))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.encoder(self._filled(inputs))
@@ -374,10 +374,11 @@ class Parts(nn.ModuleList):
     def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
         """Each takes the statistics of its own inputs."""
         for part in self:
-            _set_statistics(part, inputs)
+            set_statistics(part, inputs)
 
 
-def _set_statistics(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+def set_statistics(encoder: nn.Module | None, inputs: Mapping[str, Tensor]) -> None:
+    """Give an encoder the statistics of its inputs, where it takes any."""
     owner = encoder if isinstance(encoder, Filled) else getattr(encoder, "inputs", None)
     if owner is not None:
         owner.set_statistics(inputs)
