@@ -19,7 +19,6 @@ QUICK: Mapping[str, Any] = {
     "held_out": 16,
     "contrast_images": 8,
     "contrast_levels": 5,
-    "gap_data": 8,
 }
 
 
@@ -42,7 +41,6 @@ class Settings:
         held_out: how many test data are checked.
         contrast_images: images of the contrast experiment.
         contrast_levels: its number of contrasts, from 0.1 to 10 times the noise.
-        gap_data: how many of the checked data have their gap split; 0 for none.
     """
 
     structure: str = "faithful"
@@ -59,7 +57,6 @@ class Settings:
     held_out: int = 128
     contrast_images: int = 32
     contrast_levels: int = 13
-    gap_data: int = 64
 
 
 @dataclass(frozen=True)

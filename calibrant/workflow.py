@@ -22,7 +22,7 @@ from pyro.nn import PyroModule
 from calibrant import store
 from calibrant.data import Data
 from calibrant.data import load as load_data
-from calibrant.errors import CalibrantError, DataError, ProgramError, RunError
+from calibrant.errors import DataError, ProgramError, RunError
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.results import RunResult
 from calibrant.guides import amortize
@@ -494,9 +494,9 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
 
 
 def _evaluate(job: _Job, progress: Progress) -> RunResult:
-    """Posteriors, references, their comparison, contrast experiment and gap on held-out test data, all saved."""
+    """Posteriors, references, their comparison and the contrast experiment on held-out test data, all saved."""
     settings = job.settings
-    for file in (store.COMPARISON, store.CONTRAST, store.GAP, store.REPORT):  # of other draws
+    for file in (store.COMPARISON, store.CONTRAST, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
     held = _held_out(job.splits["test"], settings.held_out, settings.seed)
     amortized = posterior(job.model, job.guide, held, settings.draws, seed=settings.seed, progress=progress)
@@ -507,7 +507,6 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
     store.save_dataset(comparison, job.folder / store.COMPARISON)
     progress("compare", 1, 1)
     contrast = _contrast(job, held, progress)
-    split = _gap(job, held, progress)
     config = store.read_config(job.folder)
     config["notes"] = list(dict.fromkeys(job.notes))
     config["checked"] = {
@@ -524,7 +523,6 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
         references,
         comparison,
         contrast,
-        split,
         store.load_history(job.folder),
     )
 
@@ -581,29 +579,6 @@ def _contrast(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
         progress=progress,
     )
     store.save_dataset(result, job.folder / store.CONTRAST)
-    return result
-
-
-def _gap(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
-    """The gap of some of the data, split, where the guide can be refined."""
-    from calibrant.evaluation.gap import gap
-
-    settings = job.settings
-    if not settings.gap_data:
-        return None
-    try:
-        result = gap(
-            job.model,
-            job.guide,
-            held[: settings.gap_data],
-            draws=settings.draws,
-            seed=settings.seed + 3,
-            progress=progress,
-        )
-    except CalibrantError as error:
-        job.notes.append(f"the gap is not split: {error}")
-        return None
-    store.save_dataset(result, job.folder / store.GAP)
     return result
 
 

@@ -182,7 +182,7 @@ def test_run_of_one_model_fills_its_folder_and_reports(short_report):
     out, err = good("run", "ea-vae", "--data", "image.npz", "--set", "latents=2", *SMALL)
     folder = Path("runs/ea-vae-image-1")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*RESULTS, "checkpoints", "contrast.nc", "gap.nc", "reference.nc", "report.html"]
+        [*RESULTS, "checkpoints", "contrast.nc", "reference.nc", "report.html"]
     )
     assert "calibrant run ea-vae --data image.npz" in (folder / "report.html").read_text()
     result = store.load_result(folder)

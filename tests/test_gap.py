@@ -13,7 +13,7 @@ from torch import Tensor
 
 import calibrant as cal
 from calibrant.errors import InferenceError
-from calibrant.evaluation import gap
+from calibrant.evaluation.gap import gap
 
 DATA = 60
 
@@ -110,9 +110,14 @@ def fixed(observed, size):
 
 
 def test_evidence_by_importance_sampling():
-    """Gamma–Poisson under LogNormals: the evidence is known, and its error is that of the refined guide's draws."""
+    """Gamma–Poisson under LogNormals: the evidence is known, and its error is that of the refined guide's draws.
+
+    The log weights of the best LogNormal are a cubic with a local maximum one sd above the mean, which 2.3 % of the
+    draws exceed, all of them far below the mean. k-hat is that of this tail alone once PSIS fits it to fewer than
+    2.3 % of the draws, from 17,000 draws on; to more, it takes the heap of weights under the maximum for a heavy tail.
+    """
     x = cal.program.sample_prior(counts, 40, seed=1)["x"]
-    result = gap(counts, fixed, {"x": x}, draws=2000)
+    result = gap(counts, fixed, {"x": x}, draws=20_000)
     total = x.double().sum(1)
     shape = 3 + total
     exact = 3 * math.log(2.0) - math.lgamma(3.0) + torch.lgamma(shape) - shape * math.log(7.0)

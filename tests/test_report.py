@@ -200,19 +200,6 @@ def test_a_place_that_cannot_be_written_is_an_error(full, tmp_path, bare):
         report(full[:1], tmp_path / "file" / "report.html")
 
 
-@pytest.mark.parametrize("method", ["exact", "importance"])
-def test_where_the_gap_comes_from(full, tmp_path, bare, method):
-    parts = {"gap": [1.0, 3.0], "approximation_gap": [0.5, 1.5], "amortization_gap": [0.5, 1.5]}
-    found = xr.Dataset({n: ("data", v) for n, v in parts.items()}, coords={"data": [7, 9]}, attrs={"good_k": 0.6})
-    found = found.assign({f"{name}_se": ("data", [0.3, 0.4]) for name in parts})
-    if method == "importance":
-        found = found.assign(pareto_k=("data", [0.2, 0.9]))
-    text = Page(rendered(replace(full[0], gap=found), tmp_path)).text
-    assert re.search(r"approximation gap \(the family\)\s*1\.00 ± 0\.25\s*1\.50\s*9", text)
-    assert ("relied on for 1 of the 2 data" in text) == (method == "importance")
-    assert "Where the gap comes from" not in Page(rendered(full[0], tmp_path)).text
-
-
 # -- results that lack something ---------------------------------------------------------------------------------------
 
 

@@ -85,7 +85,6 @@ class _Section:
     verdicts: list[Verdict]
     contrast: list[Verdict]
     numbers: list[tuple[str, str]]
-    gap: dict[str, Any] | None
     settings: list[tuple[str, str]]
     sites: list[dict[str, str]]
     gate: dict[str, Any] | None
@@ -112,7 +111,6 @@ def _section(result: RunResult) -> _Section:
         verdicts=found,
         contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
         numbers=_numbers(result),
-        gap=_gap(result.gap),
         settings=_settings(result.config),
         sites=[_site_row(comparison, name, found) for name in _sites(comparison)] if comparison is not None else [],
         gate=_gate(result),
@@ -167,21 +165,6 @@ def _numbers(result: RunResult) -> list[tuple[str, str]]:
         rows.append(("standard deviation of the noise", f"{noise:.3g} data units"))
         rows.append(("latents that respond to the images", f"{informative} of {all_}"))
     return rows
-
-
-def _gap(found: xr.Dataset | None) -> dict[str, Any] | None:
-    """The parts of the gap, means over data, and how their evidence was found."""
-    if found is None:
-        return None
-    rows = []
-    for name in ("gap", "approximation_gap", "amortization_gap"):
-        error = float(np.sqrt((found[f"{name}_se"] ** 2).sum())) / found.sizes["data"]
-        largest = found["data"].values.tolist()[int(found[name].values.argmax())]
-        rows.append(
-            (name, f"{float(found[name].mean()):.2f} ± {error:.2f}", f"{float(found[name].max()):.2f}", str(largest))
-        )
-    reliable = int((found["pareto_k"] < found.attrs["good_k"]).sum()) if "pareto_k" in found else found.sizes["data"]
-    return {"rows": rows, "data": found.sizes["data"], "exact": "pareto_k" not in found, "reliable": reliable}
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
