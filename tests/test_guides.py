@@ -203,7 +203,7 @@ class Hierarchy:
 
     def is_right(self, guide) -> bool:
         mean, sd = self.centre(guide)
-        return abs(mean - self.mean) < 0.5 * self.sd and 0.75 < sd / self.sd < 1.25
+        return abs(mean - self.mean) < 0.25 * self.sd and 0.9 < sd / self.sd < 1.1
 
 
 def trace_of(guide, observed, size):

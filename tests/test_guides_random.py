@@ -32,7 +32,10 @@ PRIORS = {
     "beta": lambda loc: dist.Beta(loc.exp() + 0.5, 2.0),
     "uniform": lambda loc: dist.Uniform(torch.full_like(loc, -1.0), 2.0),
     "dirichlet": lambda loc: dist.Dirichlet(loc.exp()[..., None] + torch.arange(1.0, 4.0).to(loc)),
+    "bernoulli": lambda loc: dist.Bernoulli(logits=loc),
+    "categorical": lambda loc: dist.Categorical(logits=torch.stack([0.0 * loc, loc, 0.5 - loc], -1)),
 }
+DISCRETE = ("bernoulli", "categorical")  # local, and of few entries, so that they can be summed out
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ def _signal(parents: tuple[str, ...], values: Mapping[str, Tensor], size: int | 
 def specs(draw: st.DrawFn) -> Spec:
     parts: list[Part] = []
     for i in range(draw(st.integers(1, 5))):
-        local = draw(st.booleans())
         kind = draw(st.sampled_from(sorted(PRIORS)))
-        event = draw(st.sampled_from([(), (2,), (3,), (2, 2)]))
+        local = kind in DISCRETE or draw(st.booleans())
+        event = () if kind in DISCRETE else draw(st.sampled_from([(), (2,), (3,), (2, 2)]))
         candidates = [part.name for part in parts if local or not part.local]
         parents = tuple(draw(st.lists(st.sampled_from(candidates), unique=True))) if candidates else ()
         parts.append(Part(f"z{i}", kind, event, local, parents, draw(st.booleans())))
@@ -184,7 +187,7 @@ def test_guides_of_many_random_programs(spec, dtype):
 
 @pytest.mark.parametrize("kind", PRIORS)
 def test_guide_of_every_prior(kind):
-    parts = (Part("z0", kind, local=False), Part("z1", kind, (2,), parents=("z0",)), Part("z2", kind, parents=("z1",)))
+    parts = (Part("z0", kind, local=kind in DISCRETE), Part("z1", kind, (2,), parents=("z0",)), Part("z2", kind, parents=("z1",)))
     assert_guide_is_right(Spec(parts, ("z1", "z2"), "faithful"), torch.float32)
 
 
