@@ -187,7 +187,11 @@ def test_guides_of_many_random_programs(spec, dtype):
 
 @pytest.mark.parametrize("kind", PRIORS)
 def test_guide_of_every_prior(kind):
-    parts = (Part("z0", kind, local=kind in DISCRETE), Part("z1", kind, (2,), parents=("z0",)), Part("z2", kind, parents=("z1",)))
+    parts = (
+        Part("z0", kind, local=kind in DISCRETE),
+        Part("z1", kind, (2,), parents=("z0",)),
+        Part("z2", kind, parents=("z1",)),
+    )
     assert_guide_is_right(Spec(parts, ("z1", "z2"), "faithful"), torch.float32)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class Flow(Flat):
         super().__init__(event_shape, support)
         entries = self.locations
         self.raw += _CONTEXT
-        self.network = _spline_flow(entries, _CONTEXT, transforms=_TRANSFORMS, passes=min(entries, _PASSES))
+        self.network: Any = _spline_flow(entries, _CONTEXT, transforms=_TRANSFORMS, passes=min(entries, _PASSES))
         for transform in self.network.transform.transforms:
             *_, weight, bias = transform.hyper.parameters()
             nn.init.zeros_(weight)
