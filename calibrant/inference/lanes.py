@@ -24,6 +24,7 @@ from calibrant.progress import Progress
 
 _LANES = {"cpu": 4096, "cuda": 65_536}
 _LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # for the state of all lanes
+_CACHE_BYTES = {"cpu": 3 * 2**22, "cuda": 2**34}  # beyond, a lane's step takes longer, and fewer lanes are refilled
 _FEW_LANES = 256  # whose step takes as long as that of a single one
 _RECORD_ROWS = 16_384
 _LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
@@ -167,7 +168,8 @@ class _Run:
         square = self.target.width if self.settings.dense else 1
         per_lane = 8 * self.target.width * (60 + windows * candidates * (1 + square))
         device = self.keys.device.type
-        return min(_LANES[device], _LANE_BYTES[device] // per_lane)
+        cached = max(_FEW_LANES, _CACHE_BYTES[device] // per_lane)
+        return min(_LANES[device], _LANE_BYTES[device] // per_lane, cached)
 
     def _new_lanes(self, units: Tensor) -> nuts.State:
         chains = self.settings.chains
