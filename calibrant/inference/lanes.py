@@ -34,7 +34,8 @@ _LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
 class NutsSettings:
     """Lengths and tuning of the chains.
 
-    `dense` estimates a dense metric; `powers` fixes κ, `(data, pair)`; `compile` compiles the leapfrog.
+    `dense` estimates a dense metric; `powers` fixes κ, `(data, pair)`, or with `other_powers` says which to leave;
+    `compile` compiles the leapfrog.
     """
 
     chains: int = 4
@@ -43,6 +44,7 @@ class NutsSettings:
     target_accept: float = 0.8
     dense: bool = False
     powers: Tensor | None = None
+    other_powers: bool = False
     compile: bool = False
 
 
@@ -118,6 +120,8 @@ class _Run:
         where = _coordinates(target, device)
         fixed = settings.powers
         self.first_powers = where.first().expand(units, -1) if fixed is None else fixed.to(device)
+        if settings.other_powers:
+            self.first_powers = where.other(self.first_powers)
         self.powers = starts.new_zeros(units, chains, len(where.table))
         self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float32, device=device)
         self.stats = {

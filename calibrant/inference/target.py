@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, pi
 from typing import Any
 
@@ -124,7 +124,7 @@ class Target:
         self.total = len(next(iter(observed.values())))
         self.joint = any(not site.local for site in found.values())
         discrete = {name: site for name, site in found.items() if site.support.is_discrete}
-        self.combinations = _combinations(discrete)
+        self.combinations = _combinations(self._of_all_data(discrete))
         size = self.total if self.joint else 1
         with torch.no_grad(), seeded(0):
             run = trace(program, size, *self.rows(torch.arange(size)))
@@ -139,6 +139,14 @@ class Target:
         recorded = {**sampled(run), **deterministic(run)}
         self.local_sites = [name for name, site in recorded.items() if is_local(site)]
         self.pairs = self._pairs(found, coordinates)
+
+    def _of_all_data(self, discrete: Mapping[str, Site]) -> dict[str, Site]:
+        """Discrete latents with the priors of all data, whose supports may depend on covariates."""
+        if not discrete:
+            return {}
+        with torch.no_grad(), seeded(0):
+            run = sampled(trace(self.program, self.total, *self.rows(torch.arange(self.total))))
+        return {name: replace(site, prior=run[name]["fn"]) for name, site in discrete.items()}
 
     def _append(self, name: str, shape: torch.Size, local: bool) -> None:
         self.blocks[name] = Block(name, self.width, shape, local)
@@ -429,8 +437,10 @@ def to_raw(fn: Any, value: Tensor) -> Tensor:
 
 def _is_fixed_laplace(latent: Site, site: Mapping[str, Any], covariates: Values) -> bool:
     """Whether a local latent has a Laplace prior that is the same for every datum, whatever the other latents."""
-    plain = is_local(site) and not latent.parents and not covariates
-    return plain and isinstance(unwrapped(site["fn"]), dist.Laplace) and is_real(latent)
+    prior = site["fn"]
+    while isinstance(prior, torch.distributions.Independent):
+        prior = prior.base_dist
+    return is_local(site) and not latent.parents and not covariates and isinstance(prior, dist.Laplace)
 
 
 def from_normal(u: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -502,10 +512,16 @@ def _values(name: str, site: Site) -> Tensor:
         raise InferenceError(f"latent {name!r} is discrete and shared: only local discrete latents are summed out")
     if not base.has_enumerate_support or base.event_shape:
         raise InferenceError(
-            f"latent {name!r} has the discrete support {site.support}, which can't be summed out: only finite ones "
-            "can; give it a continuous prior, or an upper limit"
+            f"latent {name!r} has the discrete support {site.support}, which can't be summed out: only finite ones of "
+            "numbers can; give it a continuous prior, an upper limit, or Categorical in place of OneHotCategorical"
         )
-    single = base.enumerate_support(expand=False).flatten()
+    try:
+        single = base.enumerate_support(expand=False).flatten()
+    except NotImplementedError as error:
+        raise InferenceError(
+            f"the discrete latent {name!r} has other values for some data than for others, which can't be summed out: "
+            "give all data one upper limit, and the values beyond a datum's own the probability zero"
+        ) from error
     entries = site.event_shape.numel()
     if len(single) ** entries > _MAX_COMBINATIONS:
         raise InferenceError(
