@@ -173,7 +173,8 @@ class Target:
             chosen = self._detected(found)
         divided = {vector for _, vector, powers in chosen if powers is _DIVIDES}
         plain = [b for n, b in self.blocks.items() if is_real(found[n]) and n not in divided and n not in self.kinked]
-        where = {vector: self._location(self.blocks[vector], plain) for vector in divided}
+        runs = self._few_runs() if divided else []
+        where = {vector: _location(self.blocks[vector], plain, runs) for vector in divided}
         centres = {centre for _, centre in where.values()}
         return [
             Pair(self.blocks[s], self.blocks[v], powers, *where.get(v, (torch.zeros(self.blocks[v].shape), None)))
@@ -181,27 +182,11 @@ class Target:
             if self.blocks[v] not in centres
         ]
 
-    def _location(self, vector: Block, plain: list[Block]) -> tuple[Tensor, Block | None]:
-        """The location of a latent's prior: a constant, or one and another latent; zero where it is neither.
-
-        Whatever is answered, the posterior is the same: only its coordinates are worse.
-        """
+    def _few_runs(self) -> list[dict[str, Any]]:
+        """The sites of three runs of the program."""
         size = self.total if self.joint else 1
         with torch.no_grad(), seeded(0):
-            runs = [sampled(trace(self.program, size, *self.rows(torch.arange(size)))) for _ in range(3)]
-        fns = [run[vector.name]["fn"] for run in runs]
-        if not hasattr(unwrapped(fns[0]), "loc"):
-            return torch.zeros(vector.shape), None
-        locations = torch.stack([unwrapped(fn).loc.expand(fn.shape()).reshape(vector.shape) for fn in fns])
-        candidates: dict[Block | None, Tensor] = {None: locations}
-        for block in plain:
-            if not block.shape or (block.local == vector.local and block.shape == vector.shape[: len(block.shape)]):
-                values = torch.stack([run[block.name]["value"].reshape(block.shape) for run in runs])
-                candidates[block] = locations - beside(values, locations)
-        for centre, offsets in candidates.items():
-            if (offsets - offsets[0]).abs().max() <= _SAME * (1 + locations.abs().max()):
-                return offsets[0], centre
-        return torch.zeros(vector.shape), None
+            return [sampled(trace(self.program, size, *self.rows(torch.arange(size)))) for _ in range(3)]
 
     def _detected(self, found: Mapping[str, Site]) -> list[_Found]:
         """For every real latent the first positive scalar before it that acts on it, or together with it."""
@@ -307,6 +292,26 @@ class Target:
         if self.joint:
             return torch.cat([raw[name].reshape(-1) for name in self.blocks])[None]
         return torch.cat([raw[name].reshape(size, -1) for name in self.blocks], 1)
+
+
+def _location(vector: Block, plain: list[Block], runs: list[dict[str, Any]]) -> tuple[Tensor, Block | None]:
+    """The location of a latent's prior: a constant, or one and another latent; zero where it is neither.
+
+    Whatever is answered, the posterior is the same: only its coordinates are worse.
+    """
+    fns = [run[vector.name]["fn"] for run in runs]
+    if not hasattr(unwrapped(fns[0]), "loc"):
+        return torch.zeros(vector.shape), None
+    locations = torch.stack([unwrapped(fn).loc.expand(fn.shape()).reshape(vector.shape) for fn in fns])
+    candidates: dict[Block | None, Tensor] = {None: locations}
+    for block in plain:
+        if not block.shape or (block.local == vector.local and block.shape == vector.shape[: len(block.shape)]):
+            values = torch.stack([run[block.name]["value"].reshape(block.shape) for run in runs])
+            candidates[block] = locations - beside(values, locations)
+    for centre, offsets in candidates.items():
+        if (offsets - offsets[0]).abs().max() <= _SAME * (1 + locations.abs().max()):
+            return offsets[0], centre
+    return torch.zeros(vector.shape), None
 
 
 class _Unconstrained(Hold):
