@@ -17,6 +17,7 @@ QUICK: Mapping[str, Any] = {
     "epochs": 4,
     "train_data": 8_000,
     "held_out": 16,
+    "draws": 500,
     "contrast_images": 8,
     "contrast_levels": 5,
 }
@@ -51,7 +52,7 @@ class Settings:
     seed: int = 0
     train_data: int | None = None
     device: str = "cpu"
-    draws: int = 500
+    draws: int = 800
     chains: int = 4
     warmup: int = 300
     held_out: int = 128

@@ -31,6 +31,7 @@ from calibrant.inference.gate import data_labels, require_passable
 from calibrant.inference.reference import exact_structure
 from calibrant.inference.trees import model_sha256
 from calibrant.models import constructor_arguments, create
+from calibrant.processes import processes_for, side_by_side
 from calibrant.program import Program, as_program, covariate_names, defaults, is_local, sampled, seeded, sites, trace
 from calibrant.progress import Progress, prefixed, silent
 from calibrant.refusals import running
@@ -65,12 +66,37 @@ def run(request: Request, progress: Progress = silent, command: str = "") -> Out
     """
     request, jobs = _prepare(request)
     with _interruptible(request, jobs, "run"):
-        results = []
-        for job in jobs:
-            shown = prefixed(progress, f"{job.name}:") if len(jobs) > 1 else progress
-            _train(job, shown)
-            results.append(_evaluate(job, shown))
+        if _in_processes(jobs):
+            side_by_side(_run_one, [(request, job.name, job.folder) for job in jobs], progress)
+            results = [_stored_result(job.folder, request) for job in jobs]
+        else:
+            results = [_run(job, _shown(progress, job, len(jobs))) for job in jobs]
         return _report(_folder(request), results, command, progress)
+
+
+def _in_processes(jobs: list[_Job]) -> bool:
+    """Whether models run side by side; not with a function of yours as data, which each would call anew."""
+    own = any(is_user_spec(str(job.config["data"]["path"])) for job in jobs)
+    return not own and processes_for(len(jobs)) > 1
+
+
+def _run(job: _Job, progress: Progress) -> RunResult:
+    _train(job, progress)
+    return _evaluate(job, progress)
+
+
+def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
+    """One of several models, in a process of its own: its results are in its folder."""
+    settings = Settings(**request.asked())
+    _run(_job(name, folder, _load_data(request, settings.seed), request, settings), prefixed(progress, f"{name}:"))
+
+
+def _stored_result(folder: Path, request: Request) -> RunResult:
+    return store.load_result(folder, model=_spec_for(folder, request.models))
+
+
+def _shown(progress: Progress, job: _Job, jobs: int) -> Progress:
+    return prefixed(progress, f"{job.name}:") if jobs > 1 else progress
 
 
 def fit_run(request: Request, progress: Progress = silent) -> Outcome:
@@ -97,11 +123,18 @@ def check_run(request: Request, progress: Progress = silent, command: str = "") 
     folder = _folder(request)
     members = _members(folder)
     jobs = [_reopen(member, _spec_for(member, request.models), request) for member in members]
-    results = []
-    for job in jobs:
-        shown = prefixed(progress, f"{job.name}:") if len(jobs) > 1 else progress
-        results.append(_evaluate(job, shown))
+    if _in_processes(jobs):
+        side_by_side(_check_one, [(request, job.name, job.folder) for job in jobs], progress)
+        results = [_stored_result(member, request) for member in members]
+    else:
+        results = [_evaluate(job, _shown(progress, job, len(jobs))) for job in jobs]
     return _report(folder, results, command, progress)
+
+
+def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
+    """As `_run_one`."""
+    job = _reopen(folder, _spec_for(folder, request.models), request)
+    _evaluate(job, prefixed(progress, f"{name}:"))
 
 
 def report_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
@@ -109,7 +142,7 @@ def report_run(request: Request, progress: Progress = silent, command: str = "")
     folder = _folder(request)
     members = _members(folder)
     done = [member for member in members if (member / store.AMORTIZED).is_file()] or members
-    results = [store.load_result(member, model=_spec_for(member, request.models)) for member in done]
+    results = [_stored_result(member, request) for member in done]
     for result in results:
         if result.comparison is None and result.reference is not None:
             result.comparison = compare(result.amortized, result.reference)

@@ -6,6 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
+from small_models import build
 
 import calibrant as cal
 from calibrant.inference import pyro_nuts
@@ -22,21 +23,6 @@ LINEAR = [
     ("ea-vae", {"scale_prior": "softplus-laplace"}),
 ]
 NAMES = ["-".join([name, *map(str, options.values())]) for name, options in LINEAR]
-
-
-def build(name, options, latents):
-    """A small model with every ingredient away from zero, and three data: weak, typical, strong."""
-    torch.manual_seed(7)
-    model = cal.models.create(name, shape=(5,), latents=latents, **options)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("bias"):
-                parameter.normal_(std=0.3)
-            if parameter_name.endswith("log_scale"):
-                parameter.fill_(-0.5).add_(0.2 * torch.randn_like(parameter))
-    model.eval()
-    image = torch.randn(5)
-    return model, {"x": torch.stack([0.1 * image, image, 4 * image])}
 
 
 def brute_force_evidence(model, x, latent, with_scale):
@@ -57,7 +43,7 @@ def brute_force_evidence(model, x, latent, with_scale):
 
 @pytest.mark.parametrize(("name", "options"), LINEAR, ids=NAMES)
 def test_evidence_against_brute_force(name, options):
-    model, observed = build(name, options, latents=2)
+    model, observed = build(name, latents=2, **options)
     latents = list(cal.program.sites(model, observed))
     exact = cal.inference.log_evidence(model, observed)
     for datum in range(2):
@@ -80,10 +66,10 @@ def test_draws_against_nuts(name, options, method, monkeypatch):
     above the noise and short steps alone; ours takes four latents from a weak to a strong image.
     """
     if method == "nuts":
-        model, observed = build(name, options, latents=4)
+        model, observed = build(name, latents=4, **options)
     else:
         hard = name == "ea-vae"
-        model, observed = build(name, options, latents=2 if hard else 4)
+        model, observed = build(name, latents=2 if hard else 4, **options)
         observed = {"x": observed["x"][2:3] if hard else observed["x"][1:2]}
         monkeypatch.setattr(pyro_nuts, "_TARGET_ACCEPT", 0.99 if hard else 0.9)
     nuts = cal.inference.reference(model, observed, method=method, warmup=500, draws=1500, seed=3)

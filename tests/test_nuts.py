@@ -1,6 +1,8 @@
 """What batched NUTS promises beside its draws' distribution: lanes that don't depend on each other, coordinates that
 don't matter, repairs, interruptions, refusals. `test_nuts_truth` and `test_nuts_calibration` test the distribution."""
 
+import json
+import sys
 from statistics import NormalDist
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 import calibrant as cal
 from calibrant.errors import InferenceError
 from calibrant.inference import adaptation, counter, diagnostics, gate, lanes, repair
+from calibrant.inference.draws import McmcDraws
 from calibrant.inference.lanes import NutsSettings, sample_nuts
 from calibrant.inference.target import Target, from_normal, to_normal
 from calibrant.program import as_program
@@ -263,6 +266,69 @@ def test_latents_are_held_relative_to_their_priors_location(program):
         torch.testing.assert_close(where.move(moved, powers, plain), q)
         shrunk = target.log_density(moved, powers, {}, observed) + power * log_scale[:, 0] * z.shape.numel()
         torch.testing.assert_close(shrunk, target.log_density(q, plain, {}, observed))
+
+
+def test_other_coordinates_are_neighbours_in_the_pairs_own_table():
+    observed = {"x": torch.zeros(3, dtype=torch.float64)}
+    for program, sign in ((scale_mixture, 1.0), (centred_on_a_constant, -1.0)):
+        given = MIXED if program is scale_mixture else observed
+        target = Target(as_program(program), cal.program.sites(program, given), given, {})
+        where = lanes._coordinates(target, torch.device("cpu"))
+        powers = sign * torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)
+        assert where.other(powers).tolist() == (sign * torch.tensor([[0.5], [1.0], [0.5]])).tolist()
+
+
+def test_a_discrete_latent_may_be_certain():
+    def two_groups(size):
+        with pyro.plate("data", size):
+            group = pyro.sample("group", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(20 * group, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    tree = reference(two_groups, {"x": torch.tensor([0.0, 20.0])})
+    assert tree["convergence"]["is_reference"].values.all()
+    assert tree["posterior"]["group"].mean(("chain", "draw")).values.tolist() == [0.0, 1.0]
+    assert json.loads(tree["posterior"].attrs["latents"]) == ["group", "z"]
+
+
+def test_a_discrete_support_is_that_of_all_data():
+    def coins(size, n):
+        with pyro.plate("data", size):
+            p = pyro.sample("p", dist.Beta(2.0, 2.0))
+            heads = pyro.sample("heads", dist.Binomial(n, p))
+            pyro.sample("x", dist.Normal(heads, 1.0))
+
+    n = torch.tensor([2.0] * 8 + [5.0])
+    with pytest.raises(InferenceError, match="other values for some data"):
+        reference(coins, {"x": torch.ones(9)}, covariates={"n": n})
+
+
+def test_an_interrupt_of_a_later_look_keeps_the_earlier_one(monkeypatch):
+    looks = []
+    sample = lanes.sample_nuts
+
+    def interrupted(model, data, settings, *rest):
+        drawn, powers = sample(model, data, settings, *rest)
+        looks.append(len(data))
+        if len(looks) == 1:
+            drawn.stats["diverging"][0, 0] = True
+            return drawn, powers
+        some = McmcDraws(
+            {name: value[:, :, :1] for name, value in drawn.draws.items()},
+            {name: value[:, :, :1] for name, value in drawn.stats.items()},
+            drawn.latents,
+            drawn.local,
+            drawn.data[:1],
+            drawn.lost[:1],
+        )
+        return some, powers[:1]
+
+    monkeypatch.setattr(sys.modules["calibrant.inference.reference"], "sample_nuts", interrupted)
+    tree = reference(scale_mixture, MIXED)
+    assert looks == [3, 3]
+    assert tree["convergence"]["look"].values.tolist() == [1, 1, 1]
+    first = tree["posterior"]["z"].values
+    assert not (first[:, :, 0] == first[:, :, 1]).any()
 
 
 def test_declared_coordinates():

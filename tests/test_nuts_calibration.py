@@ -72,26 +72,18 @@ def without_jacobian(fn: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.zeros_like(log_det)
 
 
-def without_half_steps(
-    slope_at: Callable[[Tensor], tuple[Tensor, Tensor]],
-    q: Tensor,
-    p: Tensor,
-    grad: Tensor,
-    time: Tensor,
-    metric: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def without_half_steps(slope_at: Any, q: Tensor, p: Tensor, grad: Tensor, time: Tensor, metric: Tensor) -> Any:
     """Whole kicks, without the half step that brings momentum and position to the same time."""
-    p = p + time[:, None] * grad
-    q = q + time[:, None] * nuts.velocity(metric, p)
-    log_density, grad = slope_at(q)
-    return q, p, grad, log_density
+    half = 0.5 * time[:, None]
+    q, p, after, log_density = leapfrog(slope_at, q, p + half * grad, grad, time, metric)
+    return q, p - half * after, after, log_density
 
 
 def always(delta: Tensor, log_weight: Tensor, level: Tensor) -> Tensor:
     return torch.ones_like(level, dtype=torch.bool)
 
 
-to_support = target.to_support
+to_support, leapfrog = target.to_support, nuts.leapfrog
 DEFECTS = {
     "wrong Jacobian": (target, "to_support", without_jacobian),
     "missed half step": (nuts, "leapfrog", without_half_steps),

@@ -15,6 +15,7 @@ import xarray as xr
 from agreement import Truth, assert_agrees, from_draws, from_grid, from_scipy, known
 from pyro.distributions import constraints
 from scipy import special, stats
+from small_models import build
 
 import calibrant as cal
 
@@ -287,19 +288,9 @@ def strong_product() -> Case:
     return Case(program, {"x": x}, truth, quantities)
 
 
-def registered(name: str, **options: Any) -> Case:
-    """A model with an exact method, its ingredients away from zero; data weak, typical and strong."""
-    torch.manual_seed(7)
-    model = cal.models.create(name, shape=(5,), latents=4, **options)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("bias"):
-                parameter.normal_(std=0.3)
-            if parameter_name.endswith("log_scale"):
-                parameter.fill_(-0.5).add_(0.2 * torch.randn_like(parameter))
-    model.eval()
-    image = torch.randn(5)
-    observed = {"x": torch.stack([0.1 * image, image, 4 * image])}
+def registered(name: str) -> Case:
+    """A model with an exact method; data weak, typical and strong."""
+    model, observed = build(name, latents=4)
     exact = cal.inference.reference(model, observed, method="exact", draws=10_000)["posterior"].dataset
     return Case(model, observed, {name: from_draws(value.values) for name, value in exact.data_vars.items()})
 

@@ -52,7 +52,7 @@ def stream(key: Tensor, counter: Tensor) -> Tensor:
 
 def to_uniform(bits: Tensor) -> Tensor:
     """Numbers in the open interval (0, 1) from the upper 53 bits, float64."""
-    return (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    return ((_shift(bits, 11).double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)  # the largest would round to 1
 
 
 def uniform(key: Tensor, counter: Tensor | int) -> Tensor:

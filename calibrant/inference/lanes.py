@@ -24,6 +24,7 @@ from calibrant.progress import Progress
 
 _LANES = {"cpu": 4096, "cuda": 65_536}
 _LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # for the state of all lanes
+_CACHE_BYTES = {"cpu": 3 * 2**22, "cuda": 2**34}  # beyond, a lane's step takes longer, and fewer lanes are refilled
 _FEW_LANES = 256  # whose step takes as long as that of a single one
 _RECORD_ROWS = 16_384
 _LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
@@ -33,7 +34,8 @@ _LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
 class NutsSettings:
     """Lengths and tuning of the chains.
 
-    `dense` estimates a dense metric; `powers` fixes κ, `(data, pair)`; `compile` compiles the leapfrog.
+    `dense` estimates a dense metric; `powers` fixes κ, `(data, pair)`, or with `other_powers` says which to leave;
+    `compile` compiles the leapfrog.
     """
 
     chains: int = 4
@@ -42,6 +44,7 @@ class NutsSettings:
     target_accept: float = 0.8
     dense: bool = False
     powers: Tensor | None = None
+    other_powers: bool = False
     compile: bool = False
 
 
@@ -117,6 +120,8 @@ class _Run:
         where = _coordinates(target, device)
         fixed = settings.powers
         self.first_powers = where.first().expand(units, -1) if fixed is None else fixed.to(device)
+        if settings.other_powers:
+            self.first_powers = where.other(self.first_powers)
         self.powers = starts.new_zeros(units, chains, len(where.table))
         self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float32, device=device)
         self.stats = {
@@ -167,7 +172,8 @@ class _Run:
         square = self.target.width if self.settings.dense else 1
         per_lane = 8 * self.target.width * (60 + windows * candidates * (1 + square))
         device = self.keys.device.type
-        return min(_LANES[device], _LANE_BYTES[device] // per_lane)
+        cached = max(_FEW_LANES, _CACHE_BYTES[device] // per_lane)
+        return min(_LANES[device], _LANE_BYTES[device] // per_lane, cached)
 
     def _new_lanes(self, units: Tensor) -> nuts.State:
         chains = self.settings.chains

@@ -158,6 +158,12 @@ class Coordinates:
         normal[self.pair_of[self.kinked]] = True
         return self.table[:, 1].masked_fill(normal[:-1], 0.0)
 
+    def other(self, powers: Tensor) -> Tensor:
+        """The candidate to try where chains with these powers `(n, pair)` diverge: half or the whole way to the end."""
+        index = (powers[..., None] == self.table).int().argmax(-1)
+        following = torch.tensor([1, 2, 1], device=index.device)[index]
+        return self.table.expand(*index.shape, -1).gather(-1, following[..., None])[..., 0]
+
     def in_all(self, q: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors `(n, d)` of lanes with these powers in all candidate coordinates `(n, k, d)`, and log|dv/dz| there.
 

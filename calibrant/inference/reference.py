@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -45,7 +46,10 @@ def reference(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
-    """`chains` × `draws` draws of the exact posterior of every datum, in float64, with the gate's verdict on each.
+    """`chains` × `draws` draws of the exact posterior of every datum, with the gate's verdict on each.
+
+    They are computed in float64 and stored in float32: give the program units in which a posterior's sd is no less than
+    a millionth of its mean.
 
     Args:
         model: the program; it should be in `eval()`.
@@ -156,7 +160,9 @@ def _one_by_one(
 def _batched(
     program: PyroModule, data: Data, settings: NutsSettings, guide: Program | None, seed: int, progress: Progress
 ) -> xr.DataTree:
-    joint = any(not site.local for site in sites(program, *data.batch(torch.arange(1))).values())
+    latents = sites(program, *data.batch(torch.arange(1)))
+    joint = any(not site.local for site in latents.values())
+    continuous = [name for name, site in latents.items() if not site.support.is_discrete]
     stored = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws, "seed": seed}
 
     def sample(rows: Tensor, plan: NutsSettings) -> tuple[McmcDraws, Tensor]:
@@ -166,7 +172,12 @@ def _batched(
     def tree_of(drawn: McmcDraws) -> xr.DataTree:
         return _mcmc_tree(program, data, drawn, "nuts", stored)
 
-    draws, convergence = run_and_repair(sample, lambda drawn: _gated(tree_of(drawn)), len(data), settings, joint)
+    def groups(drawn: McmcDraws) -> tuple[xr.Dataset, xr.Dataset]:
+        """What the gate judges: discrete latents are drawn independently given the others, and may be constant."""
+        posterior, stats = _gated(tree_of(drawn))
+        return posterior.assign_attrs(latents=json.dumps(continuous)) if continuous else posterior, stats
+
+    draws, convergence = run_and_repair(sample, groups, len(data), settings, joint)
     tree = tree_of(draws)
     _attach_convergence(tree, convergence)
     return tree

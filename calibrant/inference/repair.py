@@ -21,7 +21,6 @@ from calibrant.inference.lanes import NutsSettings
 _LOOKS = 3
 _LONGER = 4
 _MANY = 0.01  # share of divergent transitions from which the coordinates are doubted, not the step size alone
-_OTHER = {0.0: 0.5, 0.5: 1.0, 1.0: 0.5, -0.5: -1.0, -1.0: -0.5}  # κ to try where a chain with the first diverges
 
 Sampler = Callable[[Tensor, NutsSettings], tuple[McmcDraws, Tensor]]
 Groups = Callable[[McmcDraws], tuple[xr.Dataset, xr.Dataset]]
@@ -124,16 +123,18 @@ def _run_again(
     course: _Course, treatment: Treatment, rows: Tensor, sample: Sampler, groups: Groups, settings: NutsSettings
 ) -> None:
     powers = course.powers[rows].clone() if treatment.other_powers or treatment.dense else None
-    if treatment.other_powers and powers is not None:
-        powers.apply_(lambda power: _OTHER[power])
     plan = replace(
         settings,
         draws=settings.draws * treatment.longer,
         target_accept=treatment.target_accept or settings.target_accept,
         dense=treatment.dense,
         powers=powers,
+        other_powers=treatment.other_powers,
     )
-    draws, _ = sample(course.draws.data[rows], plan)
+    draws, used = sample(course.draws.data[rows], plan)
+    if len(draws.data) < len(rows):  # Ctrl-C: of some there is nothing new
+        raise KeyboardInterrupt
+    course.powers[rows] = used[:, 0].expand(len(rows), -1)
     verdict = judge(draws, groups)
     course.draws = course.draws.replaced(rows, draws.thinned(settings.draws))
     for name, values in verdict.data_vars.items():

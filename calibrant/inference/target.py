@@ -20,15 +20,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, pi
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.polynomial import chebyshev
 from pyro import poutine
 from pyro.distributions import constraints
+from scipy import special
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -121,7 +124,7 @@ class Target:
         self.total = len(next(iter(observed.values())))
         self.joint = any(not site.local for site in found.values())
         discrete = {name: site for name, site in found.items() if site.support.is_discrete}
-        self.combinations = combinations(discrete)
+        self.combinations = combinations(self._of_all_data(discrete))
         size = self.total if self.joint else 1
         with torch.no_grad(), seeded(0):
             run = trace(program, size, *self.rows(torch.arange(size)))
@@ -136,6 +139,14 @@ class Target:
         recorded = {**sampled(run), **deterministic(run)}
         self.local_sites = [name for name, site in recorded.items() if is_local(site)]
         self.pairs = self._pairs(found, coordinates)
+
+    def _of_all_data(self, discrete: Mapping[str, Site]) -> dict[str, Site]:
+        """Discrete latents with the priors of all data, whose supports may depend on covariates."""
+        if not discrete:
+            return {}
+        with torch.no_grad(), seeded(0):
+            run = sampled(trace(self.program, self.total, *self.rows(torch.arange(self.total))))
+        return {name: replace(site, prior=run[name]["fn"]) for name, site in discrete.items()}
 
     def _append(self, name: str, shape: torch.Size, local: bool) -> None:
         self.blocks[name] = Block(name, self.width, shape, local)
@@ -162,7 +173,8 @@ class Target:
             chosen = self._detected(found)
         divided = {vector for _, vector, powers in chosen if powers is _DIVIDES}
         plain = [b for n, b in self.blocks.items() if is_real(found[n]) and n not in divided and n not in self.kinked]
-        where = {vector: self._location(self.blocks[vector], plain) for vector in divided}
+        runs = self._few_runs() if divided else []
+        where = {vector: _location(self.blocks[vector], plain, runs) for vector in divided}
         centres = {centre for _, centre in where.values()}
         return [
             Pair(self.blocks[s], self.blocks[v], powers, *where.get(v, (torch.zeros(self.blocks[v].shape), None)))
@@ -170,27 +182,11 @@ class Target:
             if self.blocks[v] not in centres
         ]
 
-    def _location(self, vector: Block, plain: list[Block]) -> tuple[Tensor, Block | None]:
-        """The location of a latent's prior: a constant, or one and another latent; zero where it is neither.
-
-        Whatever is answered, the posterior is the same: only its coordinates are worse.
-        """
+    def _few_runs(self) -> list[dict[str, Any]]:
+        """The sites of three runs of the program."""
         size = self.total if self.joint else 1
         with torch.no_grad(), seeded(0):
-            runs = [sampled(trace(self.program, size, *self.rows(torch.arange(size)))) for _ in range(3)]
-        fns = [run[vector.name]["fn"] for run in runs]
-        if not hasattr(unwrapped(fns[0]), "loc"):
-            return torch.zeros(vector.shape), None
-        locations = torch.stack([unwrapped(fn).loc.expand(fn.shape()).reshape(vector.shape) for fn in fns])
-        candidates: dict[Block | None, Tensor] = {None: locations}
-        for block in plain:
-            if not block.shape or (block.local == vector.local and block.shape == vector.shape[: len(block.shape)]):
-                values = torch.stack([run[block.name]["value"].reshape(block.shape) for run in runs])
-                candidates[block] = locations - beside(values, locations)
-        for centre, offsets in candidates.items():
-            if (offsets - offsets[0]).abs().max() <= _SAME * (1 + locations.abs().max()):
-                return offsets[0], centre
-        return torch.zeros(vector.shape), None
+            return [sampled(trace(self.program, size, *self.rows(torch.arange(size)))) for _ in range(3)]
 
     def _detected(self, found: Mapping[str, Site]) -> list[_Found]:
         """For every real latent the first positive scalar before it that acts on it, or together with it."""
@@ -296,6 +292,26 @@ class Target:
         if self.joint:
             return torch.cat([raw[name].reshape(-1) for name in self.blocks])[None]
         return torch.cat([raw[name].reshape(size, -1) for name in self.blocks], 1)
+
+
+def _location(vector: Block, plain: list[Block], runs: list[dict[str, Any]]) -> tuple[Tensor, Block | None]:
+    """The location of a latent's prior: a constant, or one and another latent; zero where it is neither.
+
+    Whatever is answered, the posterior is the same: only its coordinates are worse.
+    """
+    fns = [run[vector.name]["fn"] for run in runs]
+    if not hasattr(unwrapped(fns[0]), "loc"):
+        return torch.zeros(vector.shape), None
+    locations = torch.stack([unwrapped(fn).loc.expand(fn.shape()).reshape(vector.shape) for fn in fns])
+    candidates: dict[Block | None, Tensor] = {None: locations}
+    for block in plain:
+        if not block.shape or (block.local == vector.local and block.shape == vector.shape[: len(block.shape)]):
+            values = torch.stack([run[block.name]["value"].reshape(block.shape) for run in runs])
+            candidates[block] = locations - beside(values, locations)
+    for centre, offsets in candidates.items():
+        if (offsets - offsets[0]).abs().max() <= _SAME * (1 + locations.abs().max()):
+            return offsets[0], centre
+    return torch.zeros(vector.shape), None
 
 
 class _Unconstrained(Hold):
@@ -426,15 +442,41 @@ def to_raw(fn: Any, value: Tensor) -> Tensor:
 
 def _is_fixed_laplace(latent: Site, site: Mapping[str, Any], covariates: Values) -> bool:
     """Whether a local latent has a Laplace prior that is the same for every datum, whatever the other latents."""
-    plain = is_local(site) and not latent.parents and not covariates
-    return plain and isinstance(unwrapped(site["fn"]), dist.Laplace) and is_real(latent)
+    prior = site["fn"]
+    while isinstance(prior, torch.distributions.Independent):
+        prior = prior.base_dist
+    return is_local(site) and not latent.parents and not covariates and isinstance(prior, dist.Laplace)
 
 
 def from_normal(u: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The Laplace quantile at the level of the Normal quantile u, and the log of its slope, entry by entry."""
-    log_ratio = torch.special.erfcx(u.abs() / 2**0.5).log()  # of twice the tail to exp(−u²/2); log_ndtr is far slower
+    log_ratio = _log_tail_ratio(u.abs())
     log_slope = 0.5 * log(2 / pi) - log_ratio + scale.log()
     return loc + scale * u.sign() * (0.5 * u.square() - log_ratio), log_slope
+
+
+def _log_tail_ratio(u: Tensor) -> Tensor:
+    """log of twice the Normal's tail beyond u ≥ 0 over exp(−u²/2), that is of erfcx(u / √2), to 1e-14.
+
+    log(t) and a polynomial in t = 2 / (2 + u / √2): compiled code does neither erfcx nor log_ndtr many at a time.
+    """
+    t = 2 / (2 + u.detach() / 2**0.5)
+    value, argument = torch.full_like(t, _TAIL[-1]), 2 * t - 1
+    for coefficient in _TAIL[-2::-1]:
+        value = value * argument + coefficient
+    value = value + t.log()
+    slope = u.detach() - (2 / pi) ** 0.5 * (-value).exp()
+    return value + slope * (u - u.detach())
+
+
+def _tail_polynomial(degree: int = 22) -> list[float]:
+    nodes = np.cos((np.arange(400) + 0.5) * pi / 400)
+    t = (nodes + 1) / 2
+    fitted = chebyshev.chebfit(nodes, np.log(special.erfcx(2 / t - 2) / t), degree)
+    return [float(coefficient) for coefficient in chebyshev.cheb2poly(fitted)]
+
+
+_TAIL = _tail_polynomial()
 
 
 def to_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -475,10 +517,16 @@ def _values(name: str, site: Site) -> Tensor:
         raise InferenceError(f"latent {name!r} is discrete and shared: only local discrete latents are summed out")
     if not base.has_enumerate_support or base.event_shape:
         raise InferenceError(
-            f"latent {name!r} has the discrete support {site.support}, which can't be summed out: only finite ones "
-            "can; give it a continuous prior, or an upper limit"
+            f"latent {name!r} has the discrete support {site.support}, which can't be summed out: only finite ones of "
+            "numbers can; give it a continuous prior, an upper limit, or Categorical in place of OneHotCategorical"
         )
-    single = base.enumerate_support(expand=False).flatten()
+    try:
+        single = base.enumerate_support(expand=False).flatten()
+    except NotImplementedError as error:
+        raise InferenceError(
+            f"the discrete latent {name!r} has other values for some data than for others, which can't be summed out: "
+            "give all data one upper limit, and the values beyond a datum's own the probability zero"
+        ) from error
     entries = site.event_shape.numel()
     if len(single) ** entries > _MAX_COMBINATIONS:
         raise InferenceError(

@@ -1,0 +1,25 @@
+"""Small registered models with every ingredient away from zero, and data for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+
+import calibrant as cal
+
+
+def build(name: str, latents: int, **options: Any) -> tuple[PyroModule, dict[str, torch.Tensor]]:
+    """A model of 5 pixels, and three data: weak, typical, strong."""
+    torch.manual_seed(7)
+    model = cal.models.create(name, shape=(5,), latents=latents, **options)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            if parameter_name.endswith("log_scale"):
+                parameter.fill_(-0.5).add_(0.2 * torch.randn_like(parameter))
+    model.eval()
+    image = torch.randn(5)
+    return model, {"x": torch.stack([0.1 * image, image, 4 * image])}

@@ -1,0 +1,124 @@
+"""Models of a run side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calibrant import store
+from calibrant.errors import RunError
+from calibrant.processes import processes_for, side_by_side
+from calibrant.progress import Progress
+from calibrant.settings import Request
+from calibrant.workflow import check_run, run
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="models run one by one where processes can't be interrupted")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def reporting(path: Path, progress: Progress) -> None:
+    progress("stage", torch.get_num_threads(), 2, path.name)
+    path.write_text("done")
+
+
+def failing_or_waiting(path: Path, progress: Progress) -> None:
+    if path.name == "fails":
+        while not path.with_name("waits").exists():
+            time.sleep(0.05)
+        raise RunError("no luck")
+    wait_for_an_interrupt(path, progress)
+
+
+def wait_for_an_interrupt(path: Path, progress: Progress) -> None:
+    path.write_text("waiting")
+    progress("wait", 0, 1)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        path.write_text("kept")
+        raise
+
+
+def dying(path: Path, progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_tasks_share_the_threads_and_report(tmp_path):
+    seen: list[Any] = []
+    paths = [tmp_path / name for name in "abc"]
+    side_by_side(reporting, [(path,) for path in paths], lambda *what: seen.append(what))
+    assert sorted(seen) == [("stage", 1, 2, name) for name in "abc"]
+    assert all(path.read_text() == "done" for path in paths)
+
+
+def test_a_failure_is_raised_and_the_others_keep_what_they_have(tmp_path):
+    with pytest.raises(RunError, match="no luck"):
+        side_by_side(failing_or_waiting, [(tmp_path / name,) for name in ("fails", "waits")], lambda *_: None)
+    assert (tmp_path / "waits").read_text() == "kept"
+
+
+def test_an_interrupt_reaches_every_task(tmp_path):
+    started: list[Any] = []
+
+    def interrupt_when_both_wait(*what: Any) -> None:
+        started.append(what)
+        if len(started) == 2:
+            threading.Thread(target=signal.raise_signal, args=(signal.SIGINT,)).start()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(wait_for_an_interrupt, [(tmp_path / name,) for name in "ab"], interrupt_when_both_wait)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["kept", "kept"]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_noticed(tmp_path):
+    with pytest.raises(RunError, match="exit status -9"):
+        side_by_side(dying, [(tmp_path / name,) for name in "ab"], lambda *_: None)
+
+
+def test_two_models_are_run_and_checked_side_by_side(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(200, 3)).astype("f4")
+    np.savez(tmp_path / "rows.npz", x=rows)
+    settings = {"epochs": 1, "batch_size": 40, "draws": 100, "held_out": 4, "contrast_images": 4, "contrast_levels": 3}
+    request = Request(
+        models=("ppca", "vae"),
+        data=str(tmp_path / "rows.npz"),
+        arguments={"latents": 2},
+        settings=settings,
+        out=tmp_path / "run",
+    )
+    seen: set[str] = set()
+    outcome = run(request, lambda stage, *_: seen.add(stage))
+    assert {"ppca: fit", "vae: fit", "ppca: posterior", "report"} <= seen
+    assert [result.name for result in outcome.results] == ["ppca", "vae"]
+    assert outcome.report is not None
+    again = check_run(Request(out=tmp_path / "run", settings={**settings, "held_out": 3}))
+    assert [result.amortized["posterior"].sizes["data"] for result in again.results] == [3, 3]
+    assert len(store.load_history(tmp_path / "run" / "vae")) == 1
+
+
+def test_one_model_or_one_thread_needs_no_process():
+    assert processes_for(1) == 1
+    torch.set_num_threads(1)
+    assert processes_for(2) == 1
