@@ -70,8 +70,8 @@ def reference(
 
     Returns:
         A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
-        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run; exact methods add
-        `grid_error` (posterior sd) and `log_evidence` (nats).
+        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run, and `moved`, the chains
+        that left a mode without mass in warm-up; exact methods add `grid_error` (posterior sd) and `log_evidence` (nats).
 
     Raises:
         InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.

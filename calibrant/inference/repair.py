@@ -101,6 +101,7 @@ def judge(draws: McmcDraws, groups: Groups) -> xr.Dataset:
     found = mcmc_convergence(*groups(draws))
     lost = draws.lost.numpy()
     reason = np.where(lost, "no finite log density at any of 100 starts", found["reason"].values)
+    found = found.assign(moved=("data", draws.moved.numpy()))
     return found.assign(reason=("data", reason), is_reference=("data", found["is_reference"].values & ~lost))
 
 
