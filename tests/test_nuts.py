@@ -419,6 +419,22 @@ def test_a_chain_is_astray_far_below_the_median_of_the_others():
     assert float(state.density[2, 0]) == 0.0
 
 
+def test_a_dense_metric_shortens_the_trajectories_of_correlated_latents():
+    def program(size):
+        near = torch.tensor([[1.0, 0.99], [0.99, 1.0]])
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), near))
+            pyro.sample("x", dist.Normal(z.sum(-1), 100.0))
+
+    observed = {"x": torch.zeros(2)}
+    plain, dense = (reference(program, observed, dense=dense, compile=False) for dense in (False, True))
+    lengths = [float(tree["sample_stats"]["n_steps"].mean()) for tree in (plain, dense)]
+    assert lengths[1] < 0.5 * lengths[0], lengths
+    z = dense["posterior"]["z"].values.reshape(-1, 2, 2)
+    assert bool(dense["convergence"]["is_reference"].all())
+    np.testing.assert_allclose([np.corrcoef(z[:, i].T)[0, 1] for i in range(2)], 0.99, atol=0.005)
+
+
 # -- random numbers ----------------------------------------------------------------------------------------------------
 
 

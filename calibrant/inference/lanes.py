@@ -137,7 +137,7 @@ class _Run:
             chains=chains,
             target_accept=settings.target_accept,
             coordinates=where,
-            choose_powers=settings.powers is None and len(where.table) > 0,
+            choose_powers=settings.powers is None and not settings.dense and len(where.table) > 0,
         )
 
     def sample(self) -> None:

@@ -123,12 +123,13 @@ def _failures(course: _Course, look: int, joint: bool) -> Mapping[Treatment, Ten
 def _run_again(
     course: _Course, treatment: Treatment, rows: Tensor, sample: Sampler, groups: Groups, settings: NutsSettings
 ) -> None:
-    powers = course.powers[rows].clone() if treatment.other_powers or treatment.dense else None
+    dense = settings.dense or treatment.dense
+    powers = course.powers[rows].clone() if treatment.other_powers or dense else None
     plan = replace(
         settings,
         draws=settings.draws * treatment.longer,
         target_accept=treatment.target_accept or settings.target_accept,
-        dense=treatment.dense,
+        dense=dense,
         powers=powers,
         other_powers=treatment.other_powers,
     )
