@@ -63,8 +63,8 @@ def reference(
         warmup: adaptation steps of each chain (MCMC alone).
         draws: kept draws a chain (at least 500 for MCMC).
         init: a guide: every second chain of batched NUTS starts at its draws, the others at draws of the prior.
-        dense: whether batched NUTS estimates a dense metric from the start, for few latents that are strongly correlated
-            (a Gaussian process); coordinates then stay as they are at first.
+        dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
+            Gaussian process); coordinates then stay as they are at first.
         compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations a chain.
         covariates: keyword → tensor.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
@@ -73,8 +73,9 @@ def reference(
 
     Returns:
         A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
-        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run, and `moved`, the chains
-        that left a mode without mass in warm-up; exact methods add `grid_error` (posterior sd) and `log_evidence` (nats).
+        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run, and `moved`, the number of
+        chains that left a mode without mass in warm-up; exact methods add `grid_error` (posterior sd) and
+        `log_evidence` (nats).
 
     Raises:
         InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.
