@@ -320,6 +320,7 @@ def test_an_interrupt_of_a_later_look_keeps_the_earlier_one(monkeypatch):
             drawn.local,
             drawn.data[:1],
             drawn.lost[:1],
+            drawn.moved[:1],
         )
         return some, powers[:1]
 
@@ -361,12 +362,77 @@ def test_chains_of_a_datum_pool_what_they_know(dense):
     for step in range(30):
         some = torch.arange(4)[: 4 if step < 20 else 2]  # two chains stop early
         window = torch.ones(len(some), dtype=torch.int64)
-        adaptation.contribute(state, some, window, draws[some, step, None], torch.zeros(len(some), 0, 1))
+        adaptation.contribute(state, some, window, draws[some, step, None], torch.zeros(len(some), 0, 1), some.double())
     count, variance, _ = adaptation.pooled(state, torch.arange(4)[None], torch.tensor([1]))
     together = torch.cat([draws[:, :20].reshape(-1, 3), draws[:2, 20:].reshape(-1, 3)])
     expected = together.T.cov() if dense else together.var(0)
     assert int(count) == len(together) == 100
     torch.testing.assert_close(variance[0, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def two_places(nats):
+    """z is near −20, or near 20 where the density is lower by so many nats."""
+
+    def program(size):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(-30.0, 30.0))  # one start in six is on the wrong side
+            near, far = -(z + 20).square() / 2, -(z - 20).square() / 2 - nats
+            pyro.factor("place", torch.logaddexp(near, far))
+            pyro.sample("x", dist.Normal(torch.zeros(size), 1.0))
+
+    return program
+
+
+@pytest.mark.parametrize("slack", [None, torch.inf], ids=["as it is", "without the move"])
+def test_chains_leave_places_without_mass(monkeypatch, slack):
+    if slack is not None:
+        monkeypatch.setattr(adaptation, "_SLACK", slack)
+    tree = reference(two_places(200.0), {"x": torch.zeros(12)})
+    found, mean = tree["convergence"], tree["posterior"]["z"].mean(("chain", "draw")).values
+    right = bool(found["is_reference"].all()) and bool((found["look"] == 1).all())
+    assert right == (slack is None), found["reason"].values
+    if slack is None:
+        assert found["moved"].values.max() in (1, 2)
+        exact, sd = (-20 * 900 - 30) / 901, (900 / 901) ** 0.5
+        limit = NormalDist().inv_cdf(1 - 1e-5 / 24)
+        assert (abs(mean - exact) < limit * sd / found["ess_bulk"].values ** 0.5).all()
+
+
+def test_chains_stay_where_another_mode_has_mass():
+    found = reference(two_places(2.0), {"x": torch.zeros(12)})["convergence"]
+    assert (found["moved"] == 0).all()
+    assert not found["is_reference"].all()
+
+
+def test_a_chain_is_astray_far_below_the_median_of_the_others():
+    state = adaptation.start(torch.zeros(8, 3, dtype=torch.float64), 1, 1, 0, False)
+    state.draws[:] = 30.0
+    state.density[:, 0] = 30 * torch.tensor([0.0, -49.0, -51.0, 1000.0, 0.0, -51.0, -300.0, 0.0]).double()
+    state.draws[4], state.draws[7] = 5.0, 0.0  # of these nothing is known
+    lane = torch.arange(8)
+    chains = torch.arange(4) + lane[:, None] // 4 * 4
+    astray, other = adaptation.stray(state, lane, chains, torch.zeros(8, dtype=torch.int64))
+    assert astray.tolist() == [False, False, True, False] + 4 * [False]
+    assert int(other[2]) == 0
+    adaptation.forget(state, torch.tensor([2]), torch.tensor([0]))
+    assert state.draws[:4, 0].tolist() == [30.0, 30.0, 0.0, 30.0]
+    assert float(state.density[2, 0]) == 0.0
+
+
+def test_a_dense_metric_shortens_the_trajectories_of_correlated_latents():
+    def program(size):
+        near = torch.tensor([[1.0, 0.99], [0.99, 1.0]])
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), near))
+            pyro.sample("x", dist.Normal(z.sum(-1), 100.0))
+
+    observed = {"x": torch.zeros(2)}
+    plain, dense = (reference(program, observed, dense=dense, compile=False) for dense in (False, True))
+    lengths = [float(tree["sample_stats"]["n_steps"].mean()) for tree in (plain, dense)]
+    assert lengths[1] < 0.5 * lengths[0], lengths
+    z = dense["posterior"]["z"].values.reshape(-1, 2, 2)
+    assert bool(dense["convergence"]["is_reference"].all())
+    np.testing.assert_allclose([np.corrcoef(z[:, i].T)[0, 1] for i in range(2)], 0.99, atol=0.005)
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------------

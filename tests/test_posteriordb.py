@@ -45,6 +45,7 @@ class Posterior:
     log_density: Callable[[Draws], float]
     covariates: dict[str, torch.Tensor] = field(default_factory=dict)
     discrete: tuple[str, ...] = ()
+    dense: bool = False
 
 
 def unzipped(path: Path) -> Any:
@@ -263,7 +264,7 @@ def gp_poisson() -> Posterior:
         unit = stats.norm.logpdf(latents(draw)["unit"]).sum()
         return float(scales + unit + stats.poisson(np.exp(draw["f"])).logpmf(count).sum())
 
-    return Posterior(program, {"k": tensor(count[None])}, latents, log_density)
+    return Posterior(program, {"k": tensor(count[None])}, latents, log_density, dense=True)
 
 
 def gaussian_mixture() -> Posterior:
@@ -347,7 +348,13 @@ def test_draws_agree_with_the_reference_draws(name: str) -> None:
     draws_name, make = POSTERIORS[name]
     posterior, draws = make(), reference_draws(draws_name)
     tree = cal.inference.reference(
-        posterior.program, posterior.observed, method="nuts", covariates=posterior.covariates, seed=1, **SHORT
+        posterior.program,
+        posterior.observed,
+        method="nuts",
+        covariates=posterior.covariates,
+        dense=posterior.dense,
+        seed=1,
+        **SHORT,
     )
     assert bool(tree["convergence"]["is_reference"].all()), tree["convergence"]["reason"].values
     found = tree["posterior"].dataset

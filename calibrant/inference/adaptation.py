@@ -15,7 +15,8 @@ from torch import Tensor
 _GAMMA, _DELAY, _DECAY = 0.05, 10.0, 0.75  # of dual averaging, as in Hoffman & Gelman
 _FIRST, _LAST, _BASE = 75, 50, 25  # Stan's buffers and first window, in iterations
 _PRIOR_DRAWS, _PRIOR_VARIANCE = 5.0, 1e-3  # Stan's shrinkage of the metric
-_ENOUGH = 20  # draws of a window below which coordinates stay
+_ENOUGH = 20  # draws of a window below which nothing is concluded from them, but a metric
+_SLACK, _SLACK_EACH = 20.0, 10.0  # nats, and nats a dimension, by which a chain's density is below the others' at most
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Adaptation:
     mean: Tensor  # (lane, w, k, d)
     scatter: Tensor  # (lane, w, k, d), or (lane, w, k, d, d) for a dense metric: sums of squares about the mean
     slopes: Tensor  # (lane, w, pair, k): sums of log|dv/dz|
+    density: Tensor  # (lane, w): sums of the log density
 
 
 def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> Adaptation:
@@ -67,6 +69,7 @@ def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> 
         mean=q.new_zeros(lanes, windows, candidates, width),
         scatter=q.new_zeros(lanes, windows, candidates, *((width, width) if dense else (width,))),
         slopes=q.new_zeros(lanes, windows, pairs, candidates),
+        density=q.new_zeros(lanes, windows),
     )
 
 
@@ -93,10 +96,10 @@ def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Ten
     return log_step.exp(), (centre, error, forget * log_step + (1 - forget) * average, count)
 
 
-def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, slopes: Tensor) -> None:
+def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, slopes: Tensor, density: Tensor) -> None:
     """Add one draw of each lane, `(n, k, d)` in all candidate coordinates, to its window (Welford's update).
 
-    `slopes` are log|dv/dz| there, `(n, pair, k)`.
+    `slopes` are log|dv/dz| there, `(n, pair, k)`, and `density` is the log density, `(n,)`.
     """
     count = state.draws[lane, window] + 1
     mean = state.mean[lane, window]
@@ -109,6 +112,38 @@ def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, s
     state.mean[lane, window] = mean
     state.draws[lane, window] = count
     state.slopes[lane, window] += slopes
+    state.density[lane, window] += density
+
+
+def stray(state: Adaptation, lane: Tensor, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """Chains that stay where there is next to no posterior mass, and for each a chain that does not.
+
+    A chain is astray if its mean log density in the window is below the median of the other chains' by more than
+    20 + 10 d nats: to make up for that, the place would have to be wider by a factor of 20,000 in all d dimensions.
+    The median, not the best: a chain in a narrow spike attracts none.
+
+    Args:
+        lane: `(n,)`.
+        chains: `(n, c)`, all lanes of its datum.
+        window: `(n,)`.
+
+    Returns:
+        Whether a lane is astray, `(n,)`, and the lane with the median density among the others, `(n,)`.
+    """
+    at = chains, window[:, None].expand_as(chains)
+    mean = (state.density[at] / state.draws[at]).masked_fill(state.draws[at] < _ENOUGH, torch.nan)
+    own = mean.gather(1, (chains == lane[:, None]).long().argmax(1, keepdim=True))[:, 0]
+    others = mean.masked_fill(chains == lane[:, None], torch.nan)
+    middle = others.nanmedian(1)
+    known = (~others.isnan()).sum(1) >= 2
+    slack = _SLACK + _SLACK_EACH * state.mean.shape[-1]
+    return known & (own < middle.values - slack), chains.gather(1, middle.indices[:, None])[:, 0]
+
+
+def forget(state: Adaptation, lane: Tensor, window: Tensor) -> None:
+    """Take back what lanes have contributed to a window."""
+    for part in (state.draws, state.mean, state.scatter, state.slopes, state.density):
+        part[lane, window] = 0.0
 
 
 def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,6 +29,7 @@ class McmcDraws:
         local: the sites with a data dimension.
         data: positions of the complete data in the data set (not all after Ctrl-C).
         lost: of those, whether no start with a finite density was found, `(data,)`: their draws are NaN.
+        moved: how many of their chains were moved to another one in warm-up, `(data,)`.
     """
 
     draws: dict[str, Tensor]
@@ -37,6 +38,7 @@ class McmcDraws:
     local: list[str]
     data: Tensor
     lost: Tensor
+    moved: Tensor
 
     def thinned(self, keep: int) -> McmcDraws:
         """Every n-th draw, so that `keep` a chain remain."""

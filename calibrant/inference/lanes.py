@@ -128,6 +128,7 @@ class _Run:
             name: torch.zeros(units, chains, draws, dtype=kind, device=device) for name, kind in STATISTICS.items()
         }
         self.lost = torch.zeros(units, dtype=torch.bool, device=device)
+        self.moved = torch.zeros(units, dtype=torch.int64, device=device)
         self.complete = torch.zeros(units, dtype=torch.bool, device=device)
         self.divergences = 0
         self.plan = nuts.Plan(
@@ -136,7 +137,7 @@ class _Run:
             chains=chains,
             target_accept=settings.target_accept,
             coordinates=where,
-            choose_powers=settings.powers is None and len(where.table) > 0,
+            choose_powers=settings.powers is None and not settings.dense and len(where.table) > 0,
         )
 
     def sample(self) -> None:
@@ -224,11 +225,13 @@ class _Run:
 
     def _retire(self, free: Tensor) -> None:
         """Note what became of the units in free slots."""
-        unit, lost = self.unit[free], self.state.lost.reshape(-1, self.settings.chains)[free].any(1)
-        if (unit < 0).all():
+        free = free & (self.unit >= 0)
+        unit = self.unit[free]
+        if not len(unit):
             return
-        self.lost[unit[unit >= 0]] = lost[unit >= 0]
-        self.complete[unit[unit >= 0]] = True
+        lost, moved = (part.reshape(-1, self.settings.chains)[free] for part in (self.state.lost, self.state.moved))
+        self.lost[unit], self.moved[unit] = lost.any(1), (moved > 0).sum(1)
+        self.complete[unit] = True
         self.unit[free] = -1
         text = f"{self.divergences} divergences, ESS of the density {self._ess():.0f}"
         self.progress("reference", int(self.complete.sum()), len(self.keys), text)
@@ -277,18 +280,19 @@ class _Run:
 
     def result(self, latents: list[str]) -> McmcDraws:
         """Constrain what was drawn, and let the program record its deterministic sites."""
-        unit, lost = self.complete_units, self.lost[self.complete_units]
+        unit = self.complete_units
+        lost, moved = self.lost[unit], self.moved[unit]
         stats = {name: value[unit].permute(1, 2, 0) for name, value in self.stats.items()}
         if self.target.joint:
             draws = self._record_jointly()
             everything = torch.arange(self.target.total)
             stats = {name: value.expand(*value.shape[:2], self.target.total) for name, value in stats.items()}
-            lost = lost.expand(self.target.total)
+            lost, moved = lost.expand(self.target.total), moved.expand(self.target.total)
         else:
             draws, everything = self._record_units(unit), unit
         local = [name for name in draws if name in self.target.local_sites]
         stats = {name: value.cpu() for name, value in stats.items()}
-        return McmcDraws(draws, stats, latents, local, everything.cpu(), lost.cpu())
+        return McmcDraws(draws, stats, latents, local, everything.cpu(), lost.cpu(), moved.cpu())
 
     def _levels(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
         count = torch.Size(shape).numel()

@@ -468,6 +468,7 @@ class State:
     attempts: Tensor  # (lane,): starts tried
     noisy: Tensor  # (lane,): iterations whose noise has been drawn
     lost: Tensor  # (lane,): no finite density at any start
+    moved: Tensor  # (lane,): how often it was moved to another chain of its datum
 
 
 def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: Plan, dense: bool = False) -> State:
@@ -498,7 +499,7 @@ def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: 
     candidates = plan.coordinates.table.shape[1] if plan.choose_powers else 1
     known = adaptation.start(q, plan.schedule.windows, candidates, powers.shape[1], dense)
     lanes = Lanes(**{name: value.clone() for name, value in values.items()})
-    state = State(lanes, fixed, known, whole.clone(), whole.clone(), flag.clone())
+    state = State(lanes, fixed, known, whole.clone(), whole.clone(), flag.clone(), whole.clone())
     _draw_noise(state)
     return state
 
@@ -553,7 +554,7 @@ def _contribute(state: State, ended: Ended, plan: Plan) -> None:
     draws, slopes = q[:, None], q.new_zeros(len(q), powers.shape[1], 1)
     if plan.choose_powers:
         draws, slopes = plan.coordinates.in_all(q, powers)
-    adaptation.contribute(state.adaptation, lane, window[lane], draws, slopes)
+    adaptation.contribute(state.adaptation, lane, window[lane], draws, slopes, ended.log_density[lane])
 
 
 def _retry(state: State, index: Tensor) -> None:
@@ -574,8 +575,9 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
     lanes, fixed, where = state.lanes, state.fixed, plan.coordinates
     window = plan.schedule.window.to(index.device)[lanes.iteration[index] - 1]
     chains = torch.arange(plan.chains, device=index.device) + (index // plan.chains * plan.chains)[:, None]
-    count, variance, slopes = adaptation.pooled(state.adaptation, chains, window)
     lanes.q[index] = lanes.tree_q[index]
+    _rescue(state, index, chains, window, plan)
+    count, variance, slopes = adaptation.pooled(state.adaptation, chains, window)
     if plan.choose_powers:
         before = fixed.powers[index]
         best = adaptation.choose(count, variance, slopes, where.table, where.pair_of, before)
@@ -591,6 +593,23 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
         getattr(lanes, name)[index] = 0.0
     lanes.grad[index] = lanes.p[index] = 0.0
     lanes.phase[index] = FRESH
+
+
+def _rescue(state: State, index: Tensor, chains: Tensor, window: Tensor, plan: Plan) -> None:
+    """Move waiting chains that are astray to where another of their datum is, and forget what they contributed.
+
+    A bad start is no part of the posterior. Otherwise, one chain in a negligible mode fails all of its datum, and its
+    long trees hold up the others.
+    """
+    lanes, powers = state.lanes, state.fixed.powers
+    astray, other = adaptation.stray(state.adaptation, index, chains, window)
+    lane, other = index[astray], other[astray]
+    if len(lane):
+        fresh = (lanes.phase[other] == FRESH)[:, None]  # that stands at `q`, in coordinates of its own
+        there = torch.where(fresh, lanes.q[other], lanes.tree_q[other])
+        lanes.q[lane] = plan.coordinates.move(there, powers[other], powers[lane])
+        adaptation.forget(state.adaptation, lane, window[astray])
+        state.moved[lane] += 1
 
 
 def _mass_factor(metric: Tensor) -> Tensor:

@@ -204,5 +204,5 @@ def _datum_by_datum(
     return McmcDraws({**values, **constants}, stats, list(latent), local, *_complete(len(done)))
 
 
-def _complete(count: int) -> tuple[Tensor, Tensor]:
-    return torch.arange(count), torch.zeros(count, dtype=torch.bool)
+def _complete(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.arange(count), torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)

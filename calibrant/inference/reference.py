@@ -41,6 +41,7 @@ def reference(
     *,
     covariates: Mapping[str, Any] | None = None,
     init: Program | None = None,
+    dense: bool = False,
     compile: bool | Literal["auto"] = "auto",
     groups: Iterable[str] = (),
     seed: int = 0,
@@ -61,6 +62,8 @@ def reference(
         warmup: adaptation steps of each chain (MCMC alone).
         draws: kept draws a chain (at least 500 for MCMC).
         init: a guide: every second chain of batched NUTS starts at its draws, the others at draws of the prior.
+        dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
+            Gaussian process); coordinates then stay as they are at first.
         compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations a chain.
         covariates: keyword → tensor.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
@@ -69,8 +72,9 @@ def reference(
 
     Returns:
         A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
-        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run; exact methods add
-        `grid_error` (posterior sd) and `log_evidence` (nats).
+        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run, and `moved`, the number of
+        chains that left a mode without mass in warm-up; exact methods add `grid_error` (posterior sd) and
+        `log_evidence` (nats).
 
     Raises:
         InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.
@@ -97,7 +101,7 @@ def reference(
             tree = _one_by_one(program, data, chains, warmup, draws, seed, progress)
         else:
             compiles = warmup + draws >= _COMPILED_FROM if compile == "auto" else compile
-            settings = NutsSettings(chains, warmup, draws, compile=compiles)
+            settings = NutsSettings(chains, warmup, draws, dense=dense, compile=compiles)
             tree = _batched(program, data, settings, init, seed, progress)
     add_groups(tree, program, data, groups, seed)
     return tree

@@ -101,6 +101,7 @@ def judge(draws: McmcDraws, groups: Groups) -> xr.Dataset:
     found = mcmc_convergence(*groups(draws))
     lost = draws.lost.numpy()
     reason = np.where(lost, "no finite log density at any of 100 starts", found["reason"].values)
+    found = found.assign(moved=("data", draws.moved.numpy()))
     return found.assign(reason=("data", reason), is_reference=("data", found["is_reference"].values & ~lost))
 
 
@@ -122,12 +123,13 @@ def _failures(course: _Course, look: int, joint: bool) -> Mapping[Treatment, Ten
 def _run_again(
     course: _Course, treatment: Treatment, rows: Tensor, sample: Sampler, groups: Groups, settings: NutsSettings
 ) -> None:
-    powers = course.powers[rows].clone() if treatment.other_powers or treatment.dense else None
+    dense = settings.dense or treatment.dense
+    powers = course.powers[rows].clone() if treatment.other_powers or dense else None
     plan = replace(
         settings,
         draws=settings.draws * treatment.longer,
         target_accept=treatment.target_accept or settings.target_accept,
-        dense=treatment.dense,
+        dense=dense,
         powers=powers,
         other_powers=treatment.other_powers,
     )
