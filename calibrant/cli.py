@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from calibrant.errors import CalibrantError
 from calibrant.progress import Progress, bars
-from calibrant.settings import DATA, MODELS, QUICK, Request, Settings
+from calibrant.settings import DATA, FAMILIES, MODELS, OBJECTIVES, QUICK, STRUCTURES, Request, Settings
 
 if TYPE_CHECKING:
     from calibrant.workflow import Outcome
@@ -109,10 +109,18 @@ _Download = Annotated[bool, _flag("--download", "Fetch a registered set that is 
 _Site = Annotated[list[str] | None, _option("--site", text="NAME=KEY: the program's NAME is the data's KEY")]
 _Set = Annotated[list[str] | None, _option("--set", text="NAME=VALUE: an argument of the model, JSON or a plain word")]
 _Structure = Annotated[
-    str | None, _option("--structure", text="Of the guide: faithful or mean-field", setting="structure")
+    str | None, _option("--structure", text=f"Of the guide: {', '.join(STRUCTURES)}", setting="structure")
 ]
 _Family = Annotated[
-    list[str] | None, _option("--family", text="Of the guide: one for all, or SITE=FAMILY", setting="family")
+    list[str] | None,
+    _option(
+        "--family",
+        text=f"Of the guide: NAME for all latents, or SITE=NAME for one, repeated; names: {', '.join(FAMILIES)}",
+        setting="family",
+    ),
+]
+_Objective = Annotated[
+    str | None, _option("--objective", text=f"Of training: {', '.join(OBJECTIVES)}", setting="objective")
 ]
 _Epochs = Annotated[int | None, _option("--epochs", text="Passes over the training data", setting="epochs", min=1)]
 _BatchSize = Annotated[int | None, _option("--batch-size", text="Data a step", setting="batch_size", min=1)]
@@ -164,10 +172,13 @@ def _request(given: dict[str, Any]) -> Request:
     )
 
 
+_FORMS = {"--set": "NAME=VALUE", "--site": "NAME=KEY", "--family": "SITE=NAME, or one NAME alone for all latents"}
+
+
 def _pair(option: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise CalibrantError(f"{option} {text}: write NAME={'VALUE' if option == '--set' else 'KEY'}")
+        raise CalibrantError(f"{option} {text}: write {_FORMS[option]}")
     return name, value
 
 
@@ -198,6 +209,7 @@ def run(
     arguments: _Set = None,
     structure: _Structure = None,
     family: _Family = None,
+    objective: _Objective = None,
     epochs: _Epochs = None,
     batch_size: _BatchSize = None,
     lr: _Lr = None,
@@ -230,6 +242,7 @@ def fit(
     arguments: _Set = None,
     structure: _Structure = None,
     family: _Family = None,
+    objective: _Objective = None,
     epochs: _Epochs = None,
     batch_size: _BatchSize = None,
     lr: _Lr = None,

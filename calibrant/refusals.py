@@ -55,7 +55,7 @@ def refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
     """All refusals of `check_program` but those of `check_values`."""
     _check_arguments(program, covariates)
     check_modules(program)
-    with torch.no_grad(), seeded(0), _buffers_kept(program), pyro.validation_enabled(True):
+    with torch.no_grad(), seeded(0), buffers_kept(program), pyro.validation_enabled(True):
         with defaults(program, {**observed, **covariates}) as place:
             runs = _runs(program, cast(few(covariates, max(_SIZES)), *place))
             for name, site in sampled(runs[0]).items():
@@ -135,7 +135,7 @@ def _join(path: str, name: str) -> str:
 
 
 @contextmanager
-def _buffers_kept(program: nn.Module) -> Iterator[None]:
+def buffers_kept(program: nn.Module) -> Iterator[None]:
     """Some modules count their calls in training mode."""
     before = {name: buffer.clone() for name, buffer in program.named_buffers()}
     try:

@@ -10,8 +10,17 @@ from typing import Any
 MODELS = ("vae", "ea-vae")
 DATA = "natural-patches"
 
+# Names that `--help` shows; what they stand for is in `guides/structure.py`, `guides/families.py` and
+# `inference/objectives.py`, which are too heavy to be imported for it.
+STRUCTURES = ("faithful", "mean-field", "program", "full", "collapsed")
+FAMILIES = (
+    *("normal", "laplace", "studentt", "lognormal", "gamma", "beta", "dirichlet", "transformed", "dense", "low-rank"),
+    *("flow", "vonmises", "vmf", "bernoulli", "onehot", "categorical"),
+)
+OBJECTIVES = ("stl", "kl", "iwae", "dreg")
+
 # What a training that goes on must not change.
-TRAINING = ("structure", "family", "epochs", "batch_size", "lr", "seed", "train_data")
+TRAINING = ("structure", "family", "objective", "epochs", "batch_size", "lr", "seed", "train_data")
 
 QUICK: Mapping[str, Any] = {
     "epochs": 4,
@@ -28,8 +37,9 @@ class Settings:
     """How a run trains, samples and compares.
 
     Attributes:
-        structure: of the guide: "faithful" or "mean-field".
-        family: of the guide: "auto", one family for all sites, or a family by site.
+        structure: of the guide, one of `STRUCTURES`.
+        family: of the guide: "auto", one of `FAMILIES` for all sites, or one by site.
+        objective: what training maximises, one of `OBJECTIVES`.
         epochs: passes over the training data.
         batch_size: data a step.
         lr: first learning rate.
@@ -46,6 +56,7 @@ class Settings:
 
     structure: str = "faithful"
     family: str | dict[str, str] = "auto"
+    objective: str = "stl"
     epochs: int = 22
     batch_size: int = 256
     lr: float = 3e-3

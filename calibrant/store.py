@@ -391,7 +391,7 @@ def _finite(value: Any) -> Any:
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
     with _new_file(path) as new, new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["epoch", "train", "validation", "lr"])
+        writer = csv.DictWriter(file, history[0] if history else ["epoch", "train", "validation", "lr"])
         writer.writeheader()
         writer.writerows(history)
 

@@ -28,6 +28,7 @@ from calibrant.evaluation.results import RunResult
 from calibrant.guides import amortize
 from calibrant.inference import fit, posterior, reference
 from calibrant.inference.gate import data_labels, require_passable
+from calibrant.inference.objectives import check_objective
 from calibrant.inference.reference import exact_structure
 from calibrant.inference.trees import model_sha256
 from calibrant.models import constructor_arguments, create
@@ -264,10 +265,9 @@ def _resumed(request: Request) -> Request:
         raise RunError(f"{_folder(request)} was not made by a command, so none can go on with it")
     asked = {"models": list(request.models), "data": request.data, "site": request.site, "arguments": request.arguments}
     differ = [f"{n} was {stored[n]}, is {now}" for n, now in asked.items() if now and now != stored[n]]
+    before = {**asdict(Settings()), **stored["settings"]}  # of a version that had fewer
     settings = {name: value for name, value in request.asked().items() if name in TRAINING}
-    differ += [
-        f"{n} was {stored['settings'][n]}, is {now}" for n, now in settings.items() if now != stored["settings"][n]
-    ]
+    differ += [f"{n} was {before[n]}, is {now}" for n, now in settings.items() if now != before[n]]
     if differ:
         raise RunError(
             f"{request.out} was made with other settings ({'; '.join(differ)}): leave them out, or start anew"
@@ -310,6 +310,7 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
         train = train[np.linspace(0, len(train) - 1, settings.train_data).round().astype(int)]
     splits["train"] = train
     guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
+    check_objective(settings.objective, model, guide, *train.batch(torch.arange(min(len(train), 4))))
     if exact_structure(model, train) is None:
         require_passable(settings.chains, settings.draws)
     config = {
@@ -452,6 +453,7 @@ def _train(job: _Job, progress: Progress) -> None:
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         lr=settings.lr,
+        objective=settings.objective,
         device=settings.device,
         run_dir=job.folder,
         resume=job.resume and store.has_checkpoint(checkpoints),

@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 import calibrant as cal
 from calibrant import cli, store, workflow
 from calibrant.errors import RunError
-from calibrant.settings import QUICK, Request, Settings
+from calibrant.guides.structure import STRUCTURES as known_structures
+from calibrant.inference.objectives import OBJECTIVES as known_objectives
+from calibrant.settings import FAMILIES, OBJECTIVES, QUICK, STRUCTURES, Request, Settings
 
 training = sys.modules["calibrant.inference.fit"]
 
@@ -169,6 +171,17 @@ def test_help_names_every_default():
     assert set(QUICK) <= set(Settings.__dataclass_fields__)
 
 
+def test_help_names_every_structure_family_and_objective():
+    text = re.sub(r"[\s│]+", " ", good("run", "--help")[0])
+    for names, known in (
+        (STRUCTURES, known_structures),
+        (FAMILIES, cal.guides.FAMILIES),
+        (OBJECTIVES, known_objectives),
+    ):
+        assert sorted(names) == sorted(known)
+        assert ", ".join(names) in text
+
+
 def test_list_names_models_and_data():
     out, _ = good("list")
     for name in (*cal.models.list_models(), *(entry.name for entry in cal.data.list_data())):
@@ -256,6 +269,20 @@ def test_fit_then_check_gives_what_run_gives(short_report):
     assert Path("fitted/report.html").is_file()
 
 
+@pytest.mark.parametrize(("model", "data"), [("gsm", "image.npz"), ("ppca", "rows.npz")])  # with a scale, and without
+def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_report, model, data):
+    words = f"run {model} --data {data} --set latents=2 --structure collapsed --objective dreg --out run"
+    good(*words.split(), *SMALL)
+    assert store.read_config("run")["guide"]["structure"] == "collapsed"
+    assert cal.load("run")[1].model.recipe.name == model
+    assert {"epoch", "train", "validation", "lr", "bound"} == set(store.load_history("run")[0])
+    first = store.load_result("run")
+    good("check", "run", "--draws", "100", "--held-out", "4")
+    assert store.load_result("run").amortized["sample_stats"].equals(first.amortized["sample_stats"])
+    good("report", "run")
+    good(*words.split(), *SMALL, "--resume")
+
+
 def test_check_takes_other_data_and_forgets_old_results(short_report):
     fit_rows("run")
     good("check", "run", "--draws", "100", "--held-out", "5")
@@ -334,6 +361,23 @@ MISTAKES = {
     "absent device": ("fit vae --data rows.npz --device cuda:99", "--device cpu"),
     "structure": ("fit vae --data rows.npz --structure tree", "unknown structure 'tree'"),
     "family": ("fit vae --data rows.npz --family gamma", "site 'z'"),
+    "structure that the program does not allow": (
+        "fit vae --data rows.npz --set prior=laplace --structure collapsed",
+        'is not what structure="collapsed" is for',
+    ),
+    "families without sites": (
+        "fit vae --data rows.npz --family normal --family dense",
+        "--family normal: write SITE=",
+    ),
+    "unknown family": (
+        "fit vae --data rows.npz --family z=cauchy",
+        "unknown family 'cauchy'; known: ('auto', 'normal'",
+    ),
+    "objective": ("fit vae --data rows.npz --objective elbo", "unknown objective 'elbo'; known: ['dreg'"),
+    "objective that the model does not allow": (
+        "fit vae --data rows.npz --family z=studentt --objective kl",
+        "no closed form of its KL divergence, use objective='stl'",
+    ),
     "family of no site": ("fit vae --data rows.npz --family w=normal", "no latents"),
     "learning rate": ("fit vae --data rows.npz --lr 0", "a learning rate is positive"),
     "same folder": ("run vae vae --data rows.npz", "share a folder"),
@@ -407,12 +451,18 @@ def test_options_reach_the_settings(monkeypatch):
     seen = []
     monkeypatch.setattr(workflow, "fit_run", lambda request, progress: seen.append(request) or 1 / 0)
     words = """fit vae --set latents=3 --set prior=laplace --set 'likelihood={"name": "gaussian"}' --site x=k
-        --family z=laplace --family s=gamma --quick --epochs 7"""
+        --family z=laplace --family s=gamma --structure full --objective dreg --quick --epochs 7"""
     with pytest.raises(ZeroDivisionError):
         call(*shlex.split(words))
     assert seen[0].arguments == {"latents": 3, "prior": "laplace", "likelihood": {"name": "gaussian"}}
     assert seen[0].site == {"x": "k"}
-    assert seen[0].asked() == {**QUICK, "epochs": 7, "family": {"z": "laplace", "s": "gamma"}}
+    assert seen[0].asked() == {
+        **QUICK,
+        "epochs": 7,
+        "family": {"z": "laplace", "s": "gamma"},
+        "structure": "full",
+        "objective": "dreg",
+    }
 
 
 # -- folders that exist ------------------------------------------------------------------------------------------------

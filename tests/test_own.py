@@ -157,6 +157,49 @@ def test_a_decoder_of_mean_and_log_variance():
     assert gap(vae, model, guide, x, error) < 1e-6
 
 
+class ConditionalVAE(nn.Module):
+    """A conditional VAE as PyTorch users write it: encoder and decoder see the label."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.classes = classes
+        self.encoder, self.decoder = nn.Linear(PIXELS + classes, 2 * LATENTS), nn.Linear(LATENTS + classes, PIXELS)
+
+    def join(self, value, label):
+        return torch.cat([value, functional.one_hot(label, self.classes).to(value.dtype)], 1)
+
+    def encode(self, x, label):
+        return self.encoder(self.join(x, label)).chunk(2, 1)
+
+    def decode(self, z, label):
+        return self.decoder(self.join(z, label)).sigmoid()
+
+    def elbo(self, x, label):
+        mean, log_variance = self.encode(x, label)
+        z = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        error = functional.binary_cross_entropy(self.decode(z, label), x, reduction="none").sum(1)
+        return -error - 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+@torch.no_grad()
+def test_the_elbo_of_a_conditional_vae_is_its_own():
+    torch.manual_seed(0)
+    vae, x = ConditionalVAE().double().eval(), (digits() > 8).double()
+    label = torch.as_tensor(load_digits().target)
+    likelihood = lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)  # noqa: E731
+    model = cal.models.from_decoder(vae.decode, LATENTS, likelihood, covariates=["label"])
+    guide = cal.guides.from_encoder(vae.encode, "loc, log_variance", covariates=["label"])
+
+    def ours(covariate):
+        return analytic_kl(model, guide, {"x": x}, len(x), {"label": covariate}).local
+
+    with cal.program.defaults(model, {}):
+        wanted, found = same_noise(lambda: vae.elbo(x, label), lambda: ours(label))
+        assert float((wanted - found).abs().max()) < 1e-6
+        wanted, found = same_noise(lambda: vae.elbo(x, label), lambda: ours((label + 1) % 10))
+    assert float((wanted - found).abs().mean()) > 0.1
+
+
 # -- checked without retraining ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, constraints
 
 import calibrant as cal
-from calibrant.errors import CalibrantError, DataError, ProgramError
+from calibrant.errors import CalibrantError, DataError, InferenceError, ProgramError
 from calibrant.program import Program, check_program, log_density, sample_prior, sites
 
 X = {"x": torch.linspace(-1.0, 1.0, 6)}
@@ -1005,7 +1005,7 @@ GUIDES = {
     "dropout": (
         conjugate,
         module(lambda: {"dropout": nn.Dropout(0.5)}, guide_with_dropout),
-        ("dropout", "leave it out"),
+        ("'dropout'", "training mode", ".eval()"),
     ),
 }
 
@@ -1018,6 +1018,16 @@ def test_guide_that_does_not_fit_is_refused(model, build, words):
     message = str(caught.value)
     assert message.startswith("the guide: ")
     assert not [word for word in words if word not in message], message
+
+
+def test_dropout_of_a_guide_may_stay_in_eval_but_not_be_trained():
+    guide, observed = GUIDES["dropout"][1]().eval(), {"x": torch.linspace(-1.0, 1.0, 6)}
+    cal.inference.posterior(conjugate, guide, observed, draws=2)
+    with pytest.raises(ProgramError, match=r"density of \['z'\] changes from run to run .*p=0"):
+        cal.inference.fit(conjugate, guide, observed, epochs=1)
+    guide.dropout.p = 0.0
+    with pytest.raises(InferenceError, match="nothing to train"):
+        cal.inference.fit(conjugate, guide, observed, epochs=1)
 
 
 # -- before and after the import ---------------------------------------------------------------------------------------

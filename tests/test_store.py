@@ -576,7 +576,8 @@ def test_early_stopping_counts_on(tmp_path, monkeypatch):
 
     def worse_every_epoch(trained, held, plan, total, draws=1, stream=0):
         now = [*trained.model.parameters(), *trained.guide.parameters()]
-        return -sum(float((a - b).norm().detach()) for a, b in zip(now, first, strict=True)), 0.0
+        elbo = -sum(float((a - b).norm().detach()) for a, b in zip(now, first, strict=True))
+        return elbo, 0.0, elbo
 
     monkeypatch.setattr(training, "_held_out_elbo", worse_every_epoch)
     options = {"lr": 0.01, "patience": 2, "epochs": 6}

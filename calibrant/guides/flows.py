@@ -17,7 +17,7 @@ _TRANSFORMS = 3
 _PASSES = 8
 
 
-def _spline_flow(*args: int, **kwargs: int) -> nn.Module:
+def _spline_flow(*args: int, **kwargs: int) -> Any:
     """Imported where used: it takes long, and turns the validation of all distributions off, which is undone."""
     before = Distribution._validate_args
     import zuko

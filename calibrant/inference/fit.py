@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
-from calibrant.inference.objectives import MULTI_SAMPLE, OBJECTIVES, ElboTerms, check_guide, elbo_terms
+from calibrant.inference.objectives import (
+    MULTI_SAMPLE,
+    OBJECTIVES,
+    ElboTerms,
+    check_guide,
+    check_objective,
+    check_trainable,
+    elbo_terms,
+)
 from calibrant.program import Program, as_program, check_program, defaults, seeded
 from calibrant.progress import Progress, silent
 from calibrant.refusals import check_support
@@ -99,11 +107,10 @@ def fit(
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
+        InferenceError: for an unknown objective, or where there is nothing to train.
         NonFiniteLoss: with the minibatch's labels; the best weights are restored (and saved in `run_dir`).
         RunError: for a checkpoint that is in the way, missing, damaged, or of another training.
     """
-    if objective not in OBJECTIVES:
-        raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
     if particles < 1:
         raise InferenceError(f"particles={particles}: give the number of draws a datum, 1 or more")
     data = bind(model, observed, covariates)
@@ -116,6 +123,8 @@ def fit(
     rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
     check_program(modules.model, *rows)
     check_guide(modules.model, modules.guide, *rows)
+    check_trainable(modules.guide, *rows)
+    check_objective(objective, modules.model, modules.guide, *rows)
     _check_supports(modules, train, held)
     plan = _Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, seed)
     state = _init(modules, plan, train, held)
@@ -202,6 +211,8 @@ class TrainingState:
 
 def _init(modules: _Modules, plan: _Plan, train: Data, held: Data) -> TrainingState:
     weights = [weight for weight in modules.parameters() if weight.requires_grad]
+    if not weights:
+        raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
     settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
     return TrainingState(modules, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
 

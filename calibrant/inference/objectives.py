@@ -18,7 +18,6 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.func import functional_call
-from torch.nn.modules.dropout import _DropoutNd
 
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.guides.collapsed import CollapsedGuide
@@ -41,7 +40,15 @@ from calibrant.program import (
     seeded,
     trace,
 )
-from calibrant.refusals import DATA_COMPARED, check_independence, check_modules, check_site, inside, running
+from calibrant.refusals import (
+    DATA_COMPARED,
+    buffers_kept,
+    check_independence,
+    check_modules,
+    check_site,
+    inside,
+    running,
+)
 
 _ROWS = 65_536  # of a run in which discrete latents are summed out
 
@@ -336,8 +343,8 @@ def _model_density(model: Program, values: Values, observed: Values, size: int, 
 
 
 def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """Refuse a guide that does not fit the model: other latents, shapes or supports, a missing plate, dropout, and what
-    mixes data.
+    """Refuse a guide that does not fit the model: other latents, shapes or supports, no plate, layers that draw or
+    mix data, as they do in training mode, and whatever else mixes data.
 
     Raises:
         ProgramError: naming the site, the shape found and the shape wanted.
@@ -349,8 +356,6 @@ def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariat
 
 
 def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
-    if dropout := [n for n, m in guide.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]:
-        raise ProgramError(f"it has dropout {dropout}, which makes q a random density: leave it out")
     check_modules(guide)
     for module in guide.modules():
         if isinstance(module, CollapsedGuide):
@@ -368,6 +373,40 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
         _check_latent(name, site, latent[name], size)
     if all(is_local(site) for site in found.values()):
         _check_mixing(guide, observed, covariates)
+
+
+def check_objective(objective: str, model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
+    """Refuse an objective that is unknown, or that this model and guide don't allow; it is evaluated once.
+
+    Raises:
+        InferenceError: for an unknown name.
+        ProgramError: as the objective raises it.
+    """
+    if objective not in OBJECTIVES:
+        raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
+    size = len(next(iter(observed.values())))
+    with torch.no_grad(), seeded(0), defaults(model, observed) as place:
+        OBJECTIVES[objective](model, guide, cast(observed, *place), size, cast(covariates, *place))
+
+
+def check_trainable(guide: PyroModule, observed: Values, covariates: Values) -> None:
+    """Refuse a guide whose density of the same values changes from run to run in training mode, as dropout makes it:
+    the draws would be of one density, and log q of another. It is left in `eval()`.
+
+    Raises:
+        ProgramError: naming the latents.
+    """
+    size = len(next(iter(observed.values())))
+    with torch.no_grad(), seeded(0), buffers_kept(guide.train()), defaults(guide, observed) as place:
+        rows, cols = cast(observed, *place), cast(covariates, *place)
+        values = latent_values(guide_trace(guide, rows, size, cols))
+        first, second = (density_of(guide_trace(guide, rows, size, cols, values), size, values) for _ in range(2))
+    guide.eval()
+    if changed := [name for name in values if not torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-4)]:
+        raise ProgramError(
+            f"the guide: in training mode its density of {changed} changes from run to run (dropout?), so that q is "
+            "not one density: give dropout p=0 before fit; in eval() it may stay"
+        )
 
 
 def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any], size: int) -> None:
