@@ -54,7 +54,9 @@ class Plan:
         data: a registered set of patches.
         size: side of a patch, in pixels.
         train_data: training patches that are used.
-        model_epochs, guide_epochs, batch_size, lr, seed: as `fit` takes them.
+        model_epochs, model_lr: of the training of the model, with a guide of its own.
+        guide_epochs, guide_lr: of the guides of the frozen model.
+        batch_size, seed: of both.
         judged: test patches for ELBO and evidence, with `elbo_draws` draws each.
         compared: test patches whose posteriors are compared, with `draws` draws and as many in each reference chain.
     """
@@ -63,9 +65,10 @@ class Plan:
     size: int = 16
     train_data: int = 30_000
     model_epochs: int = 10
-    guide_epochs: int = 10
+    model_lr: float = 3e-3
+    guide_epochs: int = 22
+    guide_lr: float = 5e-3
     batch_size: int = 256
-    lr: float = 3e-3
     seed: int = 0
     judged: int = 2_000
     elbo_draws: int = 8
@@ -73,7 +76,8 @@ class Plan:
     draws: int = 1_000
 
 
-OF_MODELS = ("data", "size", "train_data", "model_epochs", "batch_size", "lr", "seed")  # what a model depends on
+OF_MODELS = ("data", "size", "train_data", "model_epochs", "model_lr", "batch_size", "seed")  # what a model depends on
+OF_POSTERIORS = ("data", "size", "judged", "compared", "draws", "seed")
 VALIDATION = 2_000  # patches at most, and a tenth of the training patches
 QUICK: Mapping[str, Any] = {
     "train_data": 4_000,
@@ -142,12 +146,12 @@ class Bench:
             torch.manual_seed(self.plan.seed)
             model = cal.models.create(name, shape=(1, self.plan.size, self.plan.size), **arguments)
             guide = amortize(model, self.train, "collapsed", seed=self.plan.seed)
-            trained = self.fit(model, guide, folder, self.plan.model_epochs)
+            trained = self.fit(model, guide, folder, self.plan.model_epochs, self.plan.model_lr)
             store.save_run(folder, model, guide, trained)
         model, _ = cal.load(folder)
         return model.requires_grad_(False)
 
-    def fit(self, model: PyroModule, guide: PyroModule, folder: Path, epochs: int) -> cal.inference.Fit:
+    def fit(self, model: PyroModule, guide: PyroModule, folder: Path, epochs: int, lr: float) -> cal.inference.Fit:
         """Train, or go on; the processor seconds of every epoch are noted in the folder."""
         resume, begun = store.has_checkpoint(folder / store.CHECKPOINTS), time.process_time()
 
@@ -159,14 +163,21 @@ class Bench:
             print(f"    epoch {done}/{total}: {text}, {now - begun:.1f} s", flush=True)
             begun = now
 
-        options: dict[str, Any] = {"batch_size": self.plan.batch_size, "lr": self.plan.lr, "seed": self.plan.seed}
+        options: dict[str, Any] = {"batch_size": self.plan.batch_size, "seed": self.plan.seed}
         data = {"observed": self.train, "validation": self.validation}
-        return fit(model, guide, **data, **options, epochs=epochs, run_dir=folder, resume=resume, progress=note)
+        return fit(model, guide, **data, **options, epochs=epochs, lr=lr, run_dir=folder, resume=resume, progress=note)
 
     def row(self, title: str, label: str, model: PyroModule, structure: str, family: Family) -> Row:
         """A guide of a frozen model, trained and judged."""
         folder = self.folder(["guide", model_sha256(model), structure, family])
-        return self.judge(title, label, lambda: model, structure, family, folder, self.plan.guide_epochs)
+        training = self.plan.guide_epochs, self.plan.guide_lr
+        return self.judge(title, label, lambda: model, structure, family, folder, training)
+
+    def joint_row(self, title: str, label: str, make: Callable[[], PyroModule], structure: str, family: Family) -> Row:
+        """A guide trained together with a new model, and judged; `label` names it in the work folder too."""
+        folder = self.folder(["joint", title, label, structure, family])
+        training = self.plan.model_epochs, self.plan.model_lr
+        return self.judge(title, label, make, structure, family, folder, training)
 
     def judge(
         self,
@@ -176,7 +187,7 @@ class Bench:
         structure: str,
         family: Family,
         folder: Path,
-        epochs: int,
+        training: tuple[int, float],
     ) -> Row:
         """Train what is not frozen of a model and a new guide, and judge the guide; or the row that is kept."""
         kept = folder / "row.json"
@@ -185,7 +196,7 @@ class Bench:
         print(f"{title}: {label}", flush=True)
         model = make()
         guide = amortize(model, self.train, structure, family, seed=self.plan.seed)
-        self.fit(model, guide, folder, epochs)
+        self.fit(model, guide, folder, *training)
         row = self._judged(title, label, model, guide, folder)
         kept.write_text(json.dumps(asdict(row)))
         return row
@@ -224,7 +235,7 @@ class Bench:
 
     def _exact(self, model: PyroModule) -> tuple[np.ndarray, xr.DataTree]:
         """The exact log evidence of the judged patches, and draws of the exact posteriors of the compared ones."""
-        folder = self.folder(["exact", model_sha256(model)])
+        folder = self.folder(["exact", model_sha256(model)], OF_POSTERIORS)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "evidence.npy").is_file():
             np.save(folder / "evidence.npy", log_evidence(model, self.test).numpy())

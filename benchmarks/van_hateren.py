@@ -45,15 +45,14 @@ def arguments(size: int) -> Mapping[str, Any]:
 
 
 def joint_row(bench: Bench, structure: str, family: str) -> Row:
-    """Model and guide trained together."""
+    """Model and guide trained together, as long as the frozen model."""
     size, settings = bench.plan.size, arguments(bench.plan.size)
 
     def make() -> PyroModule:
         torch.manual_seed(bench.plan.seed)
         return cal.models.create("ea-vae", shape=(1, size, size), **settings)
 
-    folder, of_scale = bench.folder(["joint", dict(settings), structure, family]), {"scale": family}
-    return bench.judge("joint", f"{structure}, {family}", make, structure, of_scale, folder, bench.plan.model_epochs)
+    return bench.joint_row("joint", f"{structure}, {family}", make, structure, {"scale": family})
 
 
 def main() -> None:
@@ -66,7 +65,8 @@ def main() -> None:
     options.add_argument("--structures", nargs="+", default=list(STRUCTURES), choices=STRUCTURES)
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
-    plan = replace(Plan(data=asked.data, size=asked.size), **(QUICK if asked.quick else {}))
+    plan = Plan(data=asked.data, size=asked.size, guide_epochs=10, guide_lr=3e-3, judged=1_000, compared=64, draws=500)
+    plan = replace(plan, **(QUICK if asked.quick else {}))
     bench, rows = Bench(plan, asked.work), []
     for training in asked.training:
         model = bench.model("ea-vae", arguments(plan.size)) if training == "frozen" else None
