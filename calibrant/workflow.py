@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from calibrant.progress import Progress, prefixed, silent
 from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
+
+_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 2000, 8, 16  # of a training whose length was not asked for
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,8 @@ def _prepare(request: Request) -> tuple[Request, list[_Job]]:
     if len(set(names)) < len(names):
         raise RunError(f"the models {', '.join(request.models)} would share a folder: run them one by one")
     splits = _load_data(request, settings.seed)
+    request = _with_enough_steps(request, len(splits["train"]))
+    settings = Settings(**request.asked())
     folder = _folder(request)
     folders = [folder / name for name in names] if len(names) > 1 else [folder]
     jobs = [_job(name, at, splits, request, settings) for name, at in zip(request.models, folders, strict=True)]
@@ -289,6 +294,18 @@ def _resumed(request: Request) -> Request:
     )
 
 
+def _with_enough_steps(request: Request, data: int) -> Request:
+    """Smaller minibatches and more epochs where so few data would make few steps; what was asked for stays."""
+    settings, asked = Settings(**request.asked()), request.asked()
+    data = min(data, settings.train_data or data)
+    batch_size, epochs = settings.batch_size, settings.epochs
+    if "batch_size" not in asked:
+        batch_size = min(batch_size, max(_LEAST_BATCH, data // _STEPS_AN_EPOCH))
+    if "epochs" not in asked:
+        epochs = max(epochs, ceil(_STEPS / max(1, data // batch_size)))
+    return replace(request, settings={**request.settings, "batch_size": batch_size, "epochs": epochs})
+
+
 def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
@@ -305,10 +322,7 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
     with seeded(settings.seed):
         model = _build_model(name, splits["train"], request)
     splits, wanted, notes = _for_program(model, splits, request.site)
-    train = splits["train"]
-    if settings.train_data is not None and settings.train_data < len(train):
-        train = train[np.linspace(0, len(train) - 1, settings.train_data).round().astype(int)]
-    splits["train"] = train
+    splits["train"] = train = _part(splits["train"], settings.train_data)
     guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
     check_objective(settings.objective, model, guide, *train.batch(torch.arange(min(len(train), 4))))
     if exact_structure(model, train) is None:
@@ -324,6 +338,13 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
         "request": {**_stored(request), "models": [name]},
     }
     return _Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
+
+
+def _part(train: Data, count: int | None) -> Data:
+    """The training data that are used, from all over the set."""
+    if count is None or count >= len(train):
+        return train
+    return train[np.linspace(0, len(train) - 1, count).round().astype(int)]
 
 
 def _build_model(name: str, train: Data, request: Request) -> PyroModule:
@@ -454,6 +475,7 @@ def _train(job: _Job, progress: Progress) -> None:
         batch_size=settings.batch_size,
         lr=settings.lr,
         objective=settings.objective,
+        patience=max(20, settings.epochs // 5),  # an epoch of few data is a few steps
         device=settings.device,
         run_dir=job.folder,
         resume=job.resume and store.has_checkpoint(checkpoints),
@@ -523,6 +545,7 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
     splits, _, notes = _for_program(model, splits, request.site or stored.get("site", {}))
     known = {f.name: config["settings"][f.name] for f in fields(Settings) if f.name in config["settings"]}
     settings = Settings(**{**known, **{n: v for n, v in request.asked().items() if n not in TRAINING or n == "seed"}})
+    splits["train"] = _part(splits["train"], settings.train_data)
     if exact_structure(model, splits["test"]) is None:
         require_passable(settings.chains, settings.draws)
     return _Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
@@ -533,7 +556,7 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
     settings = job.settings
     for file in (store.COMPARISON, store.CONTRAST, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
-    held = _held_out(job.splits["test"], settings.held_out, settings.seed)
+    held = _checked(job)
     amortized = posterior(job.model, job.guide, held, settings.draws, seed=settings.seed, progress=progress)
     store.save_tree(amortized, job.folder / store.AMORTIZED)
     references = _reference(job, held, progress)
@@ -560,6 +583,15 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
         contrast,
         store.load_history(job.folder),
     )
+
+
+def _checked(job: _Job) -> Data:
+    """Held-out test data; with shared latents all training data, since the guide has learned their posterior alone."""
+    if all(site["local"] for site in job.guide.spec["sites"]):
+        return _held_out(job.splits["test"], job.settings.held_out, job.settings.seed)
+    train = job.splits["train"]
+    job.notes.append(f"some latents are shared: guide and reference are those of the {len(train)} training data")
+    return train
 
 
 def _held_out(test: Data, count: int, seed: int) -> Data:
