@@ -20,6 +20,7 @@ import xarray as xr
 from pyro.nn import PyroModule
 
 from calibrant import store
+from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.data import load as load_data
 from calibrant.errors import DataError, ProgramError, RunError
@@ -310,7 +311,7 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
         train = train[np.linspace(0, len(train) - 1, settings.train_data).round().astype(int)]
     splits["train"] = train
     guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
-    check_objective(settings.objective, model, guide, *train.batch(torch.arange(min(len(train), 4))))
+    check_objective(settings.objective, model, guide, *bind(model, train).batch(torch.arange(min(len(train), 4))))
     if exact_structure(model, train) is None:
         require_passable(settings.chains, settings.draws)
     config = {
