@@ -21,6 +21,7 @@ import xarray as xr
 from pyro.nn import PyroModule
 
 from calibrant import store
+from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.data import load as load_data
 from calibrant.errors import DataError, ProgramError, RunError
@@ -324,7 +325,7 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
     splits, wanted, notes = _for_program(model, splits, request.site)
     splits["train"] = train = _part(splits["train"], settings.train_data)
     guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
-    check_objective(settings.objective, model, guide, *train.batch(torch.arange(min(len(train), 4))))
+    check_objective(settings.objective, model, guide, *bind(model, train).batch(torch.arange(min(len(train), 4))))
     if exact_structure(model, train) is None:
         require_passable(settings.chains, settings.draws)
     config = {

@@ -269,9 +269,9 @@ def test_fit_then_check_gives_what_run_gives(short_report):
     assert Path("fitted/report.html").is_file()
 
 
-@pytest.mark.parametrize(("model", "data"), [("gsm", "image.npz"), ("ppca", "rows.npz")])  # with a scale, and without
-def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_report, model, data):
-    words = f"run {model} --data {data} --set latents=2 --structure collapsed --objective dreg --out run"
+@pytest.mark.parametrize("model", ["gsm", "ppca"])  # with a scale to learn, and without
+def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_report, model):
+    words = f"run {model} --data rows.npz --set latents=2 --structure collapsed --objective dreg --out run"
     good(*words.split(), *SMALL)
     assert store.read_config("run")["guide"]["structure"] == "collapsed"
     assert cal.load("run")[1].model.recipe.name == model

@@ -1,9 +1,13 @@
 """The README's examples run as they stand."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+
+import calibrant as cal
+from calibrant.inference import repair
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -17,8 +21,56 @@ def test_write_your_own_model(tmp_path, monkeypatch, capsys):
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def the_model_you_have(**shorter):
+    """Runs the three blocks of "Check the model you already have" in one namespace, and returns it."""
+    names = {}
+    for block in BLOCKS[1:4]:
+        for long, short in shorter.values():
+            assert any(long in other for other in BLOCKS[1:4])
+            block = block.replace(long, short)
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_check_the_model_you_already_have(monkeypatch, capsys):
+    """With chains that are too short to judge anything: the slow test takes the real ones."""
+    assert len(BLOCKS[2].strip().splitlines()) <= 10
+    monkeypatch.setattr(sys.modules[cal.inference.reference.__module__], "require_passable", lambda *numbers: None)
+    monkeypatch.setattr(repair, "_LOOKS", 1)
+    names = the_model_you_have(
+        training=("range(1000)", "range(50)"),
+        chains=("warmup=300, draws=500", "warmup=10, draws=30"),
+        pool=("draws=10_000), draws=1000", "draws=200), draws=100"),
+    )
+    assert "`z" in capsys.readouterr().out
+    assert cal.inference.posterior(names["model"], names["richer"], names["few"], draws=2)
+    fit = cal.inference.fit(
+        names["model"].requires_grad_(False), names["richer"], names["few"], epochs=1, objective="dreg"
+    )
+    assert fit.epochs == 1
+
+
+@pytest.mark.slow
+def test_what_helps_a_guide_that_fails(capsys):
+    names = the_model_you_have()
+    assert "too narrow" in capsys.readouterr().out
+    model, few, ref = (names[name] for name in ("model", "few", "ref"))
+    assert int(ref["convergence"]["is_reference"].sum()) > 28
+
+    def errors(post):
+        """Root-mean-square errors of the means, in reference sds, and of the sd ratios."""
+        result = cal.evaluation.compare(post, ref)
+        return [float((error**2).mean() ** 0.5) for error in (result["mean_error"], result["sd_ratio"] - 1)]
+
+    mean, sd = errors(names["post"])
+    assert errors(cal.inference.posterior(model, names["refined"], few))[0] < 0.5 * mean  # the encoder's fault
+    weighed = errors(names["weighed"])
+    assert weighed[0] < 0.5 * mean
+    assert weighed[1] < 0.6 * sd  # the family's
+
+
 @pytest.mark.slow
 def test_use_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(BLOCKS[1], "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(BLOCKS[4], "README.md", "exec"), {"__name__": "readme"})
     assert "scale" in capsys.readouterr().out
