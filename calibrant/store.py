@@ -43,8 +43,9 @@ FORMAT = "calibrant/1"
 CONFIG, HISTORY, CHECKPOINTS, REPORT = "config.json", "history.csv", "checkpoints", "report.html"
 MODEL, GUIDE = "model.safetensors", "guide.safetensors"
 AMORTIZED, REFERENCE, COMPARISON, CONTRAST = "amortized.nc", "reference.nc", "comparison.nc", "contrast.nc"
+GAP = "gap.nc"
 
-_FILES = (CONFIG, HISTORY, REPORT, MODEL, GUIDE, AMORTIZED, REFERENCE, COMPARISON, CONTRAST)
+_FILES = (CONFIG, HISTORY, REPORT, MODEL, GUIDE, AMORTIZED, REFERENCE, COMPARISON, CONTRAST, GAP)
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "safetensors", "h5netcdf")
 _CHECKPOINT = "training.safetensors"
 _PARTS = ("weights", "best")
@@ -167,7 +168,7 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
     _set_weights(program, tensors)
     datasets = {
         name: load_dataset(folder / file) if (folder / file).is_file() else None
-        for name, file in (("comparison", COMPARISON), ("contrast", CONTRAST))
+        for name, file in (("comparison", COMPARISON), ("contrast", CONTRAST), ("gap", GAP))
     }
     return RunResult(
         name=config["name"],

@@ -42,6 +42,7 @@ from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
 _STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 2000, 8, 16  # of a training whose length was not asked for
+_GAP_DATA = 64  # whose gap is split: refining takes a second for a dozen
 
 
 @dataclass(frozen=True)
@@ -553,9 +554,9 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
 
 
 def _evaluate(job: _Job, progress: Progress) -> RunResult:
-    """Posteriors, references, their comparison and the contrast experiment on held-out test data, all saved."""
+    """Posteriors, references, their comparison, gaps and the contrast experiment on held-out test data, all saved."""
     settings = job.settings
-    for file in (store.COMPARISON, store.CONTRAST, store.REPORT):  # of other draws
+    for file in (store.COMPARISON, store.CONTRAST, store.GAP, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
     held = _checked(job)
     amortized = posterior(job.model, job.guide, held, settings.draws, seed=settings.seed, progress=progress)
@@ -566,6 +567,7 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
     store.save_dataset(comparison, job.folder / store.COMPARISON)
     progress("compare", 1, 1)
     contrast = _contrast(job, held, progress)
+    split = _gap(job, held, references, progress)
     config = store.read_config(job.folder)
     config["notes"] = list(dict.fromkeys(job.notes))
     config["checked"] = {
@@ -582,6 +584,7 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
         references,
         comparison,
         contrast,
+        split,
         store.load_history(job.folder),
     )
 
@@ -647,6 +650,21 @@ def _contrast(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
         progress=progress,
     )
     store.save_dataset(result, job.folder / store.CONTRAST)
+    return result
+
+
+def _gap(job: _Job, held: Data, references: xr.DataTree, progress: Progress) -> xr.Dataset | None:
+    """The split of the gap of the first of the held-out data, where it has a meaning."""
+    from calibrant.evaluation.gap import gap_or_note
+
+    settings, some = job.settings, held[: min(_GAP_DATA, len(held))]
+    result, note = gap_or_note(
+        job.model, job.guide, some, references, draws=settings.draws, seed=settings.seed + 3, progress=progress
+    )
+    if result is None:
+        job.notes.append(note)
+    else:
+        store.save_dataset(result, job.folder / store.GAP)
     return result
 
 

@@ -195,7 +195,7 @@ def test_run_of_one_model_fills_its_folder_and_reports(short_report):
     out, err = good("run", "ea-vae", "--data", "image.npz", "--set", "latents=2", *SMALL)
     folder = Path("runs/ea-vae-image-1")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*RESULTS, "checkpoints", "contrast.nc", "reference.nc", "report.html"]
+        [*RESULTS, "checkpoints", "contrast.nc", "gap.nc", "reference.nc", "report.html"]
     )
     assert "calibrant run ea-vae --data image.npz" in (folder / "report.html").read_text()
     result = store.load_result(folder)
@@ -210,6 +210,8 @@ def test_run_of_one_model_fills_its_folder_and_reports(short_report):
     elbo = result.amortized["sample_stats"]["log_p"] - result.amortized["sample_stats"]["log_q"]
     evidence = cal.inference.log_evidence(result.model, {"x": result.reference["observed_data"]["x"].values})
     assert gap == pytest.approx(float(evidence.mean()) - float(elbo.mean()), rel=1e-6)
+    np.testing.assert_allclose(result.gap["log_evidence"], evidence, atol=1e-6)
+    assert result.gap["data"].values.tolist() == labels
     assert re.search(rf"ea-vae .* {gap:.3f} ±", out)
     assert f"report: {folder}/report.html" in out
     assert "`scale`" in out

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 
@@ -24,6 +26,7 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import CalibrantError, RunError
 from calibrant.evaluation import Check, RunResult, check, compare, contrast, plots, report
+from calibrant.evaluation.gap import gap_or_note
 from calibrant.evaluation.report import evidence_gap
 
 SHAPE = (1, 5, 5)
@@ -45,9 +48,11 @@ def checked(model: PyroModule, data: Data, **options: Any) -> Check:
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_levels() -> Iterator[None]:
-    """A contrast experiment of three levels, to save time."""
+    """A contrast experiment of three levels, and guides that are hardly refined, to save time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contrast, "LEVELS", (0.1, 1.0, 10.0))
+        module = sys.modules["calibrant.evaluation.check"]
+        patch.setattr(module, "gap_or_note", partial(gap_or_note, steps=20))
         yield
 
 
@@ -83,7 +88,7 @@ def quick(monkeypatch) -> None:
 @pytest.fixture
 def bare(quick, monkeypatch) -> None:
     """Without any picture."""
-    for name in ("training_curves", "contrast_curves", "dictionary", "samples", "agreement", "worst_data"):
+    for name in ("training_curves", "contrast_curves", "dictionary", "samples", "agreement", "gaps", "worst_data"):
         monkeypatch.setattr(plots, name, lambda result: None)
 
 
@@ -142,8 +147,8 @@ def test_the_page_reads_on_a_phone_and_on_paper(page):
 
 def test_every_picture_is_there_and_explained(page):
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    # contrast and training once; samples, dictionary, agreement, worst data and four of ArviZ's for both models
-    assert len(found) == 2 + 2 * 8
+    # contrast and training once; samples, dictionary, agreement, gaps, worst data and four of ArviZ's for both models
+    assert len(found) == 2 + 2 * 9
     assert page.count("How to read it") >= len(found)
     for encoded in found:
         picture = base64.b64decode(encoded)
@@ -233,6 +238,23 @@ def test_a_reference_that_fails_for_some_data_or_for_all(full, failed, tmp_path,
     assert "datum 101" in text
     assert "cannot tell" in text
     assert "How they differ: the root mean square of x is" in text
+
+
+def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, quick):
+    text = re.sub(r"\s+", " ", Page(rendered(full[0], tmp_path)).text)
+    split = full[0].gap
+    for name, words in (("gap", "together"), ("approximation", "approximation"), ("amortization", "amortization")):
+        assert f"{words} {float(split[name].mean()):.2f} ± " in text
+        assert f" {float(split[name].median()):.2f} (" in text
+    assert "Known for 6 of 6 data (log p(x): exact)." in text
+    some = split.where(split["data"] > 102)
+    some["method"], some["reason"] = split["method"], ("data", np.array(["too <far>"] * 3 + [""] * 3))
+    text = re.sub(r"\s+", " ", Page(rendered(replace(full[0], gap=some), tmp_path)).text)
+    assert "Known for 3 of 6 data" in text
+    assert "the first one: too <far>." in text
+    none = replace(full[0], gap=some.where(False).assign(method=some["method"], reason=some["reason"]))
+    assert plots.gaps(none) is None
+    assert "Known for 0 of 6 data" in re.sub(r"\s+", " ", Page(rendered(none, tmp_path)).text)
 
 
 class Hierarchical(PyroModule):
@@ -337,6 +359,8 @@ def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
     evidence, bound, error = evidence_gap(found.result)
     assert bound == pytest.approx(evidence, abs=1e-9)
     assert error < 1e-9
+    assert float(np.abs(found.result.gap["gap"]).max()) < 1e-5
+    assert float(np.abs(found.result.gap["approximation"]).max()) < 0.05
     lines = str(found).splitlines()
     assert lines[0] == "ppca"
     assert lines[1].startswith("  pass  `z`: ")

@@ -453,10 +453,13 @@ def test_load_result_reads_a_whole_run(tmp_path, results):
         store.load_result(tmp_path)
     store.save_tree(post, tmp_path / store.AMORTIZED)
     bare = store.load_result(tmp_path)
-    assert (bare.reference, bare.comparison, bare.contrast) == (None, None, None)
+    assert (bare.reference, bare.comparison, bare.contrast, bare.gap) == (None, None, None, None)
     store.save_tree(ref, tmp_path / store.REFERENCE)
     store.save_dataset(compare(post, ref), tmp_path / store.COMPARISON)
+    split = xr.Dataset({"gap": ("data", [0.5]), "reason": ("data", np.array([""]))}, {"data": [3]})
+    store.save_dataset(split, tmp_path / store.GAP)
     result = store.load_result(tmp_path)
+    assert result.gap.identical(split)
     assert result.name == "ea-vae"
     assert result.history == fitted().history
     assert same(model.state_dict(), result.model.state_dict())

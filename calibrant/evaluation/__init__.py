@@ -4,6 +4,7 @@ from calibrant.evaluation.check import Check, check
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
+from calibrant.evaluation.gap import gap
 from calibrant.evaluation.pit import pit
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
@@ -17,6 +18,7 @@ __all__ = [
     "compare",
     "contrast_experiment",
     "contrast_verdicts",
+    "gap",
     "pit",
     "report",
     "verdicts",

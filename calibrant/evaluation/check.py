@@ -1,4 +1,4 @@
-"""One call from a model and its guide to verdicts: posterior, reference, comparison, contrast."""
+"""One call from a model and its guide to verdicts: posterior, reference, comparison, gaps, contrast."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from calibrant.data import Data
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
+from calibrant.evaluation.gap import gap_or_note
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.verdicts import Verdict, verdicts
@@ -68,8 +69,9 @@ def check(
 ) -> Check:
     """Compare a guide with the reference posterior of every datum.
 
-    The contrast experiment is part of it where the posterior is known exactly, the data are images, and the model has a
-    Gaussian noise to measure contrast in.
+    What the ELBO leaves is split into approximation and amortization gap where all latents are local and the guide can
+    be refined. The contrast experiment is part of it where the posterior is known exactly, the data are images, and the
+    model has a Gaussian noise to measure contrast in.
 
     Args:
         model: the program, in `eval()`.
@@ -95,7 +97,9 @@ def check(
     contrast = None
     if has_contrast(program, data):
         contrast = contrast_experiment(program, guide, data, chains=chains, seed=seed + 2, progress=progress)
-    result = RunResult(_name(program), program, {}, amortized, reference, comparison, contrast)
+    split, note = gap_or_note(program, guide, data, reference, draws=draws, seed=seed + 3, progress=progress)
+    config = {"notes": [note]} if note else {}
+    result = RunResult(_name(program), program, config, amortized, reference, comparison, contrast, split)
     return Check(result, [*verdicts(comparison), *(contrast_verdicts(contrast) if contrast is not None else [])])
 
 

@@ -95,6 +95,17 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     return result.assign_attrs(_attributes(amortized, reference, kept, level))
 
 
+def check_same_problem(post: xr.DataTree, ref: xr.DataTree) -> None:
+    """Refuse trees of other weights, observations, covariates or latents than each other's.
+
+    Raises:
+        InferenceError: as `compare`.
+    """
+    amortized, reference = _Side.read(post, "amortized"), _Side.read(ref, "reference")
+    _check_same_problem(amortized, reference, _join(amortized, reference))
+    _common_latents(amortized, reference)
+
+
 @dataclass(frozen=True)
 class _Side:
     """One of the two trees, as far as a comparison needs it."""

@@ -280,6 +280,31 @@ def _ratios(axes: Axes, ratio: Array, name: str) -> None:
     axes.set(xlabel=f"sd of guide / sd of reference, {_plain(name)}", ylabel="data × latents")
 
 
+def gaps(result: RunResult) -> str | None:
+    """Both parts of the gap of every datum, one upon the other, the largest first."""
+    split = known_gaps(result)
+    if split is None:
+        return None
+    split = split.sortby("gap", ascending=False)
+    rank, lower, upper = (np.arange(split.sizes["data"]), *(split[n].values for n in ("approximation", "amortization")))
+    with _figure(_WIDTH, 2.5) as figure:
+        axes = figure.subplots()
+        axes.bar(rank, lower, 1.0, color=COLOURS[0], label="approximation")
+        axes.bar(rank, upper, 1.0, lower, color=COLOURS[4], label="amortization")
+        axes.set(xlabel="datum, by gap", ylabel="nats", xlim=(-0.5, len(rank) - 0.5))
+        axes.set_xticks([])
+        figure.legend(loc="outside upper center", ncols=2)
+        return _uri(figure)
+
+
+def known_gaps(result: RunResult) -> xr.Dataset | None:
+    """The data whose gap is known; None where there are none."""
+    if result.gap is None:
+        return None
+    known = result.gap.isel(data=np.flatnonzero(np.isfinite(result.gap["gap"] + result.gap["approximation"])))
+    return known if known.sizes["data"] else None
+
+
 def scores(comparison: xr.Dataset) -> xr.DataArray:
     """How far the guide is off, `(data, latent)`: the larger of |mean error| (reference sd) and |log sd ratio|."""
     error, ratio = abs(comparison["mean_error"]), abs(np.log(comparison["sd_ratio"].clip(1e-12)))

@@ -87,6 +87,7 @@ class _Section:
     numbers: list[tuple[str, str]]
     settings: list[tuple[str, str]]
     sites: list[dict[str, str]]
+    gap: dict[str, Any] | None
     gate: dict[str, Any] | None
     notes: list[str]
     pictures: dict[str, str | None]
@@ -101,6 +102,7 @@ def _section(result: RunResult) -> _Section:
         "dictionary": plots.dictionary(result),
         "samples": plots.samples(result),
         "agreement": plots.agreement(result),
+        "gaps": plots.gaps(result),
         "worst": plots.worst_data(result),
         **plots.arviz_pictures(result),
     }
@@ -113,6 +115,7 @@ def _section(result: RunResult) -> _Section:
         numbers=_numbers(result),
         settings=_settings(result.config),
         sites=[_site_row(comparison, name, found) for name in _sites(comparison)] if comparison is not None else [],
+        gap=_gap(result),
         gate=_gate(result),
         notes=[str(note) for note in result.config.get("notes", [])],
         pictures=pictures,
@@ -208,6 +211,32 @@ def _site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> di
         row |= {"sd": "–", "mean": "–", "coverage": "–"}
     sentences = [verdict.sentence for verdict in found if verdict.site == site and verdict.status != "pass"]
     return {**row, "verdict": "; ".join(sentences) or f"`{site}`: agrees with the reference"}
+
+
+def _gap(result: RunResult) -> dict[str, Any] | None:
+    """Both parts of the gap over the data where they are known, and why they are not for others."""
+    if result.gap is None:
+        return None
+    known = plots.known_gaps(result)
+    names = ("gap", "approximation", "amortization")
+    reasons = result.gap["reason"].values[result.gap["reason"].values != ""].tolist()
+    return {
+        "data": result.gap.sizes["data"],
+        "known": known.sizes["data"] if known is not None else 0,
+        "rows": [_gap_row(known, name) for name in names] if known is not None else [],
+        "evidence": ", ".join(sorted(set(known["method"].values.tolist()))) if known is not None else "",
+        "reason": reasons[0] if reasons else "",
+    }
+
+
+def _gap_row(known: xr.Dataset, name: str) -> dict[str, str]:
+    values, errors = known[name].values, known[f"{name}_se"].values
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return {
+        "name": {"gap": "together"}.get(name, name),
+        "mean": f"{values.mean():.2f} ± {np.sqrt((errors**2).sum()) / len(errors):.2g}",
+        "median": f"{middle:.2f} ({low:.2f} – {high:.2f})",
+    }
 
 
 def _gate(result: RunResult) -> dict[str, Any] | None:

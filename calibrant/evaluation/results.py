@@ -21,6 +21,7 @@ class RunResult:
         reference: their reference posterior.
         comparison: what `compare` found.
         contrast: what `contrast_experiment` found.
+        gap: what `gap` found.
         history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
     """
 
@@ -31,4 +32,5 @@ class RunResult:
     reference: xr.DataTree | None = None
     comparison: xr.Dataset | None = None
     contrast: xr.Dataset | None = None
+    gap: xr.Dataset | None = None
     history: list[dict[str, float]] = field(default_factory=list)

@@ -382,7 +382,8 @@ def _base(support: Any) -> Any:
     return support
 
 
-def _is_direction(fn: Any) -> bool:
+def is_direction(fn: Any) -> bool:
+    """Whether a site's values are points of a circle or a sphere, whose vectors here have no normalised density."""
     return isinstance(unwrapped(fn), _CIRCULAR) or _base(fn.support) is constraints.sphere
 
 
@@ -395,7 +396,7 @@ def raw_shape(name: str, site: Mapping[str, Any]) -> torch.Size:
     fn, shape = site["fn"], site["value"].shape
     if isinstance(unwrapped(fn), _CIRCULAR):
         return torch.Size([*shape, 2])
-    if _is_direction(fn):
+    if is_direction(fn):
         return shape
     try:
         return torch.Size(biject_to(fn.support).inverse_shape(shape))
@@ -410,7 +411,7 @@ def to_support(fn: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
     """The value of a site at an unconstrained value, and the log density of the map, entry by entry."""
     if isinstance(unwrapped(fn), _CIRCULAR):
         return torch.atan2(raw[..., 1], raw[..., 0]), _ambient(raw)
-    if _is_direction(fn):
+    if is_direction(fn):
         return raw / raw.norm(dim=-1, keepdim=True), _ambient(raw)
     transform = biject_to(fn.support)
     value = transform(raw)
@@ -432,7 +433,7 @@ def to_raw(fn: Any, value: Tensor) -> Tensor:
     """An unconstrained value of a site; directions get a typical length."""
     if isinstance(unwrapped(fn), _CIRCULAR):
         value = torch.stack([value.cos(), value.sin()], -1)
-    elif not _is_direction(fn):
+    elif not is_direction(fn):
         return biject_to(fn.support).inv(value)
     return max(_LENGTH_FREEDOM, value.shape[-1]) ** 0.5 * value
 
