@@ -16,6 +16,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Outputs = tuple[Tensor, ...]
@@ -75,7 +76,11 @@ def _warn(what: str, error: Exception) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's own messages: a failure is told in one warning."""
+    """Without the compiler's own messages: a failure is told in one warning.
+
+    Its first use also turns off the validation of all distributions, which is undone.
+    """
+    validates = Distribution._validate_args
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor")]
     levels: list[Any] = [logger.level for logger in loggers]
     for logger in loggers:
@@ -83,5 +88,6 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        Distribution.set_default_validate_args(validates)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
