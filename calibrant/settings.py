@@ -15,7 +15,7 @@ DATA = "natural-patches"
 STRUCTURES = ("faithful", "mean-field", "program", "full", "collapsed")
 FAMILIES = (
     *("normal", "laplace", "studentt", "lognormal", "gamma", "beta", "dirichlet", "transformed", "dense", "low-rank"),
-    *("flow", "vonmises", "vmf", "bernoulli", "onehot", "categorical"),
+    *("gamma-fixed", "flow", "vonmises", "vmf", "bernoulli", "onehot", "categorical"),
 )
 OBJECTIVES = ("stl", "kl", "iwae", "dreg")
 
