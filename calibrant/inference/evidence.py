@@ -100,7 +100,7 @@ def _weights(log_ratios: Array, log_evidence: Array, effective: Array, draws: in
 
 def _effective(weights: Array) -> Array:
     """Effective number of draws for the mean of weights `(data, chain, draw)`; all of them where nothing is known."""
-    known = np.isfinite(weights).all((1, 2))
+    known = np.isfinite(weights.reshape(len(weights), -1)).all(1)
     return ess(np.moveaxis(np.where(known[:, None, None], weights, 0.0), 0, 2))
 
 
