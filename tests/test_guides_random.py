@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pyro
@@ -10,14 +11,18 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pyro.distributions.transforms import OrderedTransform
+from pyro.nn import PyroModule
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 from calibrant.errors import ProgramError
 from calibrant.guides import AmortizedGuide, amortize
+from calibrant.guides.directional import VonMisesFisher
 from calibrant.guides.structure import STRUCTURES
 from calibrant.inference.objectives import OBJECTIVES, check_guide
-from calibrant.program import as_program, defaults, density_of, guide_trace, is_local, sampled, seeded, trace
+from calibrant.program import defaults, density_of, guide_trace, is_local, sampled, seeded, trace
 
 ROOT = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 1.1]])
 SIZE = 8
@@ -25,13 +30,28 @@ PRIORS = {
     "normal": lambda loc: dist.Normal(loc, 1.3),
     "laplace": lambda loc: dist.Laplace(loc, 0.7),
     "student": lambda loc: dist.StudentT(4.0, loc, 0.9),
+    "cauchy": lambda loc: dist.Cauchy(loc, 0.5),
     "mvn": lambda loc: dist.MultivariateNormal(loc[..., None].expand(*loc.shape, 3), scale_tril=ROOT.to(loc)),
     "lognormal": lambda loc: dist.LogNormal(loc, 0.6),
     "gamma": lambda loc: dist.Gamma(loc.exp() + 0.5, 2.0),
     "half-normal": lambda loc: dist.HalfNormal(loc.exp()),
+    "half-cauchy": lambda loc: dist.HalfCauchy(loc.exp()),
+    "inverse-gamma": lambda loc: dist.InverseGamma(loc.exp() + 2.0, 1.0),
+    "pareto": lambda loc: dist.Pareto(torch.full_like(loc, 1.5), loc.exp() + 1.0),
     "beta": lambda loc: dist.Beta(loc.exp() + 0.5, 2.0),
     "uniform": lambda loc: dist.Uniform(torch.full_like(loc, -1.0), 2.0),
     "dirichlet": lambda loc: dist.Dirichlet(loc.exp()[..., None] + torch.arange(1.0, 4.0).to(loc)),
+    "ordered": lambda loc: dist.TransformedDistribution(
+        dist.Normal(loc[..., None].expand(*loc.shape, 3), 1.0).to_event(1), [OrderedTransform()]
+    ),
+    "lkj": lambda loc: dist.LKJCholesky(3, loc.exp() + 0.5),
+    "angle": lambda loc: dist.VonMises(loc, 2.0),
+    "circle": lambda loc: dist.ProjectedNormal(torch.stack([loc, 0.5 - loc], -1)),
+    "sphere": lambda loc: dist.ProjectedNormal(torch.stack([loc, 0.5 - loc, 1.0 + loc], -1)),
+    "vmf": lambda loc: VonMisesFisher(torch.eye(6).to(loc)[0], loc.exp()),
+    "improper": lambda loc: dist.ImproperUniform(constraints.real, loc.shape, ()),
+    "improper positive": lambda loc: dist.ImproperUniform(constraints.positive, loc.shape, ()),
+    "improper simplex": lambda loc: dist.ImproperUniform(constraints.simplex, loc.shape, (3,)),
     "bernoulli": lambda loc: dist.Bernoulli(logits=loc),
     "categorical": lambda loc: dist.Categorical(logits=torch.stack([0.0 * loc, loc, 0.5 - loc], -1)),
 }
@@ -40,7 +60,7 @@ DISCRETE = ("bernoulli", "categorical")  # local, and of few entries, so that th
 
 @dataclass(frozen=True)
 class Part:
-    """One latent of a random program."""
+    """One latent of a random program; a shared one may lie in a plate of its own, of 3."""
 
     name: str
     kind: str
@@ -48,6 +68,7 @@ class Part:
     local: bool = True
     parents: tuple[str, ...] = ()
     covariate: bool = False
+    plated: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,21 +79,27 @@ class Spec:
     seen: tuple[str, ...]
     structure: str
 
-    def program(self, size: int, dose: Tensor) -> None:
+
+class Random(PyroModule):
+    """The program of a specification; it has weights, which say the dtype, and a covariate passes through them."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec, self.linear = spec, nn.Linear(1, 1)
+
+    def forward(self, size: int, dose: Tensor) -> None:
         values: dict[str, Tensor] = {}
-        plate = pyro.plate("data", size)
-        for part in self.parts:
+        plate, dose = pyro.plate("data", size), self.linear(dose[:, None])[:, 0]
+        for part in self.spec.parts:
             loc = _signal(part.parents, values, size if part.local else None)
             loc = loc + dose if part.covariate and part.local else loc
-            loc = loc.reshape(loc.shape + (1,) * len(part.event)).expand(loc.shape + part.event)
+            own = (3,) if part.plated else ()
+            loc = loc.reshape(loc.shape + (1,) * len(part.event)).expand(own + loc.shape + part.event)
             fn = PRIORS[part.kind](loc).to_event(len(part.event))
-            if part.local:
-                with plate:
-                    values[part.name] = _summary(pyro.sample(part.name, fn), 1)
-            else:
-                values[part.name] = _summary(pyro.sample(part.name, fn), 0)
+            with plate if part.local else pyro.plate(f"{part.name}_plate", 3) if part.plated else nullcontext():
+                values[part.name] = _summary(pyro.sample(part.name, fn), int(part.local))
         with plate:
-            loc = _signal(self.seen, values, size)
+            loc = _signal(self.spec.seen, values, size)
             pyro.sample("x", dist.Normal(torch.stack([loc, loc + dose], -1), 0.8).to_event(1))
 
 
@@ -95,7 +122,8 @@ def specs(draw: st.DrawFn) -> Spec:
         event = () if kind in DISCRETE else draw(st.sampled_from([(), (2,), (3,), (2, 2)]))
         candidates = [part.name for part in parts if local or not part.local]
         parents = tuple(draw(st.lists(st.sampled_from(candidates), unique=True))) if candidates else ()
-        parts.append(Part(f"z{i}", kind, event, local, parents, draw(st.booleans())))
+        plated = not local and draw(st.booleans())
+        parts.append(Part(f"z{i}", kind, event, local, parents, draw(st.booleans()), plated))
     names = [part.name for part in parts]
     seen = tuple(draw(st.lists(st.sampled_from(names), unique=True, min_size=1)))
     return Spec(tuple(parts), seen, draw(st.sampled_from(sorted(set(STRUCTURES) - {"collapsed"}))))
@@ -110,7 +138,7 @@ def data_of(spec: Spec, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str
 def assert_guide_is_right(spec: Spec, dtype: torch.dtype) -> None:
     """Sites, plates and supports are the program's, the ELBO and all its gradients finite, in the dtype of the data."""
     observed, covariates = data_of(spec, dtype)
-    program = as_program(spec.program)
+    program = Random(spec).to(dtype)
     guide = amortize(program, observed, spec.structure, covariates=covariates)
     assert {parameter.dtype for parameter in guide.parameters()} == {dtype}
     check_guide(program, guide, observed, covariates)
@@ -156,7 +184,7 @@ def assert_stored(guide: AmortizedGuide, run, observed: dict[str, Tensor], covar
 EVERYTHING = Spec(
     (
         Part("w", "gamma", (2,), local=False),
-        Part("v", "normal", local=False, parents=("w",)),
+        Part("v", "normal", local=False, parents=("w",), plated=True),
         Part("a", "mvn", (2,), parents=("w",)),
         Part("b", "lognormal", (2, 2), parents=("v", "a"), covariate=True),
     ),
@@ -205,7 +233,7 @@ def test_the_assertion_sees_samples_outside_the_support(monkeypatch):
 
 def test_the_assertion_sees_a_guide_that_is_not_what_was_stored():
     observed, covariates = data_of(EVERYTHING, torch.float32)
-    guide = amortize(EVERYTHING.program, observed, covariates=covariates)
+    guide = amortize(Random(EVERYTHING), observed, covariates=covariates)
     with torch.no_grad():
         run = guide_trace(guide, observed, SIZE, covariates)
     guide.heads[0].register_buffer("width", 2 * guide.heads[0].width, persistent=False)

@@ -24,6 +24,7 @@ from calibrant.program import (
     PLATE,
     Program,
     Site,
+    cast,
     check_program,
     defaults,
     is_improper,
@@ -228,9 +229,9 @@ def amortize(
         "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
         **({"block": block} if block else {}),
     }
-    with seeded(seed), defaults(program, rows[0]) as (device, dtype):
-        guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(device, dtype)
-        _set_statistics(guide, program, *rows)
+    with seeded(seed), defaults(program, rows[0]) as place:
+        guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(*place)
+        _set_statistics(guide, program, *(cast(part, *place) for part in rows))
         _narrow(guide, len(data))
     return guide
 

@@ -14,7 +14,6 @@ from calibrant.errors import ProgramError
 from calibrant.guides import densities
 from calibrant.guides.densities import ENTRIES, Family
 from calibrant.guides.supports import describe
-from calibrant.program import unwrapped
 
 
 def _flow(event_shape: tuple[int, ...], support: str) -> Family:
@@ -101,7 +100,7 @@ def choose_family(name: str, support: constraints.Constraint, prior: Any, asked:
 def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     """The families that cover a site, the best first."""
     support, own = _base(support), _base(prior)
-    if isinstance(unwrapped(prior), _ANGLES):
+    if isinstance(own, _ANGLES):
         return ["vonmises"]
     if type(support) is type(dist.constraints.sphere):
         return ["vmf"]
