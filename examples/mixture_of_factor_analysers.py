@@ -44,6 +44,6 @@ def data() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     truth = Model()
     with torch.no_grad():
-        truth.mean.copy_(0.7 * torch.randn(truth.mean.shape, generator=generator))
+        truth.mean.copy_(0.5 * torch.randn(truth.mean.shape, generator=generator))
         truth.loading.copy_(0.6 * torch.randn(truth.loading.shape, generator=generator))
     return {"x": cal.program.sample_prior(truth, 4000, seed=1)["x"]}
