@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,7 @@ def _weights(log_ratios: Array, log_evidence: Array, effective: Array, draws: in
 
 def _effective(weights: Array) -> Array:
     """Effective number of draws for the mean of weights `(data, chain, draw)`; all of them where nothing is known."""
-    known = np.isfinite(weights.reshape(len(weights), -1)).all(1)
+    known: Any = np.isfinite(weights).all((1, 2))
     return ess(np.moveaxis(np.where(known[:, None, None], weights, 0.0), 0, 2))
 
 
