@@ -60,7 +60,7 @@ def main() -> None:
     options = parser(__doc__, "runs/van-hateren")
     options.add_argument("--data", default="natural-patches", choices=["natural-patches", "van-hateren"])
     options.add_argument("--size", type=int, default=16, help="side of a patch")
-    options.add_argument("--training", nargs="+", default=["frozen", "joint"], choices=["frozen", "joint"])
+    options.add_argument("--training", nargs="+", default=["frozen"], choices=["frozen", "joint"])
     options.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     options.add_argument("--structures", nargs="+", default=list(STRUCTURES), choices=STRUCTURES)
     asked = options.parse_args()
