@@ -38,7 +38,7 @@ from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
-_GAP_DATA = 64  # whose gap is split: refining takes a second for a dozen
+_GAP_DATA = 64  # whose gap is split: enough for a median, and the time is bounded
 
 
 @dataclass(frozen=True)
