@@ -41,8 +41,8 @@ from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
-_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 2000, 8, 16  # of a training whose length was not asked for
-_GAP_DATA = 64  # whose gap is split: refining takes a second for a dozen
+_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
+_GAP_DATA = 64  # whose gap is split: enough for a median, and the time is bounded
 
 
 @dataclass(frozen=True)

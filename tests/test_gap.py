@@ -59,7 +59,7 @@ def ratio(z: np.ndarray, loc: float, scale: float) -> np.ndarray:
 def test_the_bridge_is_as_far_off_as_it_says(loc, scale, rho):
     """400 replicates: mean and spread of z. The proposal's tails are lighter than the target's in two of three cases.
 
-    A bias of a quarter of a standard error, and an error that is stated a sixth too small, are seen with 95% power.
+    A bias of a third of a standard error, and an error that is stated a sixth too small, are seen with 95% power.
     """
     z, q = chains(400, 200, rho), loc + scale * np.random.default_rng(2).standard_normal((400, 500))
     sides = ratio(z, loc, scale), ratio(q, loc, scale)
