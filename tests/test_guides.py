@@ -207,7 +207,7 @@ def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
 def test_the_classic_plate_scaling_bugs_are_caught(hierarchy, monkeypatch, wrong):
     """Shared terms weighed against a minibatch as if it were all the data, or against a single datum."""
     monkeypatch.setattr(
-        ElboTerms, "per_datum", lambda terms, total: terms.local.mean() + wrong(terms, len(terms.local))
+        ElboTerms, "maximised", lambda terms, total: terms.local.mean() + wrong(terms, len(terms.local))
     )
     assert not hierarchy.is_right(hierarchy.train())
 

@@ -228,7 +228,7 @@ def test_the_assertion_sees_samples_outside_the_support(monkeypatch):
     module = __import__("calibrant.guides.amortize", fromlist=["choose_family"])
     monkeypatch.setattr(module, "choose_family", lambda *_: "normal")
     with pytest.raises(ProgramError, match="support"):
-        assert_guide_is_right(Spec((Part("z0", "lognormal", (3,)),), ("z0",), "faithful"), torch.float32)
+        assert_guide_is_right(Spec((Part("z0", "half-cauchy", (40,)),), ("z0",), "faithful"), torch.float32)
 
 
 def test_the_assertion_sees_a_guide_that_is_not_what_was_stored():

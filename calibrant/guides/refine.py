@@ -65,7 +65,9 @@ class RefinedGuide(PyroModule):
 
     def __init__(self, guide: PyroModule, observed: Values, covariates: Values) -> None:
         super().__init__()
-        self.guide = guide
+        self.start = nn.ModuleList(
+            [guide]
+        )  # Pyro would rename the parts of a module of its own, and refuses it after a run
         entries = _bits({**observed, **covariates}).shape[1]
         salt = torch.randint(-(2**62), 2**62, (2, entries), generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("salt", (2 * salt + 1).to(next(iter(observed.values())).device))
@@ -82,7 +84,7 @@ class RefinedGuide(PyroModule):
     def forward(self, observed: Mapping[str, Tensor], size: int, **covariates: Tensor) -> None:
         rows = self._rows({**observed, **covariates})
         with _Moved({name: self._map(number, rows) for number, name in enumerate(self.sites)}):
-            self.guide(observed, size, **covariates)
+            self.start[0](observed, size, **covariates)
 
     def _map(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of a site's map for these rows, `(rows, *event on the line)`.
