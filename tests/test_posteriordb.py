@@ -45,7 +45,7 @@ class Posterior:
     log_density: Callable[[Draws], float]
     covariates: dict[str, torch.Tensor] = field(default_factory=dict)
     discrete: tuple[str, ...] = ()
-    dense: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def unzipped(path: Path) -> Any:
@@ -264,7 +264,12 @@ def gp_poisson() -> Posterior:
         unit = stats.norm.logpdf(latents(draw)["unit"]).sum()
         return float(scales + unit + stats.poisson(np.exp(draw["f"])).logpmf(count).sum())
 
-    return Posterior(program, {"k": tensor(count[None])}, latents, log_density, dense=True)
+    hard = {
+        "dense": True,
+        "target_accept": 0.99,
+        "warmup": 1000,
+    }  # the database's: a target of .99, a warm-up of 10,000
+    return Posterior(program, {"k": tensor(count[None])}, latents, log_density, settings=hard)
 
 
 def gaussian_mixture() -> Posterior:
@@ -352,9 +357,8 @@ def test_draws_agree_with_the_reference_draws(name: str) -> None:
         posterior.observed,
         method="nuts",
         covariates=posterior.covariates,
-        dense=posterior.dense,
         seed=1,
-        **SHORT,
+        **{**SHORT, **posterior.settings},
     )
     assert bool(tree["convergence"]["is_reference"].all()), tree["convergence"]["reason"].values
     found = tree["posterior"].dataset

@@ -41,6 +41,7 @@ def reference(
     *,
     covariates: Mapping[str, Any] | None = None,
     init: Program | None = None,
+    target_accept: float = 0.8,
     dense: bool = False,
     compile: bool | Literal["auto"] = "auto",
     groups: Iterable[str] = (),
@@ -62,6 +63,7 @@ def reference(
         warmup: adaptation steps of each chain (MCMC alone).
         draws: kept draws a chain (at least 500 for MCMC).
         init: a guide: every second chain of batched NUTS starts at its draws, the others at draws of the prior.
+        target_accept: mean acceptance that batched NUTS adapts its steps to; what diverges is run again with a higher.
         dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
             Gaussian process); coordinates then stay as they are at first.
         compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations a chain.
@@ -97,14 +99,20 @@ def reference(
         progress("reference", len(data), len(data))
     else:
         require_passable(chains, draws)
+        _check_target(target_accept)
         if method == "pyro-nuts":
             tree = _one_by_one(program, data, chains, warmup, draws, seed, progress)
         else:
             compiles = warmup + draws >= _COMPILED_FROM if compile == "auto" else compile
-            settings = NutsSettings(chains, warmup, draws, dense=dense, compile=compiles)
+            settings = NutsSettings(chains, warmup, draws, target_accept, dense, compile=compiles)
             tree = _batched(program, data, settings, init, seed, progress)
     add_groups(tree, program, data, groups, seed)
     return tree
+
+
+def _check_target(value: float) -> None:
+    if not 0.5 <= value < 1:
+        raise InferenceError(f"target_accept={value}: give a mean acceptance from 0.5 to below 1")
 
 
 def exact_structure(model: Program, observed: Mapping[str, Any] | Data) -> LinearGaussian | None:

@@ -128,7 +128,7 @@ def _run_again(
     plan = replace(
         settings,
         draws=settings.draws * treatment.longer,
-        target_accept=treatment.target_accept or settings.target_accept,
+        target_accept=max(treatment.target_accept or 0.0, settings.target_accept),
         dense=dense,
         powers=powers,
         other_powers=treatment.other_powers,
