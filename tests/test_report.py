@@ -244,8 +244,8 @@ def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, quick):
     text = re.sub(r"\s+", " ", Page(rendered(full[0], tmp_path)).text)
     split = full[0].gap
     for name, words in (("gap", "together"), ("approximation", "approximation"), ("amortization", "amortization")):
-        assert f"{words} {float(split[name].mean()):.2f} ± " in text
-        assert f" {float(split[name].median()):.2f} (" in text
+        assert f"{words}{float(split[name].mean()):.2f} ± " in text
+        assert f"{float(split[name].median()):.2f} (" in text
     assert "Known for 6 of 6 data (log p(x): exact)." in text
     some = split.where(split["data"] > 102)
     some["method"], some["reason"] = split["method"], ("data", np.array(["too <far>"] * 3 + [""] * 3))
