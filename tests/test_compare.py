@@ -416,6 +416,24 @@ def test_foreign_trees_without_attributes_are_compared() -> None:
     assert result.attrs["amortized_method"] == "unknown"
 
 
+def test_discrete_latents_are_named_and_not_compared() -> None:
+    """A class that is nearly certain has no sd to measure errors by; one tree of whole numbers alone is no class."""
+    rng = np.random.default_rng(0)
+    post, ref = tree(rng, 8), tree(rng, 8)
+    for each in (post, ref):
+        group = each["posterior"].to_dataset().assign(k=(("chain", "draw", "data"), rng.random((1, 1000, 8)).round()))
+        each["posterior"] = xr.DataTree(group.assign_attrs(latents='["k", "scale", "z"]'))
+    result = compare(post, ref)
+    assert result.attrs["discrete"] == "k"
+    assert set(result["site"].values.tolist()) == {"scale", "z"}
+    post["posterior"]["scale"] = post["posterior"]["scale"].round()
+    assert "scale" in compare(post, ref)["site"].values
+    for each in (post, ref):
+        each["posterior"] = xr.DataTree(each["posterior"].to_dataset()[["k"]].assign_attrs(latents='["k"]'))
+    with pytest.raises(InferenceError, match="are all discrete"):
+        compare(post, ref)
+
+
 def shared_tree(rng: np.random.Generator, local: bool, shift: float = 0.0) -> xr.DataTree:
     each = tree(rng, 16, draws=500, chains=4)
     w = shift + rng.normal(size=(4, 500, 2)).astype("float32")

@@ -63,7 +63,9 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
         Along `left_out`: `reason`. Along `observed_site`: `observed_rms_kept`, `observed_rms_left_out`, the mean over
         data of the root-mean-square of each observed site.
         Attributes: `n_joined`, `n_left_out`, `share_left_out`, `cannot_tell` (1 beyond 5% left out), `coverage_level`,
-        `amortized_method`, `reference_method`, `amortized_draws`, `reference_draws` (per datum), `model_sha256`.
+        `discrete` (latents whose draws are whole numbers on both sides: they are not compared, since an sd means
+        nothing where one value is nearly certain), `amortized_method`, `reference_method`, `amortized_draws`, `reference_draws`
+        (per datum), `model_sha256`.
 
     Raises:
         InferenceError: labels that are not unique or do not meet, different observations, covariates, weights, latents
@@ -74,7 +76,13 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     amortized, reference = _Side.read(post, "amortized"), _Side.read(ref, "reference")
     joined = _join(amortized, reference)
     _check_same_problem(amortized, reference, joined)
-    names = _common_latents(amortized, reference)
+    common = _common_latents(amortized, reference)
+    names = [name for name in common if not all(_is_discrete(side.posterior[name]) for side in (amortized, reference))]
+    if not names:
+        raise InferenceError(
+            f"the latents {common} are all discrete, and their means in posterior sds say nothing: compare the "
+            'probabilities of their values, (tree["posterior"]["NAME"] == value).mean(("chain", "draw"))'
+        )
     local = [name for name in names if "data" in reference.posterior[name].dims]
     shared = [name for name in names if name not in local]
 
@@ -92,7 +100,8 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     result = result.assign_coords(left_out=joined[~kept])
     result = result.assign(reason=("left_out", np.array([reason for reason in reasons if reason], dtype=str)))
     result = result.merge(_observed_difference(amortized, reference, joined, kept))
-    return result.assign_attrs(_attributes(amortized, reference, kept, level))
+    left = [name for name in common if name not in names]
+    return result.assign_attrs(_attributes(amortized, reference, kept, level), discrete=", ".join(left))
 
 
 def check_same_problem(post: xr.DataTree, ref: xr.DataTree) -> None:
@@ -240,6 +249,11 @@ def _common_latents(amortized: _Side, reference: _Side) -> list[str]:
                 raise InferenceError(f"latent `{name}` is missing from the {side.name} tree, which has {found}")
         _check_same_event(name, amortized, reference)
     return names
+
+
+def _is_discrete(draws: xr.DataArray) -> bool:
+    values = draws.values
+    return all(bool((some == np.rint(some)).all()) for some in (values[:, :10], values))
 
 
 def _check_same_event(name: str, amortized: _Side, reference: _Side) -> None:
