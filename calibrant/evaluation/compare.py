@@ -64,8 +64,8 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
         data of the root-mean-square of each observed site.
         Attributes: `n_joined`, `n_left_out`, `share_left_out`, `cannot_tell` (1 beyond 5% left out), `coverage_level`,
         `discrete` (latents whose draws are whole numbers on both sides: they are not compared, since an sd means
-        nothing where one value is nearly certain), `amortized_method`, `reference_method`, `amortized_draws`, `reference_draws`
-        (per datum), `model_sha256`.
+        nothing where one value is nearly certain), `amortized_method`, `reference_method`,
+        `amortized_draws`, `reference_draws` (per datum), `model_sha256`.
 
     Raises:
         InferenceError: labels that are not unique or do not meet, different observations, covariates, weights, latents
