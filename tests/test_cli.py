@@ -271,7 +271,9 @@ def test_fit_then_check_gives_what_run_gives(short_report):
     assert Path("fitted/report.html").is_file()
 
 
-@pytest.mark.parametrize("model", ["gsm", "ppca"])  # with a scale to learn, and without
+@pytest.mark.parametrize(
+    "model", [pytest.param("gsm", marks=pytest.mark.slow), "ppca"]
+)  # with a scale to learn, or not
 def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_report, model):
     words = f"run {model} --data rows.npz --set latents=2 --structure collapsed --objective dreg --out run"
     good(*words.split(), *SMALL)

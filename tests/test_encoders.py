@@ -290,6 +290,7 @@ def means(size, mask):
         pyro.sample("x", noise.to_event(1))
 
 
+@pytest.mark.slow
 def test_a_set_encoder_learns_how_a_posterior_narrows_with_the_number_of_elements():
     """centre | x ~ N(n x̄ / (n + 4), 4 / (n + 4)): the ELBO is within 0.02 nats of the exact evidence."""
     draw = torch.Generator().manual_seed(0)

@@ -104,7 +104,9 @@ def chain_program(size):
         pyro.sample("x", dist.Normal(z2[:, None].expand(-1, 2), 0.7).to_event(1))
 
 
-@pytest.mark.parametrize("structure", ["faithful", "program", "full"])
+@pytest.mark.parametrize(
+    "structure", ["faithful", *(pytest.param(name, marks=pytest.mark.slow) for name in ("program", "full"))]
+)
 def test_chain_reaches_the_exact_evidence(structure):
     """z1 → z2 → x: the posterior's correlation is lost by a mean-field guide alone."""
     train = {"x": cal.program.sample_prior(chain_program, 4000, seed=1)["x"]}

@@ -384,13 +384,12 @@ def two_places(nats):
 
 
 @pytest.mark.parametrize("slack", [None, torch.inf], ids=["as it is", "without the move"])
-def test_chains_leave_places_without_mass(monkeypatch, slack):
+def test_chains_leave_places_without_mass(monkeypatch, one_look, slack):
     if slack is not None:
         monkeypatch.setattr(adaptation, "_SLACK", slack)
     tree = reference(two_places(200.0), {"x": torch.zeros(12)})
     found, mean = tree["convergence"], tree["posterior"]["z"].mean(("chain", "draw")).values
-    right = bool(found["is_reference"].all()) and bool((found["look"] == 1).all())
-    assert right == (slack is None), found["reason"].values
+    assert bool(found["is_reference"].all()) == (slack is None), found["reason"].values
     if slack is None:
         assert found["moved"].values.max() in (1, 2)
         exact, sd = (-20 * 900 - 30) / 901, (900 / 901) ** 0.5
@@ -398,7 +397,7 @@ def test_chains_leave_places_without_mass(monkeypatch, slack):
         assert (abs(mean - exact) < limit * sd / found["ess_bulk"].values ** 0.5).all()
 
 
-def test_chains_stay_where_another_mode_has_mass():
+def test_chains_stay_where_another_mode_has_mass(one_look):
     found = reference(two_places(2.0), {"x": torch.zeros(12)})["convergence"]
     assert (found["moved"] == 0).all()
     assert not found["is_reference"].all()
@@ -419,7 +418,8 @@ def test_a_chain_is_astray_far_below_the_median_of_the_others():
     assert float(state.density[2, 0]) == 0.0
 
 
-def test_a_dense_metric_shortens_the_trajectories_of_correlated_latents():
+@pytest.mark.slow
+def test_a_dense_metric_shortens_the_trajectories_of_correlated_latents(one_look):
     def program(size):
         near = torch.tensor([[1.0, 0.99], [0.99, 1.0]])
         with pyro.plate("data", size):
