@@ -40,23 +40,25 @@ def draw(result: RunResult) -> Figure:
         draws = {who: tree["posterior"][site] for who, tree in trees.items()}
         if "data" in draws["guide"].dims:
             draws = {who: values.sel(data=result.comparison["data"]) for who, values in draws.items()}
-        for axes, statistic in zip(column, ("mean", "std"), strict=True):
-            against(axes, {who: getattr(values, statistic)(("chain", "draw")) for who, values in draws.items()})
+        means, sds = (
+            {who: getattr(values, statistic)(("chain", "draw")) for who, values in draws.items()}
+            for statistic in ("mean", "std")
+        )
+        against(column[0], means, float(sds["reference"].mean()))
+        against(column[1], {who: np.log10(values) for who, values in sds.items()}, 0.2)
         column[0].set_title(site, fontsize=9)
         column[1].set_xlabel("reference", fontsize=8)
-        column[1].set(xscale="log", yscale="log")
-        column[1].minorticks_off()
-    for axes, words in zip(figure.axes[:: len(sites)], ("guide's mean", "guide's sd"), strict=True):
+    for axes, words in zip(figure.axes[:: len(sites)], ("guide's mean", "guide's log₁₀ sd"), strict=True):
         axes.set_ylabel(words, fontsize=8)
     return figure
 
 
-def against(axes: Axes, values: dict[str, xr.DataArray]) -> None:
-    """Points, dots where there are many, and the line of agreement."""
+def against(axes: Axes, values: dict[str, xr.DataArray], margin: float) -> None:
+    """Points, dots where there are many, and the line of agreement, which goes on by a margin."""
     x, y = (values[who].transpose(*values["guide"].dims).values.ravel() for who in ("reference", "guide"))
     few = len(x) < 50
     axes.plot(x, y, "D" if few else ".", ms=4 if few else 2, color="#0072B2", alpha=1.0 if few else 0.4)
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    ends = [min(x.min(), y.min()) - margin, max(x.max(), y.max()) + margin]
     axes.plot(ends, ends, color="#222222", lw=0.8, ls="--")
     axes.tick_params(labelsize=7)
 
