@@ -86,7 +86,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 from torch.func import functional_call
 
 from calibrant.errors import DataError, ProgramError
@@ -182,6 +182,16 @@ def defaults(
             yield device, dtype
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def validation_kept() -> Iterator[None]:
+    """Undo what an import or a compiler inside does to the validation of all of torch's distributions."""
+    before = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

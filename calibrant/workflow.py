@@ -26,6 +26,7 @@ from calibrant.data import Data
 from calibrant.data import load as load_data
 from calibrant.errors import DataError, ProgramError, RunError
 from calibrant.evaluation.compare import compare
+from calibrant.evaluation.gap import gap_or_note
 from calibrant.evaluation.results import RunResult
 from calibrant.guides import amortize
 from calibrant.inference import fit, posterior, reference
@@ -655,8 +656,6 @@ def _contrast(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
 
 def _gap(job: _Job, held: Data, references: xr.DataTree, progress: Progress) -> xr.Dataset | None:
     """The split of the gap of the first of the held-out data, where it has a meaning."""
-    from calibrant.evaluation.gap import gap_or_note
-
     settings, some = job.settings, held[: min(_GAP_DATA, len(held))]
     result, note = gap_or_note(
         job.model, job.guide, some, references, draws=settings.draws, seed=settings.seed + 3, progress=progress

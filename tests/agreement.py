@@ -85,6 +85,11 @@ def from_draws(draws: npt.ArrayLike) -> Truth:
     return Truth(truth.mean, truth.sd, quantiles, statistics.std((0, 1)) / np.sqrt(diagnostics.ess(statistics)))
 
 
+def limit(count: int) -> float:
+    """|z| of a simultaneous test of so many statistics with a false-alarm probability of 1e-5."""
+    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
+
+
 def z_scores(draws: Array, truth: Truth) -> tuple[Array, Array]:
     """z of the five expectations and their effective sample sizes, `(5, …)`; NaN where nothing is compared."""
     assert draws.shape[2:] == truth.mean.shape, (draws.shape, truth.mean.shape)
@@ -103,16 +108,16 @@ def assert_agrees(draws: Mapping[str, npt.ArrayLike], truth: Mapping[str, Truth]
     few = {name: np.nanmin(sizes) for name, (_, sizes) in found.items() if np.nanmin(sizes) < MIN_ESS}
     assert not few, f"effective sample sizes below {MIN_ESS}: {few}"
     count = sum(int(np.isfinite(sizes).sum()) for _, sizes in found.values())
-    limit = NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
+    largest = limit(count)
     worst = {name: _worst(scores) for name, (scores, _) in found.items()}
-    assert all(score < limit for score, _ in worst.values()), f"|z| beyond {limit:.2f}: {worst}"
+    assert all(score < largest for score, _ in worst.values()), f"|z| beyond {largest:.2f}: {worst}"
     for name, true in truth.items():
         centre, spread = arrays[name].mean((0, 1)), arrays[name].std((0, 1))
         planted = {"shifted": arrays[name] + 0.25 * spread}
         if np.isfinite(true.sd).any() or np.isfinite(true.quantiles).any():
             planted["narrow"] = centre + 0.85 * (arrays[name] - centre)
         for defect, wrong in planted.items():
-            assert _worst(z_scores(wrong, true)[0])[0] > limit, f"{name}: the {defect} draws were not noticed"
+            assert _worst(z_scores(wrong, true)[0])[0] > largest, f"{name}: the {defect} draws were not noticed"
 
 
 def _worst(scores: Array) -> tuple[float, tuple[int, ...]]:

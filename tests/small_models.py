@@ -1,9 +1,11 @@
-"""Small registered models with every ingredient away from zero, and data for them."""
+"""Small models that several tests share: registered ones with every ingredient away from zero, and programs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 
@@ -23,3 +25,16 @@ def build(name: str, latents: int, **options: Any) -> tuple[PyroModule, dict[str
     model.eval()
     image = torch.randn(5)
     return model, {"x": torch.stack([0.1 * image, image, 4 * image])}
+
+
+def coin(size):
+    """A local latent that is discrete, and no other."""
+    with pyro.plate("data", size):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(k, 1.0))
+
+
+def coin_guide(observed, size):
+    """Its prior."""
+    with pyro.plate("data", size):
+        pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(size)))

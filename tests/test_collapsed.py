@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from statistics import NormalDist
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from agreement import assert_agrees, known
+from agreement import assert_agrees, known, limit
 from test_structure import SOLVED, Truth, hierarchical, hierarchical_scaled, simulate
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -39,11 +38,6 @@ PROGRAMS = [
     "scale, hierarchical",
 ]
 DEFECTS = ["ignores the scale", "noise 20% too large"]
-
-
-def limit(count: int) -> float:
-    """z of a simultaneous test of `count` statistics with a false-alarm rate of 1e-5."""
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from agreement import limit
 from scipy.signal import lfilter
 from scipy.stats import norm, wasserstein_distance
 
@@ -19,11 +20,6 @@ from calibrant.evaluation.verdicts import Verdict, verdicts
 from calibrant.inference.gate import exact_convergence
 
 LATENTS = 5  # `scale` and `z[0..3]`, in this order, in arrays over latents
-
-
-def limit(statistics: int) -> float:
-    """The two-sided limit of a test of so many statistics with false-alarm probability 1e-5."""
-    return float(norm.isf(1e-5 / (2 * statistics)))
 
 
 def tree(

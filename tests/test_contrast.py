@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from agreement import limit
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -26,10 +26,6 @@ from calibrant.inference.exact import solve
 from calibrant.inference.reference import exact_structure
 
 SHAPE, LATENTS, LEVELS, FEW = (1, 4, 4), 5, [0.1, 0.3, 1.0, 3.0, 10.0], [0.1, 1.0, 10.0]
-
-
-def limit(statistics: int) -> float:
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * statistics))
 
 
 def model(name: str, **arguments: Any) -> PyroModule:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import log, pi
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from scipy import special, stats
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -29,11 +29,6 @@ from calibrant.guides.directional import VonMisesFisher
 from calibrant.program import defaults, in_double, log_density, sampled, seeded, trace
 
 TRAIN, HELD_OUT, DRAWS = 4000, 2000, 40
-
-
-def limit(count: int) -> float:
-    """z of a simultaneous test of `count` statistics with a false-alarm rate of 1e-5."""
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 class Small(nn.Module):

@@ -6,12 +6,12 @@ exceed with probability 1e-6.
 
 import copy
 from math import lgamma, log, pi
-from statistics import NormalDist
 
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from scipy import special, stats
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -52,10 +52,6 @@ CASES = [
     *(("uniform", family) for family in ("dense", "flow")),
     *(("dirichlet", family) for family in ("transformed", "low-rank", "flow")),
 ]
-
-
-def limit(count):
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def prior(name, shape, size=1000):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pyro
@@ -11,9 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from agreement import limit
 from pyro.nn import PyroModule
 from scipy.special import ndtr
 from scipy.stats import gamma
+from small_models import coin, coin_guide
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
@@ -27,10 +28,6 @@ from calibrant.inference.trees import build_tree
 from calibrant.program import as_program
 
 DATA = 40
-
-
-def limit(count: int) -> float:
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def worst(errors: np.ndarray, se: np.ndarray) -> float:
@@ -410,15 +407,6 @@ def test_shared_latents_are_refused():
 
 
 def test_a_guide_without_continuous_latents_is_refused():
-    def model(size):
-        with pyro.plate("data", size):
-            k = pyro.sample("k", dist.Bernoulli(0.5))
-            pyro.sample("x", dist.Normal(k, 1.0))
-
-    def guide(observed, size):
-        with pyro.plate("data", size):
-            pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(size)))
-
     data = as_data({"x": torch.zeros(3)})
     with pytest.raises(ProgramError, match="nothing to refine"):
-        gap(model, guide, data, by_hand(model, data, {"k": np.zeros((4, 500, 3))}, False))
+        gap(coin, coin_guide, data, by_hand(coin, data, {"k": np.zeros((4, 500, 3))}, False))

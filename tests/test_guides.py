@@ -3,12 +3,12 @@
 import copy
 import json
 from math import log, pi
-from statistics import NormalDist
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from torch.distributions import MultivariateNormal
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,11 +22,6 @@ from calibrant.program import density_of, guide_trace, seeded, trace
 
 HELD_OUT = 4000
 STRUCTURED = tuple(sorted(set(STRUCTURES) - {"collapsed"}))
-
-
-def limit(count: int) -> float:
-    """z of a simultaneous test of `count` statistics with a false-alarm rate of 1e-5."""
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 class Small(torch.nn.Module):

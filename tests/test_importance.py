@@ -1,7 +1,6 @@
 """PSIS resampling: k-hat is ArviZ's, draws and evidence are those of the posterior, and the error bars count copies."""
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pyro
@@ -9,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from agreement import limit
 from arviz_stats.base import array_stats
 from torch.distributions import Normal
 
@@ -19,10 +19,6 @@ from calibrant.inference.importance import MIN_DRAWS
 
 X = {"x": torch.tensor([-2.0, -0.5, 0.0, 1.0, 3.0])}
 MEAN, SD = 0.8 * X["x"].numpy(), math.sqrt(0.2)
-
-
-def limit(count: int) -> float:
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def conjugate(size):

@@ -1,13 +1,13 @@
 """Objectives of several draws, and discrete latents that are summed out, against closed forms and quadrature."""
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
@@ -34,10 +34,6 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def limit(count: int) -> float:
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def double(*numbers: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pyro
@@ -10,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from agreement import limit
 from arviz_stats.base import array_stats
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
@@ -26,11 +26,6 @@ from calibrant.progress import silent
 
 X = {"x": torch.tensor([0.3, -1.2, 0.8, 2.5])}
 NOISE = 0.01
-
-
-def limit(count: int) -> float:
-    """z of a simultaneous test of `count` statistics with a false-alarm rate of 1e-5."""
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def hierarchical(size):

@@ -2,14 +2,15 @@
 
 import copy
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from pyro.nn import PyroModule
+from small_models import coin, coin_guide
 from torch import nn
 
 import calibrant as cal
@@ -18,10 +19,6 @@ from calibrant.guides import refine
 from calibrant.guides.refine import _is_movable
 
 DATA = 2000
-
-
-def limit(count: int) -> float:
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
 def diagonal_ppca(pixels=6, latents=3):
@@ -237,14 +234,5 @@ def test_angles_points_and_masked_sites_stay(fn):
 
 
 def test_nothing_to_refine():
-    def model(size):
-        with pyro.plate("data", size):
-            k = pyro.sample("k", dist.Bernoulli(0.5))
-            pyro.sample("x", dist.Normal(k, 1.0))
-
-    def guide(observed, size):
-        with pyro.plate("data", size):
-            pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(size)))
-
     with pytest.raises(ProgramError, match="nothing to refine"):
-        refine(model, guide, {"x": torch.zeros(3)})
+        refine(coin, coin_guide, {"x": torch.zeros(3)})

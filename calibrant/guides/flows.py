@@ -7,10 +7,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.distributions.transforms import AffineTransform
 
 from calibrant.guides.densities import Flat
+from calibrant.program import validation_kept
 
 _CONTEXT = 32
 _TRANSFORMS = 3
@@ -18,11 +18,10 @@ _PASSES = 8
 
 
 def _spline_flow(*args: int, **kwargs: int) -> Any:
-    """Imported where used: it takes long, and turns the validation of all distributions off, which is undone."""
-    before = Distribution._validate_args
-    import zuko
+    """Imported where used: it takes long, and turns the validation of distributions off."""
+    with validation_kept():
+        import zuko
 
-    Distribution.set_default_validate_args(before)
     return zuko.flows.NSF(*args, **kwargs)
 
 

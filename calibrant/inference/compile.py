@@ -16,8 +16,9 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from calibrant.program import validation_kept
 
 Outputs = tuple[Tensor, ...]
 TensorFunction = Callable[..., Outputs]
@@ -41,7 +42,7 @@ def compiled(function: TensorFunction, *example: Tensor) -> TensorFunction:
     if graph is None:
         return function
     try:
-        with _quiet():
+        with _quiet(), validation_kept():  # the compiler's first use turns it off
             fast = torch.compile(graph, fullgraph=True, dynamic=False)
             fast(*example)
         return fast
@@ -76,11 +77,7 @@ def _warn(what: str, error: Exception) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's own messages: a failure is told in one warning.
-
-    Its first use also turns off the validation of all distributions, which is undone.
-    """
-    validates = Distribution._validate_args
+    """Without the compiler's own messages: a failure is told in one warning."""
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor")]
     levels: list[Any] = [logger.level for logger in loggers]
     for logger in loggers:
@@ -88,6 +85,5 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        Distribution.set_default_validate_args(validates)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
