@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from arviz_stats.base import array_stats
 
 from calibrant.errors import InferenceError
+from calibrant.inference.diagnostics import ess
 from calibrant.inference.gate import (
     Latent,
     convergence_of,
@@ -333,7 +333,7 @@ class _Draws:
         """Effective number of draws for the mean of each column of a series `(chain · draw, latent)`."""
         if self.independent:
             return np.full(series.shape[1], float(len(series)))
-        return array_stats.ess(series.reshape(self.values.shape), chain_axis=0, draw_axis=1, method="mean")
+        return ess(series.reshape(self.values.shape))
 
     def variance(self, influence: Array) -> Array:
         """Monte Carlo variance of the mean of each column of an influence series `(chain · draw, latent)`."""

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
-from arviz_stats.base import array_stats
 from pyro.nn import PyroModule
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch.distributions import constraints
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import InferenceError
+from calibrant.inference.diagnostics import ess
 from calibrant.inference.posterior import posterior
 from calibrant.inference.reference import exact_structure, reference
 from calibrant.program import Program, Site, as_program, check_program, is_improper, sample_prior, sites
@@ -326,7 +326,7 @@ def _error(series: Array, independent: bool) -> Array:
     """Monte Carlo standard error of the mean of series `(image, chain, draw, latent)`, `(image, latent)`."""
     size: Array | float = float(series.shape[1] * series.shape[2])
     if not independent:
-        size = array_stats.ess(series, chain_axis=1, draw_axis=2, method="mean")
+        size = ess(np.moveaxis(series, 0, 2))
     return series.std((1, 2), ddof=1) / np.sqrt(size)
 
 
