@@ -7,6 +7,7 @@ lanes to the next data and drops lanes once no data are left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import pyro
 import torch
@@ -142,7 +143,8 @@ class _Run:
 
     def sample(self) -> None:
         """Run all chains to their end, or to Ctrl-C."""
-        slots = min(len(self.keys), max(1, self._capacity() // self.settings.chains))
+        rounds = ceil(len(self.keys) / max(1, self._capacity() // self.settings.chains))
+        slots = ceil(len(self.keys) / rounds)  # equally many in every round
         self.unit = torch.arange(slots, device=self.keys.device)
         self.next = slots
         self.state = self._new_lanes(self.unit)
