@@ -119,7 +119,7 @@ def test_chain_reaches_the_exact_evidence(structure):
 class Hierarchy:
     """centre ~ N(0, 1); z_i ~ N(centre, 1); x_ij ~ N(z_i, 1), j = 1 … 4: data, evidence and posterior of the centre."""
 
-    size, batch = 400, 20
+    size, batch = 100, 20
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -149,10 +149,10 @@ class Hierarchy:
             guide,
             self.observed,
             validation=cal.data.Data(self.observed),  # other data would choose the weights that suit their own centre
-            epochs=25,
+            epochs=200,
             batch_size=self.batch,
             lr=1e-2,
-            patience=25,
+            patience=200,
         )
         return guide
 
@@ -163,13 +163,13 @@ class Hierarchy:
         return float(draws.mean()), float(draws.std())
 
     def is_right(self, guide) -> bool:
-        """Within 3/4 of an sd, and the sd within half; a scaling bug makes it 4 times as wide or more.
+        """Within a quarter of an sd, and the sd within 15%; over seeds 0–4 they were within 0.09 sd and 10%.
 
-        Not closer: how z follows the centre, within the centre's own narrow posterior, is worth 0.0003 nats a datum and
-        not resolved in so few steps. Over seeds 0–4 the mean was up to 0.41 sd off, the sd between 0.62 and 1.02.
+        With more data the same takes more steps: how z follows the centre, within the centre's own posterior, is worth
+        ever less a datum (0.0003 nats for 400).
         """
         mean, sd = self.centre(guide)
-        return abs(mean - self.mean) < 0.75 * self.sd and 0.5 < sd / self.sd < 1.5
+        return abs(mean - self.mean) < 0.25 * self.sd and 0.85 < sd / self.sd < 1.15
 
 
 def trace_of(guide, observed, size):
@@ -182,7 +182,7 @@ def hierarchy():
 
 
 def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
-    """Minibatches of 20 among 400; the ELBO of all data is within 0.01 nats a datum of the evidence of all of them."""
+    """Minibatches of 20 among 100; the ELBO of all data is within 0.01 nats a datum of the evidence of all of them."""
     guide = hierarchy.train()
     tree = cal.inference.posterior(hierarchy.program, guide, hierarchy.observed, draws=400)
     stats = tree["sample_stats"].dataset
@@ -194,8 +194,8 @@ def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
     assert hierarchy.is_right(guide), (hierarchy.centre(guide), hierarchy.mean, hierarchy.sd)
     z = tree["posterior"]["z"].values[0]
     exact = (4 * hierarchy.means.numpy() + hierarchy.mean) / 5, (0.2 + (0.2 * hierarchy.sd) ** 2) ** 0.5
-    assert abs((z.mean(0) - exact[0]) / exact[1]).mean() < 0.15
-    assert (abs(z.std(0) / exact[1] - 1) < 0.25).all()
+    assert abs((z.mean(0) - exact[0]) / exact[1]).mean() < 0.1
+    assert abs(z.std(0).mean() / exact[1] - 1) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_a_program_with_shared_latents_alone_needs_no_encoder():
     observed = {"x": dose @ torch.tensor([1.0, -2.0]) + 0.5 * torch.randn(64)}
     guide = cal.guides.amortize(regression, observed, covariates={"dose": dose})
     assert guide.encoder is None
-    fit = cal.inference.fit(regression, guide, observed, covariates={"dose": dose}, epochs=100, batch_size=32, lr=2e-2)
-    tree = cal.inference.posterior(regression, guide, observed, covariates={"dose": dose}, draws=200)
+    given = {"covariates": {"dose": dose}}
+    cal.inference.fit(regression, guide, observed, **given, epochs=100, patience=100, batch_size=32, lr=2e-2)
+    tree = cal.inference.posterior(regression, guide, observed, **given, draws=200)
     slope, noise = (tree["posterior"][name].values[0].mean(0) for name in ("slope", "noise"))
-    assert fit.epochs == 100
     assert abs(slope - [1.0, -2.0]).max() < 0.3
     assert abs(noise - 0.5) < 0.15
 

@@ -75,7 +75,7 @@ class AmortizedGuide(PyroModule):
         has_state = spec["structure"] == "program" and bool(local)
         heads: dict[str, Head] = {}
         for site in spec["sites"]:
-            features = self.encoder.features + _STATE * has_state if site["local"] else _CONSTANTS
+            features = self.encoder.features + _STATE * has_state if site["local"] else _constants(site)
             seen = sum(heads[parent].width_on_line for parent in site["parents"])
             heads[site["name"]] = Head(
                 features,
@@ -94,7 +94,8 @@ class AmortizedGuide(PyroModule):
         shared = [place for place, site in enumerate(self.spec["sites"]) if not site["local"]]
         for place in shared:
             head = self.heads[place]
-            value = pyro.sample(self.order[place], Single(head(self.constant, self._parents(place, lines, 1))))
+            constant = self.constant[:, : _constants(self.spec["sites"][place])]
+            value = pyro.sample(self.order[place], Single(head(constant, self._parents(place, lines, 1))))
             lines[self.order[place]] = head.to_line(value[None])
         if len(shared) < len(self.order):
             given = {**observed, **covariates}
@@ -115,6 +116,11 @@ class AmortizedGuide(PyroModule):
     def _parents(self, place: int, lines: Mapping[str, Tensor], size: int) -> Tensor | None:
         seen = [lines[name].expand(size, -1) for name in self.spec["sites"][place]["parents"]]
         return torch.cat(seen, -1) if seen else None
+
+
+def _constants(site: Mapping[str, Any]) -> int:
+    """Features of a shared latent's head; without parents a single one, since more only multiply Adam's step."""
+    return _CONSTANTS if site["parents"] else 1
 
 
 class TopDown(nn.Module):
