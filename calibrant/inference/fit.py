@@ -32,7 +32,7 @@ from calibrant.refusals import check_support
 from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 
 _RISE = 0.03  # of all steps
-_SHARED_DRAWS = 32
+_SHARED_DRAWS = 8
 
 
 @dataclass
@@ -303,12 +303,12 @@ def _held_out_elbo(
 
     The shared terms are divided by `total`, the number of training data, as in training: what is held out says how well
     the guide does on new data, not what it would be if it had seen only these. One draw of shared latents moves the
-    terms of all data together, so many are averaged where there are such latents.
+    terms of all data together, so more are averaged where there are such latents.
     """
     with seeded(plan.seed + stream):
         passes = [_one_pass(modules, held, plan)]
         is_shared = bool(passes[0].shared != 0)
-        draws = max(draws, _SHARED_DRAWS) if is_shared else draws
+        draws = _SHARED_DRAWS * draws if is_shared else draws
         passes += [_one_pass(modules, held, plan) for _ in range(draws - 1)]
     local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
     estimates = local.mean(1) + shared / total
