@@ -3,12 +3,12 @@
 import math
 from dataclasses import replace
 from functools import partial
-from statistics import NormalDist
 
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from scipy.integrate import quad
 from torch import Tensor
 from torch.distributions import Distribution
@@ -320,11 +320,6 @@ def test_a_prior_of_bounded_support():
 # Draws
 
 
-def z_limit(statistics: int) -> float:
-    """Limit in standard errors that a sound sampler exceeds once in 100,000 runs."""
-    return NormalDist().inv_cdf(1 - 1e-5 / (2 * statistics))
-
-
 def assert_draws_match(posterior: ExactPosterior, x: Tensor, draws: dict[str, Tensor]) -> None:
     """Mean and sd of every coordinate, and 5/50/95% quantiles of s, within Monte Carlo error; draws are i.i.d.
 
@@ -346,7 +341,7 @@ def assert_draws_match(posterior: ExactPosterior, x: Tensor, draws: dict[str, Te
             error = math.sqrt(level * (1 - level) / len(s))
             scores.append(((s < quantile).double().mean()[None] - level) / error)
     score = torch.cat(scores).abs()
-    assert score.max() < z_limit(len(score)), f"{score.max():.1f} standard errors"
+    assert score.max() < limit(len(score)), f"{score.max():.1f} standard errors"
 
 
 def drawn(count: int, data: int = 3, latents: int = 4) -> tuple[ExactPosterior, Tensor, dict[str, Tensor]]:
@@ -400,9 +395,9 @@ def test_draws_without_a_scale():
     draws = posterior.sample(4, 2500, 0)
     assert set(draws) == set(posterior.mean) == {"z"}
     score = (draws["z"].mean((0, 1)) - posterior.mean["z"]) / posterior.sd["z"] * 100
-    assert score.abs().max() < z_limit(4)
+    assert score.abs().max() < limit(4)
     error = (draws["z"].flatten(0, 1).std(0) / posterior.sd["z"] - 1) * math.sqrt(2 * 10_000)
-    assert error.abs().max() < z_limit(4)
+    assert error.abs().max() < limit(4)
 
 
 def test_several_sites_are_one_block():

@@ -163,7 +163,7 @@ class Hierarchy:
         return float(draws.mean()), float(draws.std())
 
     def is_right(self, guide) -> bool:
-        """Within a quarter of an sd, and the sd within 15%; over seeds 0–4 they were within 0.09 sd and 10%.
+        """Within a quarter of an sd, and the sd within 15%; over seeds 0–2 they were within 0.15 sd and 7%.
 
         With more data the same takes more steps: how z follows the centre, within the centre's own posterior, is worth
         ever less a datum (0.0003 nats for 400).
@@ -196,6 +196,7 @@ def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
     exact = (4 * hierarchy.means.numpy() + hierarchy.mean) / 5, (0.2 + (0.2 * hierarchy.sd) ** 2) ** 0.5
     assert abs((z.mean(0) - exact[0]) / exact[1]).mean() < 0.1
     assert abs(z.std(0).mean() / exact[1] - 1) < 0.05
+    assert (abs(z.std(0) / exact[1] - 1) < 0.25).all()
 
 
 @pytest.mark.parametrize(
@@ -226,9 +227,10 @@ def test_a_program_with_shared_latents_alone_needs_no_encoder():
     guide = cal.guides.amortize(regression, observed, covariates={"dose": dose})
     assert guide.encoder is None
     given = {"covariates": {"dose": dose}}
-    cal.inference.fit(regression, guide, observed, **given, epochs=100, patience=100, batch_size=32, lr=2e-2)
+    fit = cal.inference.fit(regression, guide, observed, **given, epochs=100, patience=100, batch_size=32, lr=2e-2)
     tree = cal.inference.posterior(regression, guide, observed, **given, draws=200)
     slope, noise = (tree["posterior"][name].values[0].mean(0) for name in ("slope", "noise"))
+    assert fit.epochs == 100
     assert abs(slope - [1.0, -2.0]).max() < 0.3
     assert abs(noise - 0.5) < 0.15
 

@@ -3,13 +3,13 @@ don't matter, repairs, interruptions, refusals. `test_nuts_truth` and `test_nuts
 
 import json
 import sys
-from statistics import NormalDist
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 
 import calibrant as cal
 from calibrant.errors import InferenceError
@@ -140,8 +140,7 @@ def test_on_a_gpu(one_look):
     truth = dist.Gamma(2.0 + COUNTS["x"], torch.tensor(2.0))
     ess = tree["convergence"]["ess_bulk"].values
     error = tree["posterior"]["rate"].mean(("chain", "draw")).values - truth.mean.numpy()
-    limit = NormalDist().inv_cdf(1 - 1e-5 / (2 * len(error)))
-    assert (np.abs(error) < limit * truth.stddev.numpy() / ess**0.5).all()
+    assert (np.abs(error) < limit(len(error)) * truth.stddev.numpy() / ess**0.5).all()
 
 
 # -- coordinates -------------------------------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ def test_all_coordinates_have_the_same_posterior(program):
         enough = other_ess > 400
         score = np.abs(means - other) / np.hypot(errors, other_errors)
         assert enough.sum() > enough.size / 3
-        assert (score[enough] < NormalDist().inv_cdf(1 - 1e-5 / (2 * 3 * score.size))).all(), (power, score)
+        assert (score[enough] < limit(3 * score.size)).all(), (power, score)
 
 
 def test_the_best_diagonal_normal_decides():
@@ -393,8 +392,7 @@ def test_chains_leave_places_without_mass(monkeypatch, one_look, slack):
     if slack is None:
         assert found["moved"].values.max() in (1, 2)
         exact, sd = (-20 * 900 - 30) / 901, (900 / 901) ** 0.5
-        limit = NormalDist().inv_cdf(1 - 1e-5 / 24)
-        assert (abs(mean - exact) < limit * sd / found["ess_bulk"].values ** 0.5).all()
+        assert (abs(mean - exact) < limit(12) * sd / found["ess_bulk"].values ** 0.5).all()
 
 
 def test_chains_stay_where_another_mode_has_mass(one_look):
@@ -443,13 +441,13 @@ def test_counter_based_numbers_are_uniform_and_independent():
     numbers = counter.to_uniform(counter.stream(keys[:, None], torch.arange(500)))
     assert float(numbers.min()) > 0
     assert float(numbers.max()) < 1
-    limit = NormalDist().inv_cdf(1 - 1e-5 / 2)
+    largest = limit(1)
     centred = (numbers - 0.5) * 12**0.5
     for product in (centred, centred**2 - 1, centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
-        assert abs(float(product.mean()) / float(product.std()) * product.numel() ** 0.5) < limit
+        assert abs(float(product.mean()) / float(product.std()) * product.numel() ** 0.5) < largest
     assert len(torch.unique(numbers)) == numbers.numel()
     noise = counter.normal(keys, 500)
-    assert abs(float((noise**4).mean()) - 3) < limit * (96 / noise.numel()) ** 0.5
+    assert abs(float((noise**4).mean()) - 3) < largest * (96 / noise.numel()) ** 0.5
 
 
 # -- the gate and its repair -------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import doctest
 import math
 import sys
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from agreement import limit
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
@@ -225,14 +225,14 @@ def test_draws_come_back_by_site_with_their_joint_posterior(program):
     assert posterior["top"].dims == ("chain", "draw", "data")
     assert posterior["z"].shape == (4, 2500, 2, LATENTS)
     draws = np.concatenate([posterior[name].values.reshape(10_000, 2, -1) for name in posterior.data_vars], -1)
-    limit = NormalDist().inv_cdf(1 - 1e-5 / (2 * 2 * (5 * scaled or 4) * 6))
+    largest = limit(2 * (5 * scaled or 4) * 6)
     truth = SOLVED["scale, hierarchical" if scaled else "hierarchical"][1]
     for datum, x in enumerate(observed["x"].double()):
         mean, covariance = joint_moments(truth, x)
-        assert score(draws[:, datum], mean, covariance) < limit
+        assert score(draws[:, datum], mean, covariance) < largest
         shifted = mean + 0.1 * covariance.diagonal().sqrt()
-        assert score(draws[:, datum], shifted, covariance) > limit
-        assert score(draws[:, datum], mean, 1.15 * covariance) > limit
+        assert score(draws[:, datum], shifted, covariance) > largest
+        assert score(draws[:, datum], mean, 1.15 * covariance) > largest
 
 
 def joint_moments(truth: Truth, x: Tensor) -> tuple[Tensor, Tensor]:

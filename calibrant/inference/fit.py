@@ -32,7 +32,7 @@ from calibrant.refusals import check_support
 from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 
 _RISE = 0.03  # of all steps
-_SHARED_DRAWS = 8
+_SHARED_DRAWS = 8  # for each draw that local latents alone would take
 
 
 @dataclass
