@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform, Transform
-from torch.nn.functional import normalize, one_hot, softplus
+from torch.nn.functional import normalize, softplus
 
 from calibrant.guides.directional import Shape, VonMises, VonMisesFisher
 from calibrant.guides.supports import Support
@@ -464,7 +464,7 @@ class Classes(Finite):
         self.count = count
 
     def indicators(self, value: Tensor) -> Tensor:
-        return one_hot(value.long(), self.count)
+        return (value[..., None] == torch.arange(self.count, device=value.device)).long()  # one_hot can't be recorded
 
     def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         return self.frequencies(draws).log(), torch.ones(())

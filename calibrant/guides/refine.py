@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,11 @@ from calibrant.program import (
 from calibrant.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from calibrant.inference.objectives import ElboTerms
+    from calibrant.inference.gradient import Gradient
 
 _DRAWS = 64  # of the guide for each datum, for the location and scale that its map is relative to
 _ROWS = 16_384  # of a run
+_RECORDED_FROM = 300  # steps
 _FIXED = (dist.VonMises, dist.SineBivariateVonMises, dist.Delta)  # real by support, but no shift or stretch fits
 
 
@@ -65,6 +67,7 @@ class RefinedGuide(PyroModule):
 
     def __init__(self, guide: PyroModule, observed: Values, covariates: Values) -> None:
         super().__init__()
+        self._trusting = False
         self.start = nn.ModuleList(
             [guide]
         )  # Pyro would rename the parts of a module of its own, and refuses it after a run
@@ -86,6 +89,15 @@ class RefinedGuide(PyroModule):
         with _Moved({name: self._map(number, rows) for number, name in enumerate(self.sites)}):
             self.start[0](observed, size, **covariates)
 
+    @contextmanager
+    def trusting(self) -> Iterator[None]:
+        """Inside, all data are taken for some of its own: what depends on values can't be recorded."""
+        self._trusting = True
+        try:
+            yield
+        finally:
+            self._trusting = False
+
     def _map(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of a site's map for these rows, `(rows, *event on the line)`.
 
@@ -100,7 +112,7 @@ class RefinedGuide(PyroModule):
         keys = self._keys(values)
         place = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
         unknown = self.keys[place] != keys
-        if unknown.any():
+        if not self._trusting and unknown.any():
             raise ProgramError(
                 f"this guide was refined for {len(self.keys)} data, and the datum in row {int(unknown.nonzero()[0])} "
                 "is none of them: refine the guide for these data, or use the one that it started from"
@@ -203,7 +215,8 @@ def refine(
         ProgramError, DataError: for a model, guide or data that break the contract; for a guide without a continuous
             local site.
     """
-    from calibrant.inference.objectives import check_guide, path_derivative  # inference is built on guides
+    from calibrant.inference.gradient import Gradient  # inference is built on guides
+    from calibrant.inference.objectives import check_guide
 
     data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
@@ -220,20 +233,30 @@ def refine(
             raise ProgramError("the guide has no continuous local latent on a line: there is nothing to refine")
         for index in torch.arange(len(data), device="cpu").split(batch_size):
             rows, cols = data.batch(index, *place)
-            elbo = partial(path_derivative, fixed, refined, rows, len(index), cols)
-            _climb(refined, elbo, steps, lr)
+            with refined.trusting():
+                _climb(Gradient(refined, partial(_elbo, fixed, refined)), rows, cols, steps, lr)
             progress("refine", int(index[-1]) + 1, len(data))
     return refined.requires_grad_(False).eval()
 
 
-def _climb(refined: RefinedGuide, elbo: Callable[[], ElboTerms], steps: int, lr: float) -> None:
+def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: Values) -> tuple[Tensor]:
+    """The ELBO summed over these data: the maps of one datum have no part in the others' terms."""
+    from calibrant.inference.objectives import path_derivative
+
+    size = len(next(iter(observed.values())))
+    return (path_derivative(model, refined, observed, size, covariates).local.sum(),)
+
+
+def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int, lr: float) -> None:
     """Gradient steps with an Adam of their own, which leaves data without gradient where they are."""
-    weights = [*refined.shifts, *refined.log_scales]
-    adam = torch.optim.Adam(weights, lr, betas=(0.9, 0.99))
+    weights = list(gradient.weights.values())
+    adam = torch.optim.Adam(weights, lr, betas=(0.9, 0.99), maximize=True)
+    if steps >= _RECORDED_FROM:
+        gradient.record((observed, covariates), (observed, covariates), False)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        gradients = torch.autograd.grad(-elbo().local.sum(), weights)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
+        _, *slopes = gradient(observed, covariates)
+        for weight, slope in zip(weights, slopes, strict=True):
+            weight.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
         adam.step()

@@ -16,6 +16,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from calibrant.program import validation_kept
@@ -34,24 +35,32 @@ def record(function: TensorFunction, *example: Tensor) -> TensorFunction:
 
 
 def compiled(function: TensorFunction, *example: Tensor) -> TensorFunction:
-    """As `record`, and compiled by `torch.compile`; the recorded graph where that fails, after one warning.
+    """As `record`, and compiled by torch's inductor; the recorded graph where that fails, after one warning.
 
-    Compiling takes some ten seconds, and saves most of the time of a call.
+    Compiling takes some ten seconds, and saves most of the time of a call. The graph goes to inductor by itself:
+    `torch.compile` would trace it again, and look for changed inputs before every call, which takes as long as the
+    arithmetic of a hundred lanes.
     """
     graph = _graph(function, *example)
     if graph is None:
         return function
     try:
-        with _quiet(), validation_kept():  # the compiler's first use turns it off
-            fast = torch.compile(graph, fullgraph=True, dynamic=False)
-            fast(*example)
-        return fast
+        with _quiet(), validation_kept(), torch.no_grad():  # the compiler's first use turns validation off
+            contiguous: list[Any] = [tensor.contiguous() for tensor in example]
+            fast = torch._inductor.compile(graph, contiguous, {"fallback_random": True})  # torch's random numbers
+
+        def run(*tensors: Tensor) -> Outputs:
+            with torch.no_grad():
+                return fast(*(tensor.contiguous() for tensor in tensors))
+
+        run(*example)
+        return run
     except Exception as error:  # no C++ compiler, an operator without lowering, …
         _warn("compiled", error)
         return _without_python(graph, *example)
 
 
-def _graph(function: TensorFunction, *example: Tensor) -> TensorFunction | None:
+def _graph(function: TensorFunction, *example: Tensor) -> GraphModule | None:
     try:
         with pyro.validation_enabled(False), torch.enable_grad():
             return make_fx(function)(*example)
@@ -60,7 +69,7 @@ def _graph(function: TensorFunction, *example: Tensor) -> TensorFunction | None:
         return None
 
 
-def _without_python(graph: TensorFunction, *example: Tensor) -> TensorFunction:
+def _without_python(graph: GraphModule, *example: Tensor) -> TensorFunction:
     """The graph run by TorchScript's interpreter, a third of Python's time an operator; as it is where that fails."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -78,7 +87,7 @@ def _warn(what: str, error: Exception) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the compiler's own messages: a failure is told in one warning."""
-    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor")]
+    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")]
     levels: list[Any] = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
+from calibrant.inference.gradient import Gradient
 from calibrant.inference.objectives import (
     MULTI_SAMPLE,
     OBJECTIVES,
@@ -26,13 +27,14 @@ from calibrant.inference.objectives import (
     check_trainable,
     elbo_terms,
 )
-from calibrant.program import Program, as_program, check_program, defaults, seeded
+from calibrant.program import Program, Values, as_program, check_program, defaults, seeded
 from calibrant.progress import Progress, silent
 from calibrant.refusals import check_support
 from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 
 _RISE = 0.03  # of all steps
 _SHARED_DRAWS = 8  # for each draw that local latents alone would take
+_RECORDED_FROM = 500  # steps
 
 
 @dataclass
@@ -73,6 +75,7 @@ def fit(
     clip: float = 10.0,
     patience: int = 20,
     device: str | torch.device | None = None,
+    compile: bool | Literal["auto"] = "auto",
     run_dir: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -100,6 +103,9 @@ def fit(
         clip: largest norm of the gradient, as a multiple of its running mean.
         patience: epochs without a better held-out ELBO after which training stops.
         device: where to train; the modules move there. None leaves them where they are.
+        compile: "auto" records the first step as a graph that the others repeat without Python, in trainings of 500
+            steps or more, and gives the graph up where the program turns out to change; True also compiles it, which
+            takes some ten seconds; False runs the program in every step.
         run_dir: a folder for checkpoints (every epoch); an interrupted training goes on with `resume=True`.
         resume: go on from the checkpoint in `run_dir`; the result is the one of a training without a break.
         seed: of the split, the minibatches and the draws.
@@ -126,11 +132,13 @@ def fit(
     check_trainable(modules.guide, *rows)
     check_objective(objective, modules.model, modules.guide, *rows)
     _check_supports(modules, train, held)
-    plan = _Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, seed)
+    plan = _Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, compile, seed)
     state = _init(modules, plan, train, held)
     folder = _start(state, run_dir, resume)
     with defaults(modules, rows[0]), pyro.validation_enabled(False):
         try:
+            if plan.records(len(train)):
+                _record(state, plan, train)
             while state.fit.epochs < epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
                 if folder is not None:
@@ -177,7 +185,12 @@ class _Plan:
     lr: float
     clip: float
     patience: int
+    compile: bool | Literal["auto"]
     seed: int
+
+    def records(self, total: int) -> bool:
+        """Whether steps are worth a graph."""
+        return self.epochs * (total // self.batch_size) >= _RECORDED_FROM if self.compile == "auto" else self.compile
 
     @property
     def terms(self) -> Callable[..., ElboTerms]:
@@ -200,6 +213,7 @@ class TrainingState:
     """All that changes during training, and the settings that it must not change under."""
 
     modules: _Modules
+    gradient: Gradient
     optimizer: torch.optim.Adam
     best: dict[str, Tensor]
     settings: dict[str, Any]
@@ -214,7 +228,24 @@ def _init(modules: _Modules, plan: _Plan, train: Data, held: Data) -> TrainingSt
     if not weights:
         raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
     settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
-    return TrainingState(modules, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
+    gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
+    return TrainingState(modules, gradient, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
+
+
+def _objective(
+    modules: _Modules, plan: _Plan, total: int, observed: Values, covariates: Values
+) -> tuple[Tensor, Tensor]:
+    """What is maximised, and the ELBO in nats per datum."""
+    terms = plan.terms(modules.model, modules.guide, observed, plan.batch_size, covariates)
+    return terms.maximised(total), terms.per_datum(total)
+
+
+def _record(state: TrainingState, plan: _Plan, train: Data) -> None:
+    """The first minibatch's step as a graph, compared on another one."""
+    state.modules.train()
+    order = torch.arange(len(train), device="cpu")
+    first, other = (train.batch(index[: plan.batch_size], state.modules.device) for index in (order, order.flip(0)))
+    state.gradient.record(first, other, plan.compile is True)
 
 
 def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Path | None:
@@ -244,6 +275,7 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
         order = torch.randperm(len(train), device="cpu", generator=torch.Generator().manual_seed(plan.seed + epoch))
         batches = order.split(plan.batch_size)[: len(train) // plan.batch_size]
         state.modules.train()
+        state.gradient.verify(*train.batch(batches[0], state.modules.device))
         elbos = []
         for step, index in enumerate(batches):
             lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
@@ -257,12 +289,10 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
 
 
 def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: float) -> float:
-    observed, covariates = train.batch(index, state.modules.device)
-    terms = plan.terms(state.modules.model, state.modules.guide, observed, len(index), covariates)
-    bound = terms.maximised(len(train))
-    state.optimizer.zero_grad(set_to_none=True)
-    (-bound).backward()
-    norm = nn.utils.get_total_norm([w.grad for w in state.modules.parameters() if w.grad is not None])
+    bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device))
+    for weight, slope in zip(state.gradient.weights.values(), slopes, strict=True):
+        weight.grad = -slope
+    norm = nn.utils.get_total_norm(slopes)
     if not (bound.isfinite() and norm.isfinite()):
         batch = list(train.coords["data"][index])
         some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
@@ -275,7 +305,7 @@ def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: flo
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    return float(terms.per_datum(len(train)).detach())
+    return float(elbo)
 
 
 def _clip(state: TrainingState, plan: _Plan, norm: Tensor) -> None:

@@ -25,8 +25,10 @@ from calibrant.progress import Progress
 
 _LANES = {"cpu": 4096, "cuda": 65_536}
 _LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # for the state of all lanes
-_CACHE_BYTES = {"cpu": 3 * 2**22, "cuda": 2**34}  # beyond, a lane's step takes longer, and fewer lanes are refilled
-_FEW_LANES = 256  # whose step takes as long as that of a single one
+_CACHE_BYTES = {"cpu": 3 * 2**23, "cuda": 2**34}  # beyond, a lane's step takes longer, and fewer lanes are refilled
+_FEW_LANES = 256  # as many as are worth the fixed cost of a step
+_FEW_NUMBERS = 2**13  # in the vectors of all lanes; a step of fewer takes little longer than that of a single one
+_MANY_STEPS = 8000  # whose cost for three quarters of the lanes is that of recording a step, or compiling it
 _RECORD_ROWS = 16_384
 _LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
 
@@ -267,9 +269,11 @@ class _Run:
 
     def _worth_dropping(self, left: int, slots: int) -> bool:
         """Whether the steps that are left pay for recording one of fewer lanes."""
-        remaining = self.plan.iterations - int(self.state.lanes.iteration.min())
-        many = slots * self.settings.chains > _FEW_LANES
-        return many and left <= slots // 3 and remaining > self.plan.iterations // 5
+        if left > slots // 4 or slots * self.settings.chains * self.target.width <= _FEW_NUMBERS:
+            return False
+        done = self.state.lanes.iteration
+        steps = (self.plan.iterations - done) * self.state.lanes.clock / done.clamp_min(1)
+        return float(steps.max()) > _MANY_STEPS
 
     def _lanes_of(self, slots: Tensor) -> Tensor:
         chains = self.settings.chains

@@ -1,0 +1,107 @@
+"""The gradient of an objective on a minibatch, by a graph that is recorded once where the program allows it.
+
+A run of the program and its guide spends as long in Python as in arithmetic. A graph repeats what they did once:
+what they do otherwise later (a weight annealed in Python, random numbers that are not torch's) would be lost. So it is
+compared with them at the same random numbers, on other data than it was recorded on and again in every epoch; where
+they differ, they run as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from calibrant.inference.compile import Outputs, TensorFunction, compiled, record
+from calibrant.program import Values
+
+_SAME = 1e-4  # of an output's length
+
+
+class Gradient:
+    """What is maximised on a minibatch, other outputs of the objective, and the gradients of the first in the weights.
+
+    Args:
+        modules: what the objective runs.
+        objective: (observed, covariates) → tensors; the first is maximised, `()`.
+
+    Attributes:
+        weights: the weights of `modules` that take a gradient, in the order of the gradients.
+    """
+
+    def __init__(self, modules: nn.Module, objective: Callable[[Values, Values], Outputs]) -> None:
+        self._modules, self._objective = modules, _Objective(modules, objective)
+        self._graph: TensorFunction | None = None
+        self.weights = {name: weight for name, weight in modules.named_parameters() if weight.requires_grad}
+
+    def __call__(self, observed: Values, covariates: Values) -> Outputs:
+        function = self._graph or self._function(observed, covariates)
+        return function(*self._inputs(observed, covariates))
+
+    def record(self, first: tuple[Values, Values], other: tuple[Values, Values], compile_it: bool) -> None:
+        """From now on, run a graph of the objective; all minibatches must have the shapes of these two.
+
+        Nothing changes where the objective can't be recorded, or where the graph gives something else on `other`.
+        """
+        before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
+        with torch.random.fork_rng():
+            self._graph = (compiled if compile_it else record)(self._function(*first), *self._inputs(*first))
+        self.verify(*other)
+        for name, buffer in self._modules.named_buffers():
+            if not buffer.equal(before[name]):  # statistics of minibatches, constants in a graph
+                self._graph = None
+                buffer.copy_(before[name])
+
+    def verify(self, observed: Values, covariates: Values) -> None:
+        """Give the graph up where the modules do something else on these data."""
+        if self._graph is None:
+            return
+        outputs = []
+        for function in (self._graph, self._function(observed, covariates)):
+            with torch.random.fork_rng():
+                outputs.append(function(*self._inputs(observed, covariates)))
+        if not all(_agree(ours, theirs) for ours, theirs in zip(*outputs, strict=True)):
+            self._graph = None
+            warnings.warn(
+                "the program or its guide does not do the same each time (something changes in Python, or draws "
+                "numbers that are not torch's), so that every step runs it anew and takes about twice as long",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _inputs(self, observed: Values, covariates: Values) -> list[Tensor]:
+        return [*(weight.detach() for weight in self.weights.values()), *observed.values(), *covariates.values()]
+
+    def _function(self, observed: Values, covariates: Values) -> TensorFunction:
+        """The objective and its gradients as a function of flat tensors, for data with the keys of these."""
+
+        def function(*flat: Tensor) -> Outputs:
+            tensors = iter(flat)
+            weights = {name: next(tensors).detach().requires_grad_() for name in self.weights}
+            rows, cols = ({name: next(tensors) for name in part} for part in (observed, covariates))
+            held = {f"inner.{name}": weight for name, weight in weights.items()}
+            outputs = functional_call(self._objective, held, (rows, cols))
+            slopes = torch.autograd.grad(outputs[0], list(weights.values()), allow_unused=True, materialize_grads=True)
+            return *(output.detach() for output in outputs), *slopes
+
+        return function
+
+
+class _Objective(nn.Module):
+    """The objective as the forward of a module, whose weights a functional call replaces."""
+
+    def __init__(self, modules: nn.Module, function: Callable[[Values, Values], Outputs]) -> None:
+        super().__init__()
+        self.inner, self.function = modules, function
+
+    def forward(self, observed: Values, covariates: Values) -> Outputs:
+        return self.function(observed, covariates)
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    """Up to rounding; what is not finite is refused elsewhere."""
+    close = (ours - theirs).norm() <= _SAME * theirs.norm() + torch.finfo(theirs.dtype).tiny
+    return bool(close | ~theirs.isfinite().all())

@@ -1,0 +1,130 @@
+"""Recorded training gives what training by the program gives, and stops where the program changes."""
+
+import importlib
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+import calibrant as cal
+
+DATA = {"x": torch.randn(200, 3, generator=torch.Generator().manual_seed(0))}
+
+
+class Model(PyroModule):
+    """Two latents under three numbers; `beta` is what users anneal."""
+
+    def __init__(self, decoder=None):
+        super().__init__()
+        self.decoder = decoder or nn.Linear(2, 3)
+        self.beta = 1.0
+
+    def forward(self, size):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(0.0, self.beta).expand([2]).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1))
+
+
+class Guide(PyroModule):
+    def __init__(self, *layers):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), *layers, nn.Linear(8, 4))
+
+    def forward(self, observed, size):
+        loc, raw = self.encoder(observed["x"]).chunk(2, -1)
+        with pyro.plate("data", size):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Steps are recorded however few there are."""
+    monkeypatch.setattr(importlib.import_module("calibrant.inference.fit"), "_RECORDED_FROM", 0)
+
+
+def fitted(compile, model=None, guide=None, **options):
+    """The history and the weights of a short training from the same start."""
+    torch.manual_seed(1)
+    model, guide = (model or Model)(), (guide or Guide)()
+    pair = nn.ModuleList([model, guide])
+    torch.manual_seed(2)
+    options = {"epochs": 3, "batch_size": 32, "lr": 1e-2, **options}
+    found = cal.inference.fit(model, guide, DATA, compile=compile, **options)
+    return [row["train"] for row in found.history], pair.state_dict()
+
+
+def assert_same(ours, theirs, **tolerance):
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    torch.testing.assert_close(ours[1], theirs[1], **tolerance or {"rtol": 1e-4, "atol": 1e-5})
+
+
+@pytest.mark.parametrize("objective", ["stl", "kl", "iwae", "dreg"])
+def test_a_recorded_training_is_the_same(objective, recorded):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        ours = fitted("auto", objective=objective)
+    assert_same(ours, fitted(False, objective=objective))
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same():
+    assert_same(fitted(True), fitted(False), rtol=1e-3, atol=1e-4)
+
+
+def test_steps_are_run_from_the_graph(recorded):
+    """Else the tests beside this one would compare the program with itself."""
+    runs = []
+
+    class Counted(Model):
+        def forward(self, size):
+            runs.append(size)
+            super().forward(size)
+
+    fitted("auto", Counted)
+    few = runs.count(32)
+    runs.clear()
+    fitted(False, Counted)
+    assert few < runs.count(32) / 2
+
+
+def test_a_program_that_changes_in_python_is_run(recorded):
+    """A width of the prior that falls from epoch to epoch."""
+
+    def annealed(compile):
+        model = Model()
+
+        def anneal(*_):
+            model.beta *= 0.9
+
+        return fitted(compile, lambda: model, progress=anneal)
+
+    torch.manual_seed(1)
+    with pytest.warns(RuntimeWarning, match="does not do the same each time"):
+        ours = annealed("auto")
+    torch.manual_seed(1)
+    assert_same(ours, annealed(False))
+
+
+class Shifted(nn.Linear):
+    """A layer of the guide that looks at the data through numpy, which no graph sees."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.as_tensor(np.tanh(x.detach().numpy()).mean(1, keepdims=True))
+
+
+def test_what_a_graph_would_freeze_is_noticed_on_other_data(recorded):
+    with pytest.warns(RuntimeWarning, match="does not do the same"):
+        ours = fitted("auto", guide=lambda: Guide(Shifted(8, 8)))
+    assert_same(ours, fitted(False, guide=lambda: Guide(Shifted(8, 8))))
+
+
+def test_statistics_of_minibatches_go_on(recorded):
+    """Batch normalisation writes what it has seen; a graph that is recorded and thrown away leaves no trace."""
+    ours, theirs = (fitted(compile, guide=lambda: Guide(nn.BatchNorm1d(8))) for compile in ("auto", False))
+    assert int(ours[1]["1.encoder.2.num_batches_tracked"]) > 0
+    assert_same(ours, theirs)
