@@ -481,12 +481,14 @@ def test_a_missing_mode_fails_the_gate_or_the_comparison():
 
 def test_failures_are_treated_by_their_cause():
     first, none, few, many = repair.Treatment(), 0.0, 0.001, 0.05
-    assert first.after(1, none) == repair.Treatment(longer=4)
-    assert first.after(1, few) == repair.Treatment(target_accept=0.95)
-    assert first.after(1, many) == repair.Treatment(target_accept=0.95, other_powers=True)
-    assert first.after(1, many).after(2, few) == repair.Treatment(target_accept=0.99, dense=True)
-    assert first.after(1, none).after(2, none) == repair.Treatment(longer=4, dense=True)
-    assert first.after(1, many).after(2, none) == repair.Treatment(longer=4, target_accept=0.95, dense=True)
+    assert first.after(1, none, 1.2) == repair.Treatment(longer=2)
+    for lacking in (3.0, np.nan):
+        assert first.after(1, none, lacking) == repair.Treatment(longer=4)
+    assert first.after(1, few, 1.2) == repair.Treatment(target_accept=0.95)
+    assert first.after(1, many, 1.2) == repair.Treatment(target_accept=0.95, other_powers=True)
+    assert first.after(1, many, 1.2).after(2, few, 1.2) == repair.Treatment(target_accept=0.99, dense=True)
+    assert first.after(1, none, 1.2).after(2, none, 1.2) == repair.Treatment(longer=4, dense=True)
+    assert first.after(1, many, 3.0).after(2, none, 3.0) == repair.Treatment(longer=4, target_accept=0.95, dense=True)
     assert repair.Treatment(longer=4, dense=True).text == "4 times longer, dense metric"
 
 

@@ -175,7 +175,8 @@ class Coordinates:
             found.append(self._held(plain, log_scale, candidate.expand_as(powers)))
             by_entry = self._spread(candidate * log_scale)
             normal = self._is_normal(candidate.expand_as(powers))
-            by_entry = torch.where(normal, -from_normal(found[-1], self.loc, self.scale)[1], by_entry)
+            if normal.any():
+                by_entry = torch.where(normal, -from_normal(found[-1], self.loc, self.scale)[1], by_entry)
             inside = self.pair_of == torch.arange(len(self.table), device=q.device)[:, None]
             slopes.append((by_entry[:, None] * inside).sum(-1))
         return torch.stack(found, 1), torch.stack(slopes, -1)
@@ -187,11 +188,13 @@ class Coordinates:
     def _plain(self, q: Tensor, powers: Tensor) -> Tensor:
         """z itself in place of what lanes with these powers hold."""
         powered = q * self._spread(-powers * q[:, self.scale_of]).exp() + self._centre(q, powers)
-        return torch.where(self._is_normal(powers), from_normal(q, self.loc, self.scale)[0], powered)
+        normal = self._is_normal(powers)
+        return torch.where(normal, from_normal(q, self.loc, self.scale)[0], powered) if normal.any() else powered
 
     def _held(self, plain: Tensor, log_scale: Tensor, powers: Tensor) -> Tensor:
         powered = (plain - self._centre(plain, powers)) * self._spread(powers * log_scale).exp()
-        return torch.where(self._is_normal(powers), to_normal(plain, self.loc, self.scale), powered)
+        normal = self._is_normal(powers)
+        return torch.where(normal, to_normal(plain, self.loc, self.scale), powered) if normal.any() else powered
 
     def _centre(self, q: Tensor, powers: Tensor) -> Tensor:
         """m, zero at κ = 0; the entries that it is read from are in no pair."""
@@ -534,8 +537,7 @@ def _tensors(part: Any) -> list[Tensor]:
 
 def tend(state: State, ended: list[Ended], plan: Plan) -> None:
     """After `TENDED` steps, in place: learn from iterations of warm-up, close windows, retry starts, draw noise."""
-    for one in ended:
-        _contribute(state, one, plan)
+    _contribute(state, joined(ended), plan)
     phase = state.lanes.phase
     _retry(state, (phase == FRESH).nonzero()[:, 0])
     waiting = (phase == WAITING).nonzero()[:, 0]
@@ -545,16 +547,21 @@ def tend(state: State, ended: list[Ended], plan: Plan) -> None:
 
 
 def _contribute(state: State, ended: Ended, plan: Plan) -> None:
-    """Add iterations of warm-up to their windows."""
+    """Add iterations of warm-up to their windows; `ended` are those of several steps, one step after the other."""
+    size = len(state.lanes.key)
     window = pad(plan.schedule.window, (0, 1), value=-1).to(ended.over.device)[ended.iteration.clamp_max(plan.warmup)]
-    lane = (ended.over & (window >= 0)).nonzero()[:, 0]
-    if not len(lane):
+    place = (ended.over & (window >= 0)).nonzero()[:, 0]
+    if not len(place):
         return
-    q, powers = ended.q[lane], state.fixed.powers[lane]
+    lane, step = place % size, place // size
+    q, powers = ended.q[place], state.fixed.powers[lane]
     draws, slopes = q[:, None], q.new_zeros(len(q), powers.shape[1], 1)
     if plan.choose_powers:
         draws, slopes = plan.coordinates.in_all(q, powers)
-    adaptation.contribute(state.adaptation, lane, window[lane], draws, slopes, ended.log_density[lane])
+    found = lane, window[place], draws, slopes, ended.log_density[place]
+    lengths = step.bincount().tolist()
+    for parts in zip(*(part.split(lengths) for part in found), strict=True):  # a lane ends at most once in a step
+        adaptation.contribute(state.adaptation, *parts)
 
 
 def _retry(state: State, index: Tensor) -> None:

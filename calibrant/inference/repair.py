@@ -14,12 +14,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from calibrant.inference import gate
 from calibrant.inference.draws import McmcDraws
-from calibrant.inference.gate import BFMI_LIMIT, mcmc_convergence
 from calibrant.inference.lanes import NutsSettings
 
 _LOOKS = 3
 _LONGER = 4
+_NEARLY = 1.5  # times the length that they have: chains that lack no more become twice as long
 _MANY = 0.01  # share of divergent transitions from which the coordinates are doubted, not the step size alone
 
 Sampler = Callable[[Tensor, NutsSettings], tuple[McmcDraws, Tensor]]
@@ -35,12 +36,12 @@ class Treatment:
     other_powers: bool = False
     dense: bool = False
 
-    def after(self, look: int, divergences: float) -> Treatment:
-        """The next one, where this share of transitions diverged; none: too few effective draws."""
+    def after(self, look: int, divergences: float, lacking: float) -> Treatment:
+        """The next one, where a share of transitions diverged, or else chains have to be `lacking` times longer."""
         if look == 1:
             if divergences:
                 return Treatment(target_accept=0.95, other_powers=divergences > _MANY)
-            return Treatment(longer=_LONGER)
+            return Treatment(longer=2 if lacking <= _NEARLY else _LONGER)
         longer = self.longer if divergences else _LONGER
         return Treatment(longer, 0.99 if divergences else self.target_accept, dense=True)
 
@@ -98,7 +99,7 @@ def run_and_repair(
 
 def judge(draws: McmcDraws, groups: Groups) -> xr.Dataset:
     """The gate's verdict on every datum."""
-    found = mcmc_convergence(*groups(draws))
+    found = gate.mcmc_convergence(*groups(draws))
     lost = draws.lost.numpy()
     reason = np.where(lost, "no finite log density at any of 100 starts", found["reason"].values)
     found = found.assign(moved=("data", draws.moved.numpy()))
@@ -109,12 +110,15 @@ def _failures(course: _Course, look: int, joint: bool) -> Mapping[Treatment, Ten
     """The data that fail, by the treatment they get next; lost ones can't be treated."""
     found = course.convergence
     transitions = next(iter(course.draws.stats.values()))[:, :, 0].numel()
-    low_energy = ~(found["bfmi"].values >= BFMI_LIMIT)  # that is treated as if all transitions had diverged
+    low_energy = ~(found["bfmi"].values >= gate.BFMI_LIMIT)  # that is treated as if all transitions had diverged
     share = np.where(low_energy, 1.0, found["divergences"].values / transitions)
+    effective = np.minimum(found["ess_bulk"].values, found["ess_tail"].values)
+    lacking = np.maximum((found["rhat"].values - 1) / (gate.RHAT_LIMIT - 1), gate.ESS_LIMIT / effective)
     failed = ~found["is_reference"].values & ~course.draws.lost.numpy()
     chosen: dict[Treatment, list[int]] = {}
     for row in np.flatnonzero(failed).tolist():
-        chosen.setdefault(course.treatments[row].after(look, float(share[row])), []).append(row)
+        treatment = course.treatments[row].after(look, float(share[row]), float(lacking[row]))
+        chosen.setdefault(treatment, []).append(row)
     if joint and chosen:  # one verdict holds for all data
         return {next(iter(chosen)): torch.arange(len(failed))}
     return {treatment: torch.tensor(rows) for treatment, rows in chosen.items()}
