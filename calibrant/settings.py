@@ -63,7 +63,7 @@ class Settings:
     seed: int = 0
     train_data: int | None = None
     device: str = "cpu"
-    draws: int = 800
+    draws: int = 1000
     chains: int = 4
     warmup: int = 300
     held_out: int = 128

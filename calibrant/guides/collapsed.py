@@ -187,55 +187,60 @@ class _Conditional:
         """p(z of this site | the sites before, s, x), the later ones integrated out."""
         gain, count = s * site.gain, centre.shape[1]
         mean = (gain * (rest @ site.left) / (1 + gain.square())) @ site.right.T
-        root, right, precision = self.root[site.here, site.here], site.right, gain.square()
+        root, right, stretch = self.root[site.here, site.here], site.right, (1 + gain.square()).sqrt()
         if site is not self.sites[-1]:
-            right, precision = right[:count], precision[:, :0]
+            right, stretch = right[:count], stretch[:, :0]
             unseen = torch.eye(count, dtype=right.dtype, device=right.device) - right @ right.T
             within = unseen + (right / (1 + gain.square())[:, None]) @ right.T
             root, right = root @ torch.linalg.cholesky(within), right[:, :0]
         loc = centre + mean[:, :count] @ self.root[site.here, site.here].T
-        return _gaussian(loc, root, right, precision, site.shape)
+        return _gaussian(loc, root, right, stretch, site.shape)
 
 
 def _gaussian(
-    loc: Tensor, root: Tensor, directions: Tensor, precision: Tensor, shape: tuple[int, ...]
+    loc: Tensor, root: Tensor, directions: Tensor, stretch: Tensor, shape: tuple[int, ...]
 ) -> dist.TorchDistribution:
     """The Normal of `_Coloured` with events of a shape, in the default dtype of the call."""
     dtype = torch.get_default_dtype()
-    coloured = _Coloured(*(part.to(dtype) for part in (loc, root, directions, precision)))
+    coloured = _Coloured(*(part.to(dtype) for part in (loc, root, directions, stretch)))
     white = dist.Normal(torch.zeros_like(coloured.loc), 1.0).to_event(1)
     return dist.TransformedDistribution(white, [coloured, ReshapeTransform(loc.shape[1:], torch.Size(shape))])
 
 
 class _Coloured(Transform):
-    """White noise → z = loc + root w, where w has the precision I + directions diag(precision) directionsᵀ.
+    """White noise → z = loc + root w, where w has the sd 1 / stretch along directions, and 1 across them.
+
+    The square of stretch, a precision, would overflow in float32 under scales above 1e19, as early guides draw them.
 
     Args:
         loc: `(size, k)`.
         root: lower triangular, `(k, k)` or `(size, k, k)`.
         directions: orthonormal columns, `(k, r)`.
-        precision: `(size, r)`.
+        stretch: `(size, r)`.
     """
 
     domain = codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, loc: Tensor, root: Tensor, directions: Tensor, precision: Tensor) -> None:
+    def __init__(self, loc: Tensor, root: Tensor, directions: Tensor, stretch: Tensor) -> None:
         super().__init__()
-        self.loc, self.root, self.directions, self.precision = loc, root, directions, precision
+        self.loc, self.root, self.directions, self.stretch = loc, root, directions, stretch
 
     def _call(self, x: Tensor) -> Tensor:
-        w = self._stretch(x, (1 + self.precision).rsqrt())
+        w = self._along(x, self.stretch.reciprocal())
         return self.loc + torch.einsum("...ij,...j->...i", self.root, w)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self._stretch(_solve(self.root, y - self.loc), (1 + self.precision).sqrt())
+        return self._along(_solve(self.root, y - self.loc), self.stretch)
 
-    def _stretch(self, w: Tensor, factor: Tensor) -> Tensor:
-        return w + (w @ self.directions * (factor - 1)) @ self.directions.T
+    def _along(self, w: Tensor, factor: Tensor) -> Tensor:
+        across = self.directions.shape[0] - self.directions.shape[1]
+        if across:
+            return w + (w @ self.directions * (factor - 1)) @ self.directions.T
+        return (w @ self.directions * factor) @ self.directions.T  # no digits are lost where the factors are small
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - self.precision.log1p().sum(-1) / 2
+        return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - self.stretch.log().sum(-1)
 
 
 def _solve(root: Tensor, value: Tensor) -> Tensor:
