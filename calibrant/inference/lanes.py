@@ -164,8 +164,9 @@ class _Run:
         for _ in range(nuts.TENDED):
             self.state.lanes, one = nuts.step(self.step, self.state.lanes, self.state.fixed)
             ended.append(one)
-        nuts.tend(self.state, ended, self.plan)
-        self._store(nuts.joined(ended))
+        over = nuts.joined(ended)
+        nuts.tend(self.state, over, self.plan)
+        self._store(over)
         running = (self.state.lanes.phase != nuts.OVER).reshape(-1, self.settings.chains).any(1)
         if running.all():
             return True

@@ -535,9 +535,12 @@ def _tensors(part: Any) -> list[Tensor]:
 # -- what few lanes need at a time -------------------------------------------------------------------------------------
 
 
-def tend(state: State, ended: list[Ended], plan: Plan) -> None:
-    """After `TENDED` steps, in place: learn from iterations of warm-up, close windows, retry starts, draw noise."""
-    _contribute(state, joined(ended), plan)
+def tend(state: State, ended: Ended, plan: Plan) -> None:
+    """After `TENDED` steps, in place: learn from iterations of warm-up, close windows, retry starts, draw noise.
+
+    `ended` are the iterations that ended in these steps, `joined`.
+    """
+    _contribute(state, ended, plan)
     phase = state.lanes.phase
     _retry(state, (phase == FRESH).nonzero()[:, 0])
     waiting = (phase == WAITING).nonzero()[:, 0]
