@@ -17,7 +17,7 @@ from torch.distributions import constraints, kl_divergence, register_kl
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import ProgramError
-from calibrant.guides.encoders import default_encoder, make_encoder, set_statistics
+from calibrant.guides.encoders import default_encoder, encoder_of_a_scale, make_encoder, set_statistics
 from calibrant.guides.families import Head, Modulation, choose_family
 from calibrant.guides.structure import structure_of
 from calibrant.program import (
@@ -230,7 +230,7 @@ def amortize(
         )
     spec = {
         "structure": structure,
-        "encoder": _encoder_spec(encoder, rows),
+        "encoder": _encoder_spec(encoder, rows, structure),
         "inputs": {name: list(value.shape[1:]) for values in rows for name, value in values.items()},
         "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
         **({"block": block} if block else {}),
@@ -254,15 +254,22 @@ def encoder_of(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def _encoder_spec(
-    encoder: str | Mapping[str, Any] | nn.Module | None, rows: tuple[dict[str, Tensor], dict[str, Tensor]]
+    encoder: str | Mapping[str, Any] | nn.Module | None,
+    rows: tuple[dict[str, Tensor], dict[str, Tensor]],
+    structure: str,
 ) -> str | dict[str, Any] | None:
     if isinstance(encoder, nn.Module):
         if not hasattr(encoder, "features"):
             raise ProgramError("an encoder tells the number of its outputs in its attribute `features`")
         return None
-    if isinstance(encoder, Mapping):
-        return {name: dict(kind) if isinstance(kind, Mapping) else kind for name, kind in encoder.items()}
-    return encoder or default_encoder({n: tuple(v.shape[1:]) for values in rows for n, v in values.items()})
+    shapes = {n: tuple(v.shape[1:]) for values in rows for n, v in values.items()}
+    spec = encoder or default_encoder(shapes)
+    if structure == "collapsed":
+        [(name, shape)] = shapes.items()
+        return encoder_of_a_scale(spec, name, shape)
+    if isinstance(spec, Mapping):
+        return {name: dict(kind) if isinstance(kind, Mapping) else kind for name, kind in spec.items()}
+    return spec
 
 
 def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str | Mapping[str, str]) -> dict[str, Any]:

@@ -52,18 +52,21 @@ class Standardize(nn.Module):
 
 
 class LinearPaths(nn.Module):
-    """Linear features of the vector and of its direction, `features` in all.
+    """Linear features of the vector, unless it is left out, and of its direction, `features` in all.
 
     The exact posterior mean of a linear decoder is linear in the image; under a scale, it is that times a function of
-    the contrast.
+    the contrast. The scale itself is not: its logarithm follows that of the contrast.
     """
 
-    def __init__(self, entries: int, features: int) -> None:
+    def __init__(self, entries: int, features: int, vector: bool = True) -> None:
         super().__init__()
-        self.vector = nn.Linear(entries, features // 2)
-        self.direction = nn.Linear(entries + 1, features - features // 2)
+        own = features // 2 if vector else 0
+        self.vector = nn.Linear(entries, own) if vector else None
+        self.direction = nn.Linear(entries + 1, features - own)
 
     def forward(self, vector: Tensor, direction: Tensor) -> Tensor:
+        if self.vector is None:
+            return self.direction(direction)
         return torch.cat([self.vector(vector), self.direction(direction)], -1)
 
 
@@ -83,16 +86,22 @@ class Energies(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """Two hidden layers with SiLU on direction and energies, beside linear paths: half of the features each."""
+    """Two hidden layers with SiLU on direction and energies, beside linear paths: half of the features each.
 
-    def __init__(self, shapes: Shapes, hidden: int = 256) -> None:
+    Args:
+        shapes: the inputs, joined to one vector.
+        hidden: half of the number of features.
+        vector: whether features linear in the input itself are among them, or in its direction and log contrast alone.
+    """
+
+    def __init__(self, shapes: Shapes, hidden: int = 256, vector: bool = True) -> None:
         super().__init__()
         self.inputs = Standardize(shapes)
         energies = Energies(self.inputs.entries)
         self.network = nn.Sequential(
             energies, nn.Linear(energies.features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
         )
-        self.linear = LinearPaths(self.inputs.entries, hidden)
+        self.linear = LinearPaths(self.inputs.entries, hidden, vector)
         self.features = 2 * hidden
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -135,9 +144,10 @@ class ConvEncoder(nn.Module):
         shapes: one image, (channels, height, width), of any size.
         channels: maps of the first layer, a multiple of 8; doubled at each halving, up to 128.
         hidden: half of the number of features.
+        vector: as in `MLPEncoder`.
     """
 
-    def __init__(self, shapes: Shapes, channels: int = 32, hidden: int = 256) -> None:
+    def __init__(self, shapes: Shapes, channels: int = 32, hidden: int = 256, vector: bool = True) -> None:
         super().__init__()
         if len(shapes) != 1 or any(len(shape) != 3 for shape in shapes.values()):
             raise ProgramError(f"a convolutional encoder takes one image (channels, height, width), not {dict(shapes)}")
@@ -149,7 +159,7 @@ class ConvEncoder(nn.Module):
         coarse = self.shape[0] * prod(-(-side // self.block) for side in self.shape[1:])
         self.energies = Energies(coarse)
         self.network = nn.Sequential(nn.Linear(flat + self.energies.features, hidden), nn.SiLU())
-        self.linear = LinearPaths(coarse, hidden)
+        self.linear = LinearPaths(coarse, hidden, vector)
         self.features = 2 * hidden
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -438,6 +448,17 @@ def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
     kinds = _by_input(_by_dimensions(spec, shapes) if isinstance(spec, str) else spec, shapes)
     parts = [_make_part(name, kind, shapes, alone=len(kinds) == 1) for name, kind in kinds.items()]
     return parts[0] if len(parts) == 1 else FusedEncoder(parts)
+
+
+def encoder_of_a_scale(spec: str | Mapping[str, Any], name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The same encoder of one input, for the scale that multiplies it: no feature is linear in the input itself.
+
+    The data of a Gaussian scale mixture have contrasts fifty times the usual one. There a log scale that is linear in
+    the image is anything, and the images that it spoils are those whose scale is best known.
+    """
+    kinds = _by_input(spec if isinstance(spec, Mapping) else {name: spec}, {name: shape})
+    options = {"mlp": {"vector": False}, "conv": {"vector": False}}
+    return {name: {**options.get(kind["kind"], {}), **kind} for name, kind in kinds.items()}
 
 
 ENCODERS: dict[str, Callable[[Shapes], nn.Module]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
-from calibrant.inference.gradient import Gradient
+from calibrant.inference.gradient import Gradient, Recorded
 from calibrant.inference.objectives import (
     MULTI_SAMPLE,
     OBJECTIVES,
@@ -27,14 +27,15 @@ from calibrant.inference.objectives import (
     check_trainable,
     elbo_terms,
 )
-from calibrant.program import Program, Values, as_program, check_program, defaults, seeded
+from calibrant.program import Program, Values, as_program, check_program, defaults, seeded, sites
 from calibrant.progress import Progress, silent
 from calibrant.refusals import check_support
 from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 
 _RISE = 0.03  # of all steps
 _SHARED_DRAWS = 8  # for each draw that local latents alone would take
-_RECORDED_FROM = 500  # steps
+_RECORDED_FROM = 500  # steps, or passes over the held-out data
+_EVALUATED = 4096  # held-out data at once
 
 
 @dataclass
@@ -137,8 +138,8 @@ def fit(
     folder = _start(state, run_dir, resume)
     with defaults(modules, rows[0]), pyro.validation_enabled(False):
         try:
-            if plan.records(len(train)):
-                _record(state, plan, train)
+            if plan.records(plan.steps(len(train))):
+                _record(state, plan, train, held)
             while state.fit.epochs < epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
                 if folder is not None:
@@ -149,7 +150,7 @@ def fit(
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
-        state.fit.elbo, state.fit.elbo_se, _ = _held_out_elbo(modules, held, plan, len(train), draws=16, stream=1)
+        state.fit.elbo, state.fit.elbo_se, _ = _held_out_elbo(state, held, plan, len(train), draws=16, stream=1)
     state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
     return state.fit
 
@@ -188,9 +189,13 @@ class _Plan:
     compile: bool | Literal["auto"]
     seed: int
 
-    def records(self, total: int) -> bool:
-        """Whether steps are worth a graph."""
-        return self.epochs * (total // self.batch_size) >= _RECORDED_FROM if self.compile == "auto" else self.compile
+    def steps(self, total: int) -> int:
+        """In all epochs together."""
+        return self.epochs * (total // self.batch_size)
+
+    def records(self, runs: int) -> bool:
+        """Whether so many runs are worth a graph."""
+        return runs >= _RECORDED_FROM if self.compile == "auto" else self.compile
 
     @property
     def terms(self) -> Callable[..., ElboTerms]:
@@ -214,6 +219,7 @@ class TrainingState:
 
     modules: _Modules
     gradient: Gradient
+    evaluation: Recorded
     optimizer: torch.optim.Adam
     best: dict[str, Tensor]
     settings: dict[str, Any]
@@ -229,7 +235,8 @@ def _init(modules: _Modules, plan: _Plan, train: Data, held: Data) -> TrainingSt
         raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
     settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
     gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
-    return TrainingState(modules, gradient, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
+    evaluation = Recorded(modules, partial(_evaluation, modules, plan))
+    return TrainingState(modules, gradient, evaluation, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
 
 
 def _objective(
@@ -240,12 +247,29 @@ def _objective(
     return terms.maximised(total), terms.per_datum(total)
 
 
-def _record(state: TrainingState, plan: _Plan, train: Data) -> None:
-    """The first minibatch's step as a graph, compared on another one."""
-    state.modules.train()
+def _evaluation(modules: _Modules, plan: _Plan, observed: Values, covariates: Values) -> tuple[Tensor, Tensor, Tensor]:
+    """The terms of held-out data: local, shared, and what is maximised in place of the local ones."""
+    size = len(next(iter(observed.values())))
+    terms = plan.evaluation(modules.model, modules.guide, observed, size, covariates)
+    return terms.local, terms.shared, terms.local if terms.bound is None else terms.bound
+
+
+def _record(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
+    """The first minibatch's step as a graph, compared on another one; the held-out ELBO too, where it is run often."""
     order = torch.arange(len(train), device="cpu")
     first, other = (train.batch(index[: plan.batch_size], state.modules.device) for index in (order, order.flip(0)))
+    state.modules.train()
     state.gradient.record(first, other, plan.compile is True)
+    state.modules.eval()
+    is_shared = any(not site.local for site in sites(state.modules.model, *first).values())
+    runs = plan.epochs * (_SHARED_DRAWS if is_shared else 1)
+    if state.gradient.is_graph and runs >= _RECORDED_FROM and len(held) <= _EVALUATED:
+        rows = _all_of(held, state.modules)
+        state.evaluation.record(rows, rows)
+
+
+def _all_of(data: Data, modules: _Modules) -> tuple[Values, Values]:
+    return data.batch(torch.arange(len(data), device="cpu"), modules.device)
 
 
 def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Path | None:
@@ -281,7 +305,9 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
             lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
             elbos.append(_step(state, plan, train, index, lr))
     state.modules.eval()
-    elbo, elbo_se, score = _held_out_elbo(state.modules, held, plan, len(train))
+    if state.evaluation.is_graph:
+        state.evaluation.verify(*_all_of(held, state.modules))
+    elbo, elbo_se, score = _held_out_elbo(state, held, plan, len(train))
     row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
     state.fit.history.append({**row, "bound": score} if plan.objective in MULTI_SAMPLE else row)
     state.fit.epochs += 1
@@ -327,7 +353,7 @@ def _keep_best(state: TrainingState, plan: _Plan, elbo: float, elbo_se: float, s
 
 
 def _held_out_elbo(
-    modules: _Modules, held: Data, plan: _Plan, total: int, draws: int = 1, stream: int = 0
+    state: TrainingState, held: Data, plan: _Plan, total: int, draws: int = 1, stream: int = 0
 ) -> tuple[float, float, float]:
     """ELBO per datum, its standard error, and what weights are chosen by, with the same random stream at every call.
 
@@ -336,10 +362,10 @@ def _held_out_elbo(
     terms of all data together, so more are averaged where there are such latents.
     """
     with seeded(plan.seed + stream):
-        passes = [_one_pass(modules, held, plan)]
+        passes = [_one_pass(state, held)]
         is_shared = bool(passes[0].shared != 0)
         draws = _SHARED_DRAWS * draws if is_shared else draws
-        passes += [_one_pass(modules, held, plan) for _ in range(draws - 1)]
+        passes += [_one_pass(state, held) for _ in range(draws - 1)]
     local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
     estimates = local.mean(1) + shared / total
     variance = local.mean(0).var() / len(held) if len(held) > 1 else torch.tensor(math.nan)
@@ -349,15 +375,12 @@ def _held_out_elbo(
     return float(estimates.mean()), float(variance.sqrt()), float(score)
 
 
-def _one_pass(modules: _Modules, held: Data, plan: _Plan) -> ElboTerms:
+def _one_pass(state: TrainingState, held: Data) -> ElboTerms:
     """One draw of the terms for all held-out data (of "iwae" and "dreg" one for each particle), in float64."""
-    terms = []
-    for index in torch.arange(len(held), device="cpu").split(4096):
-        observed, covariates = held.batch(index, modules.device)
-        terms.append(plan.evaluation(modules.model, modules.guide, observed, len(index), covariates))
-    shared = torch.stack([t.shared for t in terms]).double().mean()
-    bounds = [t.local if t.bound is None else t.bound for t in terms]
-    return ElboTerms(torch.cat([t.local for t in terms]).double(), shared, torch.cat(bounds).double())
+    parts = torch.arange(len(held), device="cpu").split(_EVALUATED)
+    terms = [state.evaluation(*held.batch(index, state.modules.device)) for index in parts]
+    local, shared, bound = zip(*terms, strict=True)
+    return ElboTerms(torch.cat(local).double(), torch.stack(shared).double().mean(), torch.cat(bound).double())
 
 
 def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:

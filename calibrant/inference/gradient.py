@@ -1,4 +1,4 @@
-"""The gradient of an objective on a minibatch, by a graph that is recorded once where the program allows it.
+"""What is computed again and again on data, by a graph that is recorded once where the program allows it.
 
 A run of the program and its guide spends as long in Python as in arithmetic. A graph repeats what they did once:
 what they do otherwise later (a weight annealed in Python, random numbers that are not torch's) would be lost. So it is
@@ -21,34 +21,39 @@ from calibrant.program import Values
 _SAME = 1e-4  # of an output's length
 
 
-class Gradient:
-    """What is maximised on a minibatch, other outputs of the objective, and the gradients of the first in the weights.
+class Recorded:
+    """A function of data that runs modules, and of their weights, by a graph where one was recorded.
 
     Args:
-        modules: what the objective runs.
-        objective: (observed, covariates) → tensors; the first is maximised, `()`.
+        modules: what the function runs.
+        function: (observed, covariates) → tensors.
 
     Attributes:
-        weights: the weights of `modules` that take a gradient, in the order of the gradients.
+        weights: the weights of `modules` that take a gradient.
+        is_graph: whether a graph is in use.
     """
 
-    def __init__(self, modules: nn.Module, objective: Callable[[Values, Values], Outputs]) -> None:
-        self._modules, self._objective = modules, _Objective(modules, objective)
+    def __init__(self, modules: nn.Module, function: Callable[[Values, Values], Outputs]) -> None:
+        self._modules, self._inner = modules, _Inner(modules, function)
         self._graph: TensorFunction | None = None
         self.weights = {name: weight for name, weight in modules.named_parameters() if weight.requires_grad}
 
+    @property
+    def is_graph(self) -> bool:
+        return self._graph is not None
+
     def __call__(self, observed: Values, covariates: Values) -> Outputs:
-        function = self._graph or self._function(observed, covariates)
+        function = self._graph or self._of_tensors(observed, covariates)
         return function(*self._inputs(observed, covariates))
 
-    def record(self, first: tuple[Values, Values], other: tuple[Values, Values], compile_it: bool) -> None:
-        """From now on, run a graph of the objective; all minibatches must have the shapes of these two.
+    def record(self, first: tuple[Values, Values], other: tuple[Values, Values], compile_it: bool = False) -> None:
+        """From now on, run a graph; all data must have the shapes of these two.
 
-        Nothing changes where the objective can't be recorded, or where the graph gives something else on `other`.
+        Nothing changes where the function can't be recorded, or where the graph gives something else on `other`.
         """
         before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
         with torch.random.fork_rng():
-            self._graph = (compiled if compile_it else record)(self._function(*first), *self._inputs(*first))
+            self._graph = (compiled if compile_it else record)(self._of_tensors(*first), *self._inputs(*first))
         self.verify(*other)
         for name, buffer in self._modules.named_buffers():
             if not buffer.equal(before[name]):  # statistics of minibatches, constants in a graph
@@ -60,14 +65,14 @@ class Gradient:
         if self._graph is None:
             return
         outputs = []
-        for function in (self._graph, self._function(observed, covariates)):
+        for function in (self._graph, self._of_tensors(observed, covariates)):
             with torch.random.fork_rng():
                 outputs.append(function(*self._inputs(observed, covariates)))
         if not all(_agree(ours, theirs) for ours, theirs in zip(*outputs, strict=True)):
             self._graph = None
             warnings.warn(
                 "the program or its guide does not do the same each time (something changes in Python, or draws "
-                "numbers that are not torch's), so that every step runs it anew and takes about twice as long",
+                "numbers that are not torch's), so that it runs anew each time and takes about twice as long",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -75,23 +80,39 @@ class Gradient:
     def _inputs(self, observed: Values, covariates: Values) -> list[Tensor]:
         return [*(weight.detach() for weight in self.weights.values()), *observed.values(), *covariates.values()]
 
-    def _function(self, observed: Values, covariates: Values) -> TensorFunction:
-        """The objective and its gradients as a function of flat tensors, for data with the keys of these."""
+    def _of_tensors(self, observed: Values, covariates: Values) -> TensorFunction:
+        """As a function of flat tensors, for data with the keys of these."""
 
         def function(*flat: Tensor) -> Outputs:
             tensors = iter(flat)
-            weights = {name: next(tensors).detach().requires_grad_() for name in self.weights}
+            weights = {name: next(tensors) for name in self.weights}
             rows, cols = ({name: next(tensors) for name in part} for part in (observed, covariates))
-            held = {f"inner.{name}": weight for name, weight in weights.items()}
-            outputs = functional_call(self._objective, held, (rows, cols))
-            slopes = torch.autograd.grad(outputs[0], list(weights.values()), allow_unused=True, materialize_grads=True)
-            return *(output.detach() for output in outputs), *slopes
+            return self._run(weights, rows, cols)
 
         return function
 
+    def _run(self, weights: Values, observed: Values, covariates: Values) -> Outputs:
+        held = {f"inner.{name}": weight for name, weight in weights.items()}
+        return functional_call(self._inner, held, (observed, covariates))
 
-class _Objective(nn.Module):
-    """The objective as the forward of a module, whose weights a functional call replaces."""
+
+class Gradient(Recorded):
+    """What is maximised on a minibatch, other outputs of the objective, and the gradients of the first in the weights.
+
+    Args:
+        modules: what the objective runs.
+        function: the objective, (observed, covariates) → tensors; the first is maximised, `()`.
+    """
+
+    def _run(self, weights: Values, observed: Values, covariates: Values) -> Outputs:
+        weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        outputs = super()._run(weights, observed, covariates)
+        slopes = torch.autograd.grad(outputs[0], list(weights.values()), allow_unused=True, materialize_grads=True)
+        return *(output.detach() for output in outputs), *slopes
+
+
+class _Inner(nn.Module):
+    """A function of modules as the forward of one, whose weights a functional call replaces."""
 
     def __init__(self, modules: nn.Module, function: Callable[[Values, Values], Outputs]) -> None:
         super().__init__()
