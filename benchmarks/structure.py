@@ -41,7 +41,7 @@ STRUCTURES: dict[str, tuple[str, Callable[[str], Family]]] = {
     "full, flow of the scale": ("full", lambda block: {"scale": "flow", block: "dense"}),
     "full, flow of all": ("full", lambda block: "flow"),
     "collapsed": ("collapsed", lambda block: "auto"),
-    "collapsed, flow of the scale": ("collapsed", lambda block: {"scale": "flow"}),
+    "collapsed, LogNormal scale": ("collapsed", lambda block: {"scale": "lognormal"}),
 }
 DEFAULT = ("mean-field", "faithful", "full, flow of the scale", "collapsed")
 

@@ -42,6 +42,7 @@ _PRIOR_DRAWS = 1_000
 _SHARED_DRAWS, _ROWS_EACH = 200, 8  # of a program with shared latents: runs for its prior, and data in each
 _CONSTANTS = 32  # features of a shared latent's head: what its parents modulate
 _STATE = 128  # width of the top-down state
+_RICHER = {"full": "dense", "collapsed": "flow"}  # what nothing but the family keeps from being exact
 
 
 class AmortizedGuide(PyroModule):
@@ -206,7 +207,8 @@ def amortize(
             beside a top-down state that all share), "full" (each sees all before it, through a linear regression),
             "collapsed" (the exact conditional of the latents that are jointly Gaussian given a scale, which alone is
             learned).
-        family: "auto" (by support and prior), or a family by site, of `calibrant.guides.FAMILIES`.
+        family: "auto" (by support and prior; "dense" in a full structure, "flow" for the scale of a collapsed one), or
+            a family by site, of `calibrant.guides.FAMILIES`.
         encoder: "mlp", "conv", "set", "sequence" or input → kind, as `guides.encoders.make_encoder` takes them; a
             module `dict of inputs → (size, features)` with an attribute `features`; or None for a choice by shape.
         covariates: keyword → tensor; the encoder sees them too.
@@ -280,9 +282,9 @@ def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str
         )
     asked = family.get(site.name, "auto") if isinstance(family, Mapping) else family
     chosen = choose_family(site.name, site.support, site.prior, asked)
-    if asked == "auto" and structure == "full":
+    if asked == "auto" and structure in _RICHER:
         with suppress(ProgramError):  # classes and directions have no covariance on the line
-            chosen = choose_family(site.name, site.support, site.prior, "dense")
+            chosen = choose_family(site.name, site.support, site.prior, _RICHER[structure])
     return {
         "name": site.name,
         "event_shape": list(site.event_shape),
