@@ -42,7 +42,7 @@ from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
-_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
+_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 2000, 8, 16  # of a training whose length was not asked for
 _GAP_DATA = 16  # whose gap is split: `check` from Python splits all
 
 

@@ -41,7 +41,7 @@ from calibrant.program import (
 from calibrant.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from calibrant.inference.gradient import Gradient
+    from calibrant.inference.recorded import Gradient
 
 _DRAWS = 64  # of the guide for each datum, for the location and scale that its map is relative to
 _ROWS = 16_384  # of a run
@@ -215,8 +215,8 @@ def refine(
         ProgramError, DataError: for a model, guide or data that break the contract; for a guide without a continuous
             local site.
     """
-    from calibrant.inference.gradient import Gradient  # inference is built on guides
     from calibrant.inference.objectives import check_guide
+    from calibrant.inference.recorded import Gradient  # inference is built on guides
 
     data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
@@ -250,7 +250,7 @@ def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: V
 def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int, lr: float) -> None:
     """Gradient steps with an Adam of their own, which leaves data without gradient where they are."""
     weights = list(gradient.weights.values())
-    adam = torch.optim.Adam(weights, lr, betas=(0.9, 0.99), maximize=True)
+    adam = torch.optim.Adam(weights, lr, betas=(0.9, 0.99), maximize=True, fused=True)
     if steps >= _RECORDED_FROM:
         gradient.record((observed, covariates), (observed, covariates), False)
     for step in range(steps):

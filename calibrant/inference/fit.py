@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
-from calibrant.inference.gradient import Gradient, Recorded
 from calibrant.inference.objectives import (
     MULTI_SAMPLE,
     OBJECTIVES,
@@ -27,6 +27,7 @@ from calibrant.inference.objectives import (
     check_trainable,
     elbo_terms,
 )
+from calibrant.inference.recorded import Gradient, Recorded
 from calibrant.program import Program, Values, as_program, check_program, defaults, seeded, sites
 from calibrant.progress import Progress, silent
 from calibrant.refusals import check_support
@@ -35,6 +36,8 @@ from calibrant.store import CHECKPOINTS, has_checkpoint, load_checkpoint, save_c
 _RISE = 0.03  # of all steps
 _SHARED_DRAWS = 8  # for each draw that local latents alone would take
 _RECORDED_FROM = 500  # steps, or passes over the held-out data
+_VERIFIED = 40  # steps after which a graph is compared with the program, or an epoch of more
+_SAVED = 10  # steps between checkpoints, or an epoch of more
 _EVALUATED = 4096  # held-out data at once
 
 
@@ -107,7 +110,8 @@ def fit(
         compile: "auto" records the first step as a graph that the others repeat without Python, in trainings of 500
             steps or more, and gives the graph up where the program turns out to change; True also compiles it, which
             takes some ten seconds; False runs the program in every step.
-        run_dir: a folder for checkpoints (every epoch); an interrupted training goes on with `resume=True`.
+        run_dir: a folder for checkpoints (every epoch, of fewer than ten steps every few); an interrupted training goes
+            on with `resume=True`.
         resume: go on from the checkpoint in `run_dir`; the result is the one of a training without a break.
         seed: of the split, the minibatches and the draws.
         progress: called with (stage, done, total, text).
@@ -142,7 +146,7 @@ def fit(
                 _record(state, plan, train, held)
             while state.fit.epochs < epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
-                if folder is not None:
+                if folder is not None and plan.is_due(_SAVED, state.fit.epochs, len(train)):
                     save_checkpoint(folder, state)
                 progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
@@ -164,7 +168,7 @@ class _Modules(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
 
 def _check_supports(modules: _Modules, *parts: Data) -> None:
@@ -192,6 +196,10 @@ class _Plan:
     def steps(self, total: int) -> int:
         """In all epochs together."""
         return self.epochs * (total // self.batch_size)
+
+    def is_due(self, steps: int, epoch: int, total: int) -> bool:
+        """Whether this epoch is one of those with so many steps, or more, from one to the next."""
+        return epoch % max(1, steps // (total // self.batch_size)) == 0 or epoch == self.epochs
 
     def records(self, runs: int) -> bool:
         """Whether so many runs are worth a graph."""
@@ -236,7 +244,8 @@ def _init(modules: _Modules, plan: _Plan, train: Data, held: Data) -> TrainingSt
     settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
     gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
     evaluation = Recorded(modules, partial(_evaluation, modules, plan))
-    return TrainingState(modules, gradient, evaluation, torch.optim.Adam(weights, plan.lr), _copy(modules), settings)
+    adam = torch.optim.Adam(weights, plan.lr, fused=True)
+    return TrainingState(modules, gradient, evaluation, adam, _copy(modules), settings)
 
 
 def _objective(
@@ -299,13 +308,15 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
         order = torch.randperm(len(train), device="cpu", generator=torch.Generator().manual_seed(plan.seed + epoch))
         batches = order.split(plan.batch_size)[: len(train) // plan.batch_size]
         state.modules.train()
-        state.gradient.verify(*train.batch(batches[0], state.modules.device))
+        is_verified = plan.is_due(_VERIFIED, epoch, len(train))
+        if is_verified:
+            state.gradient.verify(*train.batch(batches[0], state.modules.device))
         elbos = []
         for step, index in enumerate(batches):
             lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
             elbos.append(_step(state, plan, train, index, lr))
     state.modules.eval()
-    if state.evaluation.is_graph:
+    if is_verified and state.evaluation.is_graph:
         state.evaluation.verify(*_all_of(held, state.modules))
     elbo, elbo_se, score = _held_out_elbo(state, held, plan, len(train))
     row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}

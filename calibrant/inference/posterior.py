@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from calibrant.binding import bind_fixed
 from calibrant.data import Data
 from calibrant.inference.objectives import check_guide, latent_values
 from calibrant.inference.predictive import add_groups
+from calibrant.inference.recorded import Recorded
 from calibrant.inference.trees import build_tree, require_memory
 from calibrant.program import (
     LogDensity,
@@ -33,6 +34,7 @@ from calibrant.program import (
 from calibrant.progress import Progress, silent
 
 _ROWS = 65_536
+_RECORDED_FROM = 200  # draws of all data together
 
 
 def posterior(
@@ -152,15 +154,19 @@ def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
 def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
     """With shared latents: one run of the whole data set a draw, so that shared and local draws belong together."""
     rows = data.batch(torch.arange(len(data), device="cpu"), device, torch.float64)
-    scores = []
+    names = list(_score(*pair, *rows, repeats=1).values)
+
+    def run(observed: Values, covariates: Values) -> tuple[Tensor, ...]:
+        score = _score(*pair, observed, covariates, repeats=1)
+        densities = (score.log_p.local, score.log_q.local, score.log_p.shared, score.log_q.shared)
+        return *(score.values[name].float() for name in names), *densities
+
+    drawn, outputs = Recorded(nn.Module(), run), []
+    if draws >= _RECORDED_FROM:
+        drawn.record(rows, rows)
     for done in range(draws):
-        scores.append(_score(*pair, *rows, repeats=1))
+        outputs.append([output.cpu() for output in drawn(*rows)])
         progress("posterior", done + 1, draws)
-    values = {name: torch.stack([s.values[name].float().cpu() for s in scores])[None] for name in scores[0].values}
-    stats = {
-        "log_p": [s.log_p.local for s in scores],
-        "log_q": [s.log_q.local for s in scores],
-        "log_p_shared": [s.log_p.shared for s in scores],
-        "log_q_shared": [s.log_q.shared for s in scores],
-    }
-    return values, {name: torch.stack(terms)[None].cpu() for name, terms in stats.items()}
+    stacked = [torch.stack(parts)[None] for parts in zip(*outputs, strict=True)]
+    stats = ("log_p", "log_q", "log_p_shared", "log_q_shared")
+    return dict(zip(names, stacked, strict=False)), dict(zip(stats, stacked[len(names) :], strict=True))

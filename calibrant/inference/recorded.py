@@ -2,8 +2,8 @@
 
 A run of the program and its guide spends as long in Python as in arithmetic. A graph repeats what they did once:
 what they do otherwise later (a weight annealed in Python, random numbers that are not torch's) would be lost. So it is
-compared with them at the same random numbers, on other data than it was recorded on and again in every epoch; where
-they differ, they run as they are.
+compared with them at the same random numbers, on other data than it was recorded on and again as training goes on;
+where they differ, they run as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from calibrant.inference.compile import Outputs, TensorFunction, compiled, recor
 from calibrant.program import Values
 
 _SAME = 1e-4  # of an output's length
+_ROUNDING = 1e-6  # of the longest output
 
 
 class Recorded:
@@ -68,7 +69,7 @@ class Recorded:
         for function in (self._graph, self._of_tensors(observed, covariates)):
             with torch.random.fork_rng():
                 outputs.append(function(*self._inputs(observed, covariates)))
-        if not all(_agree(ours, theirs) for ours, theirs in zip(*outputs, strict=True)):
+        if not _agree(*outputs):
             self._graph = None
             warnings.warn(
                 "the program or its guide does not do the same each time (something changes in Python, or draws "
@@ -122,7 +123,9 @@ class _Inner(nn.Module):
         return self.function(observed, covariates)
 
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
-    """Up to rounding; what is not finite is refused elsewhere."""
-    close = (ours - theirs).norm() <= _SAME * theirs.norm() + torch.finfo(theirs.dtype).tiny
-    return bool(close | ~theirs.isfinite().all())
+def _agree(ours: Outputs, theirs: Outputs) -> bool:
+    """Up to rounding, near an optimum that of sums much larger than what is left of them; what is not finite is refused
+    elsewhere."""
+    finite = [(a, b) for a, b in zip(ours, theirs, strict=True) if b.isfinite().all()]
+    largest = max((float(b.norm()) for _, b in finite if b.dim()), default=0.0)
+    return all(bool((a - b).norm() <= _SAME * b.norm() + _ROUNDING * largest) for a, b in finite)
