@@ -1,5 +1,6 @@
-"""Recorded training gives what training by the program gives, and stops where the program changes."""
+"""What is recorded gives what the program gives, and stops where the program changes."""
 
+import copy
 import importlib
 import warnings
 
@@ -8,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro.nn import PyroModule
 from torch import nn
 
@@ -43,8 +45,10 @@ class Guide(PyroModule):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Steps are recorded however few there are."""
-    monkeypatch.setattr(importlib.import_module("calibrant.inference.fit"), "_RECORDED_FROM", 0)
+    """Steps and draws are recorded however few there are, and compared in every epoch."""
+    for module in ("fit", "posterior"):
+        monkeypatch.setattr(importlib.import_module(f"calibrant.inference.{module}"), "_RECORDED_FROM", 0)
+    monkeypatch.setattr(importlib.import_module("calibrant.inference.fit"), "_VERIFIED", 1)
 
 
 def fitted(compile, model=None, guide=None, **options):
@@ -128,3 +132,57 @@ def test_statistics_of_minibatches_go_on(recorded):
     ours, theirs = (fitted(compile, guide=lambda: Guide(nn.BatchNorm1d(8))) for compile in ("auto", False))
     assert int(ours[1]["1.encoder.2.num_batches_tracked"]) > 0
     assert_same(ours, theirs)
+
+
+class Shared(PyroModule):
+    """A centre that all data share; `runs` counts what Python runs."""
+
+    runs = 0
+
+    def forward(self, size):
+        Shared.runs += 1
+        centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(centre, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None].expand(-1, 3), 0.5).to_event(1))
+
+
+@pytest.fixture
+def pair():
+    return Shared(), cal.guides.amortize(Shared(), DATA)
+
+
+def test_a_recorded_held_out_elbo_is_the_same(recorded, pair):
+    histories = []
+    for compile in ("auto", False):
+        model, guide = copy.deepcopy(pair)
+        histories.append(cal.inference.fit(model, guide, DATA, epochs=4, batch_size=32, compile=compile).history)
+    for name in ("train", "validation"):
+        ours, theirs = ([row[name] for row in history] for history in histories)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_recorded_draws_are_the_same(monkeypatch, pair, recorded):
+    Shared.runs = 0
+    ours = cal.inference.posterior(*pair, DATA, draws=100)
+    assert Shared.runs < 50
+    monkeypatch.setattr(importlib.import_module("calibrant.inference.posterior"), "_RECORDED_FROM", 1000)
+    theirs = cal.inference.posterior(*pair, DATA, draws=100)
+    assert Shared.runs > 130
+    for group in ("posterior", "sample_stats"):
+        xr.testing.assert_allclose(ours[group].dataset, theirs[group].dataset, rtol=1e-6)
+
+
+def test_draws_that_a_graph_would_freeze_are_noticed(recorded, pair):
+    """A guide with random numbers of numpy's."""
+    model, guide = pair
+    noise = np.random.default_rng(0)
+    forward = guide.forward
+
+    def shaken(observed, size):
+        forward({"x": observed["x"] + noise.normal()}, size)
+
+    guide.forward = shaken
+    with pytest.warns(RuntimeWarning, match="does not do the same"):
+        found = cal.inference.posterior(model, guide, DATA, draws=30)
+    assert len(np.unique(found["posterior"]["z"].values[0, :, 0])) == 30
