@@ -479,7 +479,7 @@ def _train(job: _Job, progress: Progress) -> None:
         batch_size=settings.batch_size,
         lr=settings.lr,
         objective=settings.objective,
-        patience=max(20, settings.epochs // 5),  # an epoch of few data is a few steps
+        patience=settings.epochs,  # the learning rate shall fall to zero; the best weights are kept anyway
         device=settings.device,
         run_dir=job.folder,
         resume=job.resume and store.has_checkpoint(checkpoints),
