@@ -250,13 +250,13 @@ def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: V
 def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int, lr: float) -> None:
     """Gradient steps with an Adam of their own, which leaves data without gradient where they are."""
     weights = list(gradient.weights.values())
-    adam = torch.optim.Adam(weights, lr, betas=(0.9, 0.99), maximize=True, fused=True)
+    optimizer = gradient.adam(lr, betas=(0.9, 0.99), maximize=True)
     if steps >= _RECORDED_FROM:
         gradient.record((observed, covariates), (observed, covariates), False)
     for step in range(steps):
-        for group in adam.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         _, *slopes = gradient(observed, covariates)
         for weight, slope in zip(weights, slopes, strict=True):
-            weight.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
-        adam.step()
+            weight.grad = slope.contiguous().nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
+        optimizer.step()

@@ -109,7 +109,7 @@ def fit(
         device: where to train; the modules move there. None leaves them where they are.
         compile: "auto" records the first step as a graph that the others repeat without Python, in trainings of 500
             steps or more, and gives the graph up where the program turns out to change; True also compiles it, which
-            takes some ten seconds; False runs the program in every step.
+            takes some ten seconds; False runs the program in every step, as one needs that counts its calls in Python.
         run_dir: a folder for checkpoints (every epoch, of fewer than ten steps every few); an interrupted training goes
             on with `resume=True`.
         resume: go on from the checkpoint in `run_dir`; the result is the one of a training without a break.
@@ -119,7 +119,8 @@ def fit(
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for an unknown objective, or where there is nothing to train.
-        NonFiniteLoss: with the minibatch's labels; the best weights are restored (and saved in `run_dir`).
+        NonFiniteLoss: with the minibatch's labels; the best weights are restored (and saved in `run_dir`, those of the
+            last checkpoint).
         RunError: for a checkpoint that is in the way, missing, damaged, or of another training.
     """
     if particles < 1:
@@ -146,7 +147,9 @@ def fit(
                 _record(state, plan, train, held)
             while state.fit.epochs < epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
-                if folder is not None and plan.is_due(_SAVED, state.fit.epochs, len(train)):
+                if folder is not None and (
+                    plan.is_due(_SAVED, state.fit.epochs, len(train)) or state.fit.epochs == epochs
+                ):
                     save_checkpoint(folder, state)
                 progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
@@ -154,6 +157,7 @@ def fit(
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
+        _verify_evaluation(state, held)
         state.fit.elbo, state.fit.elbo_se, _ = _held_out_elbo(state, held, plan, len(train), draws=16, stream=1)
     state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
     return state.fit
@@ -199,7 +203,7 @@ class _Plan:
 
     def is_due(self, steps: int, epoch: int, total: int) -> bool:
         """Whether this epoch is one of those with so many steps, or more, from one to the next."""
-        return epoch % max(1, steps // (total // self.batch_size)) == 0 or epoch == self.epochs
+        return epoch % max(1, steps // (total // self.batch_size)) == 0
 
     def records(self, runs: int) -> bool:
         """Whether so many runs are worth a graph."""
@@ -238,14 +242,12 @@ class TrainingState:
 
 
 def _init(modules: _Modules, plan: _Plan, train: Data, held: Data) -> TrainingState:
-    weights = [weight for weight in modules.parameters() if weight.requires_grad]
-    if not weights:
+    gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
+    if not gradient.weights:
         raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
     settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
-    gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
     evaluation = Recorded(modules, partial(_evaluation, modules, plan))
-    adam = torch.optim.Adam(weights, plan.lr, fused=True)
-    return TrainingState(modules, gradient, evaluation, adam, _copy(modules), settings)
+    return TrainingState(modules, gradient, evaluation, gradient.adam(plan.lr), _copy(modules), settings)
 
 
 def _objective(
@@ -275,6 +277,11 @@ def _record(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
     if state.gradient.is_graph and runs >= _RECORDED_FROM and len(held) <= _EVALUATED:
         rows = _all_of(held, state.modules)
         state.evaluation.record(rows, rows)
+
+
+def _verify_evaluation(state: TrainingState, held: Data) -> None:
+    if state.evaluation.is_graph:
+        state.evaluation.verify(*_all_of(held, state.modules))
 
 
 def _all_of(data: Data, modules: _Modules) -> tuple[Values, Values]:
@@ -316,8 +323,8 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
             lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
             elbos.append(_step(state, plan, train, index, lr))
     state.modules.eval()
-    if is_verified and state.evaluation.is_graph:
-        state.evaluation.verify(*_all_of(held, state.modules))
+    if is_verified:
+        _verify_evaluation(state, held)
     elbo, elbo_se, score = _held_out_elbo(state, held, plan, len(train))
     row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
     state.fit.history.append({**row, "bound": score} if plan.objective in MULTI_SAMPLE else row)
@@ -328,7 +335,7 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
 def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: float) -> float:
     bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device))
     for weight, slope in zip(state.gradient.weights.values(), slopes, strict=True):
-        weight.grad = -slope
+        weight.grad = -slope.contiguous()
     norm = nn.utils.get_total_norm(slopes)
     if not (bound.isfinite() and norm.isfinite()):
         batch = list(train.coords["data"][index])
