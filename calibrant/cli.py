@@ -104,7 +104,9 @@ _Data = Annotated[
     str | None, _option("--data", text="A registered set, FILE.npz, FILE.npy or FILE.py:function", shown=DATA)
 ]
 _RunData = Annotated[str | None, _option("--data", text="Other data than the run's, named as for `run`")]
-_DataRoot = Annotated[str | None, _option("--data-root", text="Folder of the registered sets' files")]
+_DataRoot = Annotated[
+    str | None, _option("--data-root", text="Folder of the registered sets' files", shown="$CALIBRANT_DATA")
+]
 _Download = Annotated[bool, _flag("--download", "Fetch a registered set that is not there")]
 _Site = Annotated[list[str] | None, _option("--site", text="NAME=KEY: the program's NAME is the data's KEY")]
 _Set = Annotated[list[str] | None, _option("--set", text="NAME=VALUE: an argument of the model, JSON or a plain word")]
@@ -196,6 +198,24 @@ def _family(given: list[str]) -> str | dict[str, str]:
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from calibrant import __version__
+
+        typer.echo(f"calibrant {__version__}")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_tell_version)
+]
+
+
+@app.callback()
+def _calibrant(version: _Version = False) -> None:
+    """Before any command."""
 
 
 @app.command()
@@ -340,8 +360,8 @@ def _show(outcome: Outcome) -> None:
     from calibrant.workflow import summarise
 
     summaries = [summarise(result) for result in outcome.results]
-    table = Table(caption="nats per datum; ELBO of the validation data, log evidence and gap of the checked data")
-    for heading in ("model", "ELBO", "log evidence", "gap to the ELBO"):
+    table = Table(caption="nats per datum; the gap is log evidence − ELBO, both of the checked data")
+    for heading in ("model", "ELBO (validation)", "log evidence (checked)", "gap (checked)"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in summaries:
         table.add_row(

@@ -341,6 +341,11 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
         "settings": asdict(settings),
         "request": {**_stored(request), "models": [name]},
     }
+    if request.quick:
+        notes.append(
+            f"a quick run: the guide has trained for {settings.epochs} epochs; its verdicts show that all works, not what "
+            "the guide can do"
+        )
     return _Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
 
 

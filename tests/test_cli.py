@@ -345,6 +345,10 @@ def test_keys_are_mapped_by_hand():
     assert "covariates y" in refused("fit", "user.py:Labelled", "--data", "rows.npz")
 
 
+def test_the_version_is_told():
+    assert call("--version") == (0, f"calibrant {cal.__version__}\n", "")
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 MISTAKES = {

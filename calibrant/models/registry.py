@@ -64,10 +64,9 @@ def card(name: str) -> ModelCard:
         ProgramError: for an unknown name, with the nearest ones.
     """
     if name not in _CARDS:
-        near = get_close_matches(name, _CARDS) or list_models()
-        raise ProgramError(
-            f"unknown model {name!r}; did you mean {' or '.join(near)}? (a file of yours: FILE.py:Class)"
-        )
+        near = get_close_matches(name, _CARDS)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(list_models())}."
+        raise ProgramError(f"unknown model {name!r}; {hint} A file of yours: FILE.py:Class")
     return _CARDS[name]
 
 
