@@ -343,8 +343,8 @@ def _job(name: str, folder: Path, splits: dict[str, Data], request: Request, set
     }
     if request.quick:
         notes.append(
-            f"a quick run: the guide has trained for {settings.epochs} epochs; its verdicts show that all works, not what "
-            "the guide can do"
+            f"a quick run: the guide has trained for {settings.epochs} epochs; its verdicts show that all works, not "
+            "what the guide can do"
         )
     return _Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
 
