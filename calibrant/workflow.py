@@ -42,7 +42,8 @@ from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
-_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH, _SMALL_BATCH = 1000, 8, 16, 128  # of a training whose length was not asked for
+_SMALL_BATCH, _SMALL_STEPS = 128, 1500  # noisier gradients take more steps, and cost less
+_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
 _GAP_DATA = 16  # whose gap is split: `check` from Python splits all
 
 
@@ -305,7 +306,7 @@ def _with_enough_steps(request: Request, data: int) -> Request:
     if "batch_size" not in asked:
         batch_size = min(batch_size, max(_LEAST_BATCH, data // _STEPS_AN_EPOCH))
     if "epochs" not in asked:
-        steps = _STEPS if batch_size >= _SMALL_BATCH else 2 * _STEPS  # whose gradients are noisier, and cheap
+        steps = _STEPS if batch_size >= _SMALL_BATCH else _SMALL_STEPS
         epochs = max(epochs, ceil(steps / max(1, data // batch_size)))
     return replace(request, settings={**request.settings, "batch_size": batch_size, "epochs": epochs})
 
