@@ -42,7 +42,7 @@ from calibrant.refusals import running
 from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
-_SMALL_BATCH, _SMALL_STEPS = 128, 1500  # noisier gradients take more steps, and cost less
+_SMALL_BATCH, _SMALL_STEPS = 128, 2000  # noisier gradients take more steps, and cost less
 _STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
 _GAP_DATA = 16  # whose gap is split: `check` from Python splits all
 

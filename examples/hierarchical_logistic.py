@@ -28,10 +28,10 @@ class Model(PyroModule):
 
 
 def data() -> dict[str, cal.data.Data]:
-    """60 hospitals; what they share is learned from all of them, so that none is held out."""
+    """80 hospitals; what they share is learned from all of them, so that none is held out."""
     generator = torch.Generator().manual_seed(0)
-    risk = torch.randn(60, 12, generator=generator)
-    intercept = -0.5 + 0.8 * torch.randn(60, 1, generator=generator)
+    risk = torch.randn(80, 12, generator=generator)
+    intercept = -0.5 + 0.8 * torch.randn(80, 1, generator=generator)
     died = torch.bernoulli((intercept + risk).sigmoid(), generator=generator)
     hospitals = cal.data.Data({"died": died}, covariates={"risk": risk}, name="simulated hospitals")
     return {"train": hospitals, "validation": hospitals, "test": hospitals}
