@@ -1,5 +1,15 @@
 """Errors that tell a user what to do; the command line prints each as one line, without a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def names_to_offer(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name: the nearest known ones, or all of them."""
+    names = sorted(known)
+    near = get_close_matches(name, names)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+
 
 class CalibrantError(Exception):
     """Base of every error that a user can mend."""

@@ -1,6 +1,5 @@
 """Data sets by name."""
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 from calibrant.data.dataset import Data
 from calibrant.data.files import as_splits, load_arrays, load_function
-from calibrant.errors import DataError
+from calibrant.errors import DataError, names_to_offer
 
 Function = TypeVar("Function", bound=Callable[..., dict[str, Data]])
 
@@ -118,8 +117,7 @@ def _load_registered(entry: DataSet, root: Path, download: bool, seed: int, opti
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, _REGISTRY, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(_REGISTRY))}."
+    hint = names_to_offer(name, _REGISTRY)
     return f"there is no data set {name!r}; {hint} Files: FILE.npz, FILE.npy or FILE.py:function"
 
 

@@ -258,5 +258,5 @@ def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int,
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         _, *slopes = gradient(observed, covariates)
         for weight, slope in zip(weights, slopes, strict=True):
-            weight.grad = slope.contiguous().nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
+            weight.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
         optimizer.step()

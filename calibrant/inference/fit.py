@@ -147,9 +147,7 @@ def fit(
                 _record(state, plan, train, held)
             while state.fit.epochs < epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
-                if folder is not None and (
-                    plan.is_due(_SAVED, state.fit.epochs, len(train)) or state.fit.epochs == epochs
-                ):
+                if folder is not None and plan.saves(state.fit.epochs, len(train)):
                     save_checkpoint(folder, state)
                 progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
@@ -204,6 +202,10 @@ class _Plan:
     def is_due(self, steps: int, epoch: int, total: int) -> bool:
         """Whether this epoch is one of those with so many steps, or more, from one to the next."""
         return epoch % max(1, steps // (total // self.batch_size)) == 0
+
+    def saves(self, epochs: int, total: int) -> bool:
+        """Whether there is a checkpoint after so many epochs."""
+        return epochs == self.epochs or self.is_due(_SAVED, epochs, total)
 
     def records(self, runs: int) -> bool:
         """Whether so many runs are worth a graph."""
@@ -335,7 +337,7 @@ def _epoch(state: TrainingState, plan: _Plan, train: Data, held: Data) -> None:
 def _step(state: TrainingState, plan: _Plan, train: Data, index: Tensor, lr: float) -> float:
     bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device))
     for weight, slope in zip(state.gradient.weights.values(), slopes, strict=True):
-        weight.grad = -slope.contiguous()
+        weight.grad = -slope
     norm = nn.utils.get_total_norm(slopes)
     if not (bound.isfinite() and norm.isfinite()):
         batch = list(train.coords["data"][index])

@@ -57,9 +57,7 @@ class Recorded:
         before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
         function = self._of_tensors(*first)
         with torch.random.fork_rng():
-            torch.manual_seed(
-                _RECORDING
-            )  # with other draws than it is compared at: these may be constants in the graph
+            torch.manual_seed(_RECORDING)  # other draws than it is compared at: they may be constants in the graph
             graph = (compiled if compile_it else record)(function, *self._inputs(*first))
         self._graph = None if graph is function else graph
         self.verify(*other)
@@ -112,9 +110,12 @@ class Gradient(Recorded):
         function: the objective, (observed, covariates) → tensors; the first is maximised, `()`.
     """
 
+    def __call__(self, observed: Values, covariates: Values) -> Outputs:
+        return tuple(output.contiguous() for output in super().__call__(observed, covariates))
+
     def adam(self, lr: float, **options: Any) -> torch.optim.Adam:
-        """Adam for the weights, in one kernel where that is right: it reads memory in order, whatever the strides. So
-        gradients must be contiguous too."""
+        """Adam for the weights, in one kernel where these are contiguous, as gradients are: that one reads memory in
+        order, whatever the strides."""
         weights = list(self.weights.values())
         is_plain = all(weight.is_contiguous() and weight.device.type in ("cpu", "cuda") for weight in weights)
         return torch.optim.Adam(weights, lr, fused=is_plain, **options)

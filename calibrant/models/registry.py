@@ -7,13 +7,12 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from calibrant.errors import ProgramError
+from calibrant.errors import ProgramError, names_to_offer
 from calibrant.userfile import is_user_spec, load_object
 
 Model = TypeVar("Model", bound=type[PyroModule])
@@ -64,9 +63,7 @@ def card(name: str) -> ModelCard:
         ProgramError: for an unknown name, with the nearest ones.
     """
     if name not in _CARDS:
-        near = get_close_matches(name, _CARDS)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(list_models())}."
-        raise ProgramError(f"unknown model {name!r}; {hint} A file of yours: FILE.py:Class")
+        raise ProgramError(f"unknown model {name!r}; {names_to_offer(name, _CARDS)} A file of yours: FILE.py:Class")
     return _CARDS[name]
 
 
