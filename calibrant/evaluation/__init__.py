@@ -1,19 +1,23 @@
 """Evaluation: trees in; xarray, verdicts and a report out."""
 
+from calibrant.evaluation.calibration import calibration, uniformity
 from calibrant.evaluation.check import Check, check
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.gap import gap
+from calibrant.evaluation.judging import Verdict
 from calibrant.evaluation.pit import pit
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
-from calibrant.evaluation.verdicts import Verdict, verdicts
+from calibrant.evaluation.verdicts import verdicts
+from calibrant.inference.importance import weights
 
 __all__ = [
     "Check",
     "RunResult",
     "Verdict",
+    "calibration",
     "check",
     "compare",
     "contrast_experiment",
@@ -21,5 +25,7 @@ __all__ = [
     "gap",
     "pit",
     "report",
+    "uniformity",
     "verdicts",
+    "weights",
 ]

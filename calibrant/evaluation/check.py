@@ -18,9 +18,10 @@ from calibrant.evaluation.compare import compare
 from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.gap import gap_or_note
+from calibrant.evaluation.judging import Verdict
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
-from calibrant.evaluation.verdicts import Verdict, verdicts
+from calibrant.evaluation.verdicts import verdicts
 from calibrant.inference.posterior import posterior
 from calibrant.inference.reference import exact_structure
 from calibrant.inference.reference import reference as sample_reference

@@ -15,8 +15,10 @@ import xarray as xr
 from scipy.special import ndtri
 
 from calibrant.evaluation.compare import LEFT_OUT_LIMIT
-from calibrant.evaluation.verdicts import FALSE_ALARM, SD_MARGIN, Status, Verdict
+from calibrant.evaluation.judging import Status, Verdict
+from calibrant.evaluation.verdicts import SD_MARGIN
 
+ERROR = 1e-5  # probability that any of the statements is wrong
 FLAT = 0.05  # prior sd: a curve that moves less is flat, however well its course is known
 START = 0.8  # of the prior sd, at the lowest contrast
 MONOTONE = -0.9  # Spearman's rank correlation
@@ -61,7 +63,7 @@ def _known(result: xr.Dataset) -> bool:
 
 def _limit(result: xr.Dataset) -> float:
     checks = result.sizes["contrast"] * (2 + bool(result.attrs["scale"]))
-    return float(-ndtri(FALSE_ALARM / (2 * checks)))
+    return float(-ndtri(ERROR / (2 * checks)))
 
 
 def _model(result: xr.Dataset) -> Verdict:

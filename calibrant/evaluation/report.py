@@ -20,8 +20,9 @@ from calibrant import __version__
 from calibrant.errors import CalibrantError, RunError
 from calibrant.evaluation import plots
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
+from calibrant.evaluation.judging import Verdict
 from calibrant.evaluation.results import RunResult
-from calibrant.evaluation.verdicts import Verdict, verdicts
+from calibrant.evaluation.verdicts import verdicts
 from calibrant.inference.gate import convergence_of
 from calibrant.models import card
 

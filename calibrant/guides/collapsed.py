@@ -6,7 +6,8 @@ p(z | s, x). Its ELBO is the one of q(s | x) for the program with z integrated o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ class CollapsedGuide(PyroModule):
         self.encoder = encoder if self.order else None
         self.heads = nn.ModuleList(Head(self.encoder.features, 0, (), site["family"]) for site in spec["sites"])
         self._model = _Reference()
+        self._fixed: _Conditional | None = None
 
     def attach(self, model: Program) -> CollapsedGuide:
         """Take the conditional from this model from now on; returns the guide."""
@@ -85,12 +87,21 @@ class CollapsedGuide(PyroModule):
             raise ProgramError("its conditional is of another model than this one: guide.attach(model) first")
 
     def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
-        conditional, scale = _Conditional(self._read()), None
+        conditional, scale = self._fixed or _Conditional(self._read()), None
         with pyro.plate(PLATE, size):
             for name, head in zip(self.order, self.heads, strict=True):
                 features = self.encoder({self.observed: observed[self.observed]})
                 scale = pyro.sample(name, head(features, None))
             conditional.sample(observed[self.observed], scale)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Inside, the model's weights stay as they are: its conditional is read once."""
+        self._fixed = _Conditional(self._read())
+        try:
+            yield
+        finally:
+            self._fixed = None
 
     def _read(self) -> LinearGaussian:
         found = read(self.model, self.observed, self.event_shape)

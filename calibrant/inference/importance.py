@@ -69,6 +69,38 @@ def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
+def weights(post: xr.DataTree) -> xr.Dataset:
+    """What a guide's importance weights say of it, datum by datum, without any reference.
+
+    The weights p(x, z) / q(z | x) are all equal if the guide is the posterior. They see what happens where the guide
+    draws: not a mode that it misses, and little of a posterior that it makes too wide.
+
+    Args:
+        post: a tree of `posterior`.
+
+    Returns:
+        Dimension `data`. `pareto_k` and `ess`, k-hat and effective number of draws of the smoothed weights, as in the
+        group `importance`; `log_evidence`, the log of the mean weight, `elbo`, the mean log weight, and `gap`, their
+        difference, each ± `…_se` (nats; Monte Carlo, delta method). The expectation of `log_evidence` is a lower bound
+        of log p(x), so that of `gap` is one of KL(q ‖ p), close where k-hat is small. Attribute `good_k`, as there.
+        `arviz_plots.plot_khat` takes the result.
+
+    Raises:
+        InferenceError: as `importance`.
+    """
+    log_weights = _log_weights(post)
+    smoothed, khat = _psis(log_weights)
+    summary = _summary(log_weights, smoothed, khat, post["posterior"].coords["data"].values)
+    elbo = log_weights.mean(1)
+    with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
+        relative = np.exp(log_weights - summary["log_evidence"].values[:, None])
+        terms = {"elbo": (elbo, log_weights), "gap": (summary["log_evidence"].values - elbo, relative - log_weights)}
+        for name, (value, influence) in terms.items():
+            summary[name] = ("data", value)
+            summary[f"{name}_se"] = ("data", influence.std(1, ddof=1) / math.sqrt(influence.shape[1]))
+    return summary
+
+
 def _log_weights(post: xr.DataTree) -> Array:
     """log p − log q, `(data, chain · draw)`, once they are known to be weights of each datum's own draws."""
     missing = {"posterior", "sample_stats"} - set(post.children)
