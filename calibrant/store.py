@@ -43,9 +43,21 @@ FORMAT = "calibrant/1"
 CONFIG, HISTORY, CHECKPOINTS, REPORT = "config.json", "history.csv", "checkpoints", "report.html"
 MODEL, GUIDE = "model.safetensors", "guide.safetensors"
 AMORTIZED, REFERENCE, COMPARISON, CONTRAST = "amortized.nc", "reference.nc", "comparison.nc", "contrast.nc"
-GAP = "gap.nc"
+GAP, WEIGHTS, CALIBRATION, PREDICTIVE = "gap.nc", "weights.nc", "calibration.nc", "predictive.nc"
+REMEDIES = "remedies.nc"
 
-_FILES = (CONFIG, HISTORY, REPORT, MODEL, GUIDE, AMORTIZED, REFERENCE, COMPARISON, CONTRAST, GAP)
+# The results of a check, by their names in `RunResult`.
+TREES = {"amortized": AMORTIZED, "reference": REFERENCE, "calibration": CALIBRATION}
+DATASETS = {
+    "comparison": COMPARISON,
+    "contrast": CONTRAST,
+    "gap": GAP,
+    "weights": WEIGHTS,
+    "predictive": PREDICTIVE,
+    "remedies": REMEDIES,
+}
+
+_FILES = (CONFIG, HISTORY, REPORT, MODEL, GUIDE, *TREES.values(), *DATASETS.values())
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "safetensors", "h5netcdf")
 _CHECKPOINT = "training.safetensors"
 _PARTS = ("weights", "best")
@@ -166,18 +178,18 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
     tensors = _read_weights(folder, MODEL, config["sha256"])
     _check_fits(f"{folder / MODEL}", program, tensors)
     _set_weights(program, tensors)
-    datasets = {
-        name: load_dataset(folder / file) if (folder / file).is_file() else None
-        for name, file in (("comparison", COMPARISON), ("contrast", CONTRAST), ("gap", GAP))
+    results: dict[str, Any] = {
+        name: read(folder / file)
+        for read, files in ((load_tree, TREES), (load_dataset, DATASETS))
+        for name, file in files.items()
+        if (folder / file).is_file()
     }
     return RunResult(
         name=config["name"],
         model=program.eval(),
         config=config,
-        amortized=load_tree(folder / AMORTIZED),
-        reference=load_tree(folder / REFERENCE) if (folder / REFERENCE).is_file() else None,
         history=load_history(folder),
-        **datasets,
+        **results,
     )
 
 

@@ -19,9 +19,13 @@ class RunResult:
         config: what `config.json` holds; empty without a run folder.
         amortized: the guide's posterior of the held-out data.
         reference: their reference posterior.
-        comparison: what `compare` found.
+        comparison: what `compare` and, where it was asked for, `c2st` found.
         contrast: what `contrast_experiment` found.
         gap: what `gap` found.
+        weights: what `weights` found.
+        calibration: what `calibration` found.
+        predictive: what `predictive_check` found.
+        remedies: what `remedies` found.
         history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
     """
 
@@ -33,4 +37,8 @@ class RunResult:
     comparison: xr.Dataset | None = None
     contrast: xr.Dataset | None = None
     gap: xr.Dataset | None = None
+    weights: xr.Dataset | None = None
+    calibration: xr.DataTree | None = None
+    predictive: xr.Dataset | None = None
+    remedies: xr.Dataset | None = None
     history: list[dict[str, float]] = field(default_factory=list)
