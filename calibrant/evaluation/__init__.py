@@ -1,5 +1,6 @@
 """Evaluation: trees in; xarray, verdicts and a report out."""
 
+from calibrant.evaluation.c2st import c2st
 from calibrant.evaluation.check import Check, check
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.contrast import contrast_experiment
@@ -14,6 +15,7 @@ __all__ = [
     "Check",
     "RunResult",
     "Verdict",
+    "c2st",
     "check",
     "compare",
     "contrast_experiment",
