@@ -12,7 +12,7 @@ that is computed before the labels come in (ranks, whitening, bandwidth) knows w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from scipy.stats import false_discovery_control, rankdata
 from calibrant.errors import InferenceError
 from calibrant.evaluation.compare import check_same_problem
 from calibrant.inference.diagnostics import ess
-from calibrant.inference.gate import convergence_of, draw_blocks, latent_names, scalars
+from calibrant.inference.gate import Latent, convergence_of, data_labels, draw_blocks, latent_names, scalars
 
 Array = npt.NDArray[np.float64]
 
@@ -71,21 +71,23 @@ def c2st(
     """
     _check_settings(folds, permutations, fdr)
     check_same_problem(post, ref)
-    pairs = _pairs(post, ref)
-    most = max(permutations, min(math.ceil(len(pairs.labels) / fdr), MAX_PERMUTATIONS))
-    generators = np.random.default_rng(seed).spawn(len(pairs.labels))
-    found: list[_Test] = []
-    kept: list[int] = []
-    for i, (ours, theirs) in enumerate(pairs.draws):
+    names, labels = _local_latents(post, ref), _labels(post, ref)
+    most = max(permutations, min(math.ceil(len(labels) / fdr), MAX_PERMUTATIONS))
+    generators = np.random.default_rng(seed).spawn(len(labels))
+    found: dict[int, _Test] = {}
+    sides = zip(_per_datum(post, names, labels), _per_datum(ref, names, labels), strict=True)
+    for i, (ours, theirs) in enumerate(sides):
+        _check_finite(ours, scalars(ref["posterior"].dataset, names), labels.tolist()[i])
         if _usable(theirs):
-            kept.append(i)
-            found.append(_test(ours, theirs, folds, permutations, most, generators[i]))
-    columns = np.array(found, dtype=np.float64).reshape(len(found), len(_Test._fields)).T
-    variables = {f"c2st{name}": ("data", column) for name, column in zip(_SUFFIXES, columns, strict=True)}
-    variables["c2st_draws"] = ("data", columns[-1].astype(np.int64))
-    variables["c2st_flagged"] = ("data", _flagged(columns[3], fdr))
+            samples = _nearly_independent(post, ours), _nearly_independent(ref, theirs)
+            found[i] = _test(*samples, folds, permutations, most, generators[i])
+    columns = np.array(list(found.values()), dtype=np.float64).reshape(len(found), len(_Test._fields)).T
+    result = xr.Dataset({f"c2st{name}": ("data", column) for name, column in zip(_SUFFIXES, columns, strict=True)})
+    result = result.assign(
+        c2st_draws=result["c2st_draws"].astype(int), c2st_flagged=("data", _flagged(columns[3], fdr))
+    )
     attrs = {"c2st_folds": folds, "c2st_permutations": permutations, "c2st_fdr": fdr}
-    return xr.Dataset(variables, coords={"data": pairs.labels[kept]}, attrs=attrs)
+    return result.assign_coords(data=labels[list(found)]).assign_attrs(attrs)
 
 
 class _Test(NamedTuple):
@@ -110,17 +112,8 @@ def _check_settings(folds: int, permutations: int, fdr: float) -> None:
 # -- the draws ---------------------------------------------------------------------------------------------------------
 
 
-class _Pairs(NamedTuple):
-    """Labels of the joined data that pass the gate, and nearly independent draws `(draw, latent)` of both sides."""
-
-    labels: np.ndarray
-    draws: Iterator[tuple[Array, Array]]
-
-
-def _pairs(post: xr.DataTree, ref: xr.DataTree) -> _Pairs:
+def _local_latents(post: xr.DataTree, ref: xr.DataTree) -> list[str]:
     ours, theirs = post["posterior"].dataset, ref["posterior"].dataset
-    gate = convergence_of(ref)
-    passed = set(gate["data"].values[gate["is_reference"].values].tolist())
     common = [name for name in latent_names(theirs) if name in ours]
     local = [name for name in common if "data" in theirs[name].dims]
     names = [name for name in local if not all(_is_discrete(side[name]) for side in (ours, theirs))]
@@ -128,35 +121,45 @@ def _pairs(post: xr.DataTree, ref: xr.DataTree) -> _Pairs:
         raise InferenceError(
             f"of the latents {common} none is local and continuous: there are no draws of a datum to tell apart"
         )
-    passed &= set(theirs["data"].values.tolist())
-    labels = ours["data"].values[[label in passed for label in ours["data"].values.tolist()]]
-    return _Pairs(labels, zip(_sample(ours, names, labels, "guide"), _sample(theirs, names, labels, ""), strict=True))
+    return names
 
 
 def _is_discrete(draws: xr.DataArray) -> bool:
-    return bool((draws.values == np.rint(draws.values)).all())
+    values = draws.values
+    return all(bool((some == np.rint(some)).all()) for some in (values[:, :10], values))
 
 
-def _sample(group: xr.Dataset, names: list[str], labels: np.ndarray, refuse: str) -> Iterator[Array]:
-    """Nearly independent draws `(draw, latent)` of every datum; a guide's have to be finite."""
-    place = {label: i for i, label in enumerate(group["data"].values.tolist())}
-    rows = [place[label] for label in labels.tolist()]
-    independent = bool(group.attrs.get("independent_draws", 0))
-    done = 0
-    for block in draw_blocks(group, names, rows):
-        for draws in block:
-            finite = np.isfinite(draws).all((0, 1))
-            if refuse and not finite.all():
-                latent = scalars(group, names)[int(finite.argmin())].label
-                raise InferenceError(f"draws of the {refuse} are not finite in `{latent}` for datum {labels[done]!r}")
-            flat = draws.reshape(-1, draws.shape[2])
-            yield flat if independent or not finite.all() else _spaced(flat, _effective(draws))
-            done += 1
+def _labels(post: xr.DataTree, ref: xr.DataTree) -> np.ndarray:
+    """Labels of the joined data that pass the gate."""
+    gate = convergence_of(ref)
+    passed = set(gate["data"].values[gate["is_reference"].values].tolist()) & set(data_labels(ref).tolist())
+    labels = data_labels(post)
+    return labels[[label in passed for label in labels.tolist()]]
+
+
+def _per_datum(tree: xr.DataTree, names: list[str], labels: np.ndarray) -> Iterator[Array]:
+    """Draws `(chain, draw, latent)` of every datum."""
+    place = {label: i for i, label in enumerate(data_labels(tree).tolist())}
+    for block in draw_blocks(tree["posterior"].dataset, names, [place[label] for label in labels.tolist()]):
+        yield from block
+
+
+def _check_finite(guide: Array, latents: list[Latent], label: Hashable) -> None:
+    finite = np.isfinite(guide).all((0, 1))
+    if not finite.all():
+        latent = latents[int(finite.argmin())].label
+        raise InferenceError(f"draws of the guide are not finite in `{latent}` for datum {label!r}")
 
 
 def _usable(reference: Array) -> bool:
     """`compare` leaves out data whose reference is not finite or does not vary, and so does this test."""
-    return bool(np.isfinite(reference).all() and (np.ptp(reference, axis=0) > 0.0).all())
+    return bool(np.isfinite(reference).all() and (reference.max((0, 1)) > reference.min((0, 1))).all())
+
+
+def _nearly_independent(tree: xr.DataTree, draws: Array) -> Array:
+    """Draws `(draw, latent)`, thinned where those of the tree may be correlated."""
+    flat = draws.reshape(-1, draws.shape[2])
+    return flat if tree["posterior"].attrs.get("independent_draws", 0) else _spaced(flat, _effective(draws))
 
 
 def _effective(draws: Array) -> int:
