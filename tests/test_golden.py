@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from agreement import limit
 
 from calibrant.evaluation import c2st
+from calibrant.evaluation.calibration import below, tarp_distance
 from calibrant.inference.gate import exact_convergence
 from calibrant.inference.importance import importance
 
@@ -64,3 +66,17 @@ def test_c2st(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["c2st_p"].values == pytest.approx([0.9, 0.0, 0.0, 0.0], abs=0.05)
     monkeypatch.setattr(import_module("calibrant.evaluation.c2st"), "_PENALTY", 3.0)
     assert abs(c2st(tree(post), tree(ref, convergence=gate))["c2st"] - golden["accuracy"]).max() > 0.01
+
+
+def test_ranks_and_tarp() -> None:
+    """sbi's ranks are the draws below the truth; its TARP coverage, the share of draws nearer to the reference."""
+    golden = stored("ranks")
+    truth, draws, references, scale = (torch.as_tensor(golden[n]) for n in ("truth", "draws", "references", "scale"))
+    less, equal = below(truth, draws)
+    np.testing.assert_array_equal(less.numpy(), golden["sbc_ranks"])
+    np.testing.assert_array_equal(equal.numpy(), (golden["draws"] == golden["truth"]).sum(0))
+    assert (equal[:5] > 0).all()
+    nearer, _ = below(tarp_distance(truth, references, scale), tarp_distance(draws, references, scale))
+    np.testing.assert_allclose(nearer.numpy() / len(draws), golden["tarp_coverage"], atol=1e-6)
+    unscaled, _ = below(*(tarp_distance(theta, references, torch.ones(2)) for theta in (truth, draws)))
+    assert (unscaled != nearer).any()
