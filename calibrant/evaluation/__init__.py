@@ -1,8 +1,10 @@
 """Evaluation: trees in; xarray, verdicts and a report out."""
 
 from calibrant.evaluation.calibration import calibration, uniformity
+from calibrant.evaluation.c2st import c2st
 from calibrant.evaluation.check import Check, check
 from calibrant.evaluation.compare import compare
+from calibrant.evaluation.conclusion import Conclusion, conclude
 from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.gap import gap
@@ -15,11 +17,14 @@ from calibrant.inference.importance import weights
 
 __all__ = [
     "Check",
+    "Conclusion",
     "RunResult",
     "Verdict",
     "calibration",
+    "c2st",
     "check",
     "compare",
+    "conclude",
     "contrast_experiment",
     "contrast_verdicts",
     "gap",

@@ -1,0 +1,124 @@
+"""What the verdicts come to, for a reader who knows no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from calibrant.evaluation.judging import Status, Verdict
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The answer of a check.
+
+    Attributes:
+        status: "pass" if all that decides passes, "fail" if anything fails, else "cannot tell".
+        sentences: the answer first, then what it rests on, and what to do.
+    """
+
+    status: Status
+    sentences: list[str]
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences)
+
+
+def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) -> Conclusion:
+    """The conclusion from the primary verdicts of a check.
+
+    Args:
+        verdicts: of `evaluation.verdicts`.
+        comparison: what they are on: with `c2st`, says for how many data the guide is visibly wrong.
+    """
+    deciding = [verdict for verdict in verdicts if verdict.primary]
+    failed = [verdict for verdict in deciding if verdict.status == "fail"]
+    open_ = [verdict for verdict in deciding if verdict.status == "cannot tell"]
+    if failed:
+        return Conclusion("fail", [*_wrong(failed), *_where(comparison)])
+    if open_ or not deciding:
+        return Conclusion("cannot tell", _unknown(open_, deciding))
+    return Conclusion("pass", _right(deciding, comparison))
+
+
+def _right(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> list[str]:
+    if comparison is None:
+        return [
+            "Nothing speaks against the guide, as far as its own draws can tell: without a reference, errors that they "
+            "don't show stay unseen."
+        ]
+    count = comparison.sizes["data"]
+    return [
+        f"You can believe the guide's uncertainty about data like the {count} that were checked: its best guesses, how "
+        "sure it is of them, and its intervals agree with the reference posterior."
+    ]
+
+
+def _wrong(failed: Sequence[Verdict]) -> list[str]:
+    """What is wrong of each site, the plainest statement of each."""
+    lines: dict[str, list[str]] = {}
+    for verdict in failed:
+        lines.setdefault(verdict.site, []).append(_fault(verdict))
+    # Coverage follows from mean and sd: it is told where nothing else is.
+    told = [fault for faults in lines.values() for fault in ([f for f in faults if f != _COVERAGE] or faults[:1])]
+    faults = [
+        f"{_name(site)}: {' and '.join(dict.fromkeys(f for f in found if f in told))}" for site, found in lines.items()
+    ]
+    return [f"You can't believe the guide's uncertainty as it is. {'. '.join(_capital(fault) for fault in faults)}."]
+
+
+_COVERAGE = "its intervals hold the truth less or more often than they say"
+
+
+def _fault(verdict: Verdict) -> str:
+    if verdict.quantity == "sd":
+        if "off by" in verdict.sentence:
+            return "it is too sure of some data and not sure enough of others"
+        by = f"by {abs(verdict.effect):.0%}"
+        return f"it is too sure of itself {by}" if verdict.effect < 0 else f"it is less sure than it could be {by}"
+    return {
+        "mean": "its best guesses are off",
+        "coverage": _COVERAGE,
+        "correlation": "it does not see how they depend on each other",
+        "k-hat": "for many data it is so far from the posterior that reweighting its draws can't mend it",
+        "log joint": "on data that the model makes itself, its draws don't lie where the truth does",
+    }[verdict.quantity]
+
+
+def _name(site: str) -> str:
+    return f"about `{site}`" if site != "all latents" else "about all latents together"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _where(comparison: xr.Dataset | None) -> list[str]:
+    """For how many data the guide's draws can be told from the reference's."""
+    if comparison is None or "c2st_flagged" not in comparison:
+        return []
+    known = comparison["c2st_p"].notnull()
+    flagged, count = int((comparison["c2st_flagged"].astype(bool) & known).sum()), int(known.sum())
+    if not count:
+        return []
+    rate = comparison.attrs["c2st_fdr"]
+    which = "none" if not flagged else "all" if flagged == count else str(flagged)
+    return [
+        f"It is visibly wrong for {which} of the {count} data (of those named, at most {rate:.0%} wrongly, on average)."
+    ]
+
+
+def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict]) -> list[str]:
+    if not deciding:
+        return ["Nothing could be checked: there is neither a reference nor a diagnosis of the guide's own draws."]
+    asked = list(dict.fromkeys(f"{verdict.quantity} of `{verdict.site}`".replace("`all latents`", "all") for verdict in open_))
+    shown = ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
+    known = len(deciding) - len(open_)
+    passed = f" {known} of {len(deciding)} questions are answered well." if known else ""
+    return [
+        f"Not known yet: nothing is plainly wrong, but these data and draws can't settle {shown}.{passed} Check more "
+        "data (--held-out), with more draws (--draws) and simulations (--simulations)."
+    ]
