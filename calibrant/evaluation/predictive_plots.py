@@ -1,0 +1,130 @@
+"""Pictures of predictive checks, as PNG data URIs. A function returns None where its picture can't be made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from calibrant.evaluation.plots import (
+    _WIDTH,
+    COLOURS,
+    GUIDE,
+    INK,
+    LINES,
+    MARKERS,
+    REFERENCE_FILL,
+    _figure,
+    _of,
+    _plain,
+    _uri,
+)
+
+Array = npt.NDArray[np.float64]
+
+CAPTIONS = {
+    "entry_coverage": (
+        "Entries (pixels) inside central intervals of their posterior predictive distribution, and the share of "
+        "entries with a PIT of at most u, less u. Below the diagonal, or falling through the middle, the predicted "
+        "spread is too small. A little above it is expected even of a true model, because each datum is used twice. "
+        "Bands and bars are two standard errors."
+    ),
+    "prior_statistics": (
+        "Statistics of the data (grey) and of data that the model simulates from its prior (line). A true model's line "
+        "follows the grey."
+    ),
+    "aggregate_posterior": (
+        "One guide draw for every datum, pooled (line), and the prior (grey): the latents that differ most. Under a "
+        "true model and an exact guide the two agree; a line narrower than the grey is a prior that the data do not "
+        "fill."
+    ),
+}
+_BARS = 2.0  # standard errors
+_ACROSS = 3
+
+
+def entry_coverage(result: xr.Dataset) -> str | None:
+    """Coverage of central intervals of entries, and the difference of their PIT's distribution from uniform."""
+    if not np.isfinite(result["coverage"].values).any():
+        return None
+    with _figure(_WIDTH, 3.2) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color=INK, lw=1.0, ls="--")
+        right.axhline(0.0, color=INK, lw=1.0, ls="--")
+        u = result["u"].values
+        for i, site in enumerate(result["observed"].values.tolist()):
+            one, colour = result.sel(observed=site), _of(COLOURS, i)
+            ecdf, error = one["pit_ecdf"].values, _BARS * one["pit_ecdf_se"].values
+            middle = len(u) // 2
+            # P(|PIT − 1/2| ≤ l/2), of the same entries as the curve on the right.
+            held = ecdf[middle:] - ecdf[middle::-1]
+            left.plot(2.0 * (u[middle:] - 0.5), held, ls=_of(LINES, i), color=colour, lw=1.6, label=_plain(site))
+            bars = _BARS * one["coverage_se"].values
+            style: dict[str, Any] = {"fmt": _of(MARKERS, i), "ms": 5, "mfc": "white", "mew": 1.5, "capsize": 2}
+            left.errorbar(one["level"].values, one["coverage"].values, bars, color=colour, **style)
+            right.plot(u, ecdf - u, ls=_of(LINES, i), color=colour, lw=1.6)
+            right.fill_between(u, ecdf - u - error, ecdf - u + error, color=colour, alpha=0.25, lw=0)
+        left.set(xlabel="level of the interval", ylabel="entries inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        right.set(xlabel="u (PIT)", ylabel="share of entries with PIT ≤ u, less u", xlim=(0, 1))
+        if result.sizes["observed"] > 1:
+            figure.legend(loc="outside upper center", ncols=3)
+        return _uri(figure)
+
+
+def prior_statistics(result: xr.Dataset, most: int = 9) -> str | None:
+    """Every statistic over the data, and over data that the model simulates."""
+    if "prior_statistic" not in result or not result.sizes["statistic"]:
+        return None
+    labels = result["statistic"].values[:most].tolist()
+    panels = [(label, *(result[n].sel(statistic=label).values for n in _STATISTICS)) for label in labels]
+    return _densities(panels, "data", "the model's own data")
+
+
+def aggregate_posterior(result: xr.Dataset, most: int = 9) -> str | None:
+    """The latents whose pooled guide draws are farthest from the prior, in the order of the model."""
+    if "aggregate_draw" not in result or not result.sizes["latent"]:
+        return None
+    excess = (result["aggregate_wasserstein"] - result["aggregate_wasserstein_null"]).fillna(-np.inf).values
+    chosen = np.sort(np.argsort(-excess, kind="stable")[:most])
+    labels = result["latent"].values[chosen].tolist()
+    panels = [(label, *(result[n].sel(latent=label).values for n in _LATENTS)) for label in labels]
+    return _densities(panels, "prior", "guide, pooled over data")
+
+
+_STATISTICS = ("observed_statistic", "prior_statistic")
+_LATENTS = ("prior_draw", "aggregate_draw")
+
+
+def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: str) -> str:
+    """Histograms on common bins, one filled and one a line."""
+    rows = -(-len(panels) // _ACROSS)
+    across = min(_ACROSS, len(panels))
+    with _figure(_WIDTH, 1.9 * rows + 0.5) as figure:
+        grid = figure.subplots(rows, across, squeeze=False).ravel()
+        for axes, (label, under, over) in zip(grid, panels, strict=False):
+            bins = _bins(under, over)
+            sides: tuple[tuple[Array, dict[str, Any]], ...] = (
+                (under, {"histtype": "stepfilled", "color": REFERENCE_FILL, "label": filled}),
+                (over, {"histtype": "step", "color": GUIDE, "lw": 1.6, "label": lined}),
+            )
+            for values, style in sides:
+                axes.hist(values, bins.tolist(), weights=np.full(len(values), 1.0 / len(values)), **style)
+            axes.set_title(_plain(label))
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        return _uri(figure)
+
+
+def _bins(under: Array, over: Array) -> Array:
+    """Common bins that spare outliers, as fine as the smaller side allows; one an integer where there are few."""
+    low, high = np.quantile(np.concatenate([under, over]), [0.002, 0.998])
+    if high - low < 30 and (np.concatenate([under, over]) % 1 == 0).all():
+        return np.arange(low - 0.5, high + 1.0)
+    count = int(np.clip(2 * min(len(under), len(over)) ** 0.5, 8, 40))
+    return np.linspace(low, high if high > low else low + 1.0, count + 1)

@@ -1,0 +1,157 @@
+"""Predictive checks in plain language: descriptions with their errors, never a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from scipy.special import ndtri
+
+from calibrant.evaluation.predictive_statistics import BANDS
+
+FALSE_ALARM = 0.01  # of any difference being named where there is none
+
+
+def predictive_sentences(result: xr.Dataset) -> list[str]:
+    """What a predictive check found, the model's own data first; "±" is one standard error.
+
+    A difference is named where it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, m of them in all. That none is named
+    says how few data there are as much as how good the model is; the size that would have been seen stands beside it.
+
+    Args:
+        result: as `predictive_check` returns it.
+    """
+    sizes = result.sizes
+    checks = 2 * sizes["statistic"] + 2 * sizes["latent"] + sizes["statistic"] + 2 * sizes["observed"]
+    limit = float(-ndtri(FALSE_ALARM / (2 * checks)))
+    found = [*_tails(result, limit), *_entries(result, limit)]
+    if "prior_p" not in result:
+        return ["the prior is improper: the model generates no data of its own to compare", *found]
+    return [*_prior(result, limit), *_aggregate(result, limit), *found]
+
+
+def _prior(result: xr.Dataset, limit: float) -> Iterator[str]:
+    quiet, visible = [], 0.0
+    order = np.argsort(-np.abs(np.nan_to_num(result["prior_mean_difference"].values)), kind="stable")
+    for label in result["statistic"].values[order].tolist():
+        one = result.sel(statistic=label)
+        said = list(_one_prior(one, label, limit))
+        yield from said
+        if not said:
+            quiet.append(f"`{label}`")
+            visible = max(visible, limit * float(one["prior_mean_difference_se"].fillna(0.0)))
+    if quiet:
+        yield (
+            f"in {', '.join(quiet)} the model's own data do not visibly differ from the data (means {visible:.2f} sd "
+            "apart would show)"
+        )
+
+
+def _one_prior(one: xr.Dataset, label: str, limit: float) -> Iterator[str]:
+    observed = one["observed_statistic"].values
+    ours, theirs = float(one["prior_mean"]), float(observed.mean())
+    difference, ratio = float(one["prior_mean_difference"]), float(one["prior_sd_ratio"])
+    if np.isnan(difference):
+        if float(one["prior_sd"]) > 0 or not np.isclose(ours, theirs):
+            yield (
+                f"`{label}` is {theirs:.3g} for {'all data' if observed.std() < 1e-12 else 'the data on average'}, and "
+                f"{ours:.3g} for the model's own data on average"
+            )
+        return
+    error, ratio_error = float(one["prior_mean_difference_se"]), float(one["prior_sd_ratio_se"])
+    varies = f"from datum to datum {_number(ratio, ratio_error)} times as much"
+    wider = abs(np.log(ratio)) > limit * ratio_error / ratio
+    if abs(difference) > limit * error:
+        mean = _mean(one, label, ours, theirs, error * float(observed.std()))
+        yield f"{mean}; it varies {varies}" if wider else mean
+    elif wider:
+        yield f"`{label}` of the model's own data varies {varies} as that of the data"
+    elif float(one["prior_wasserstein"]) > float(
+        one["prior_wasserstein_null"] + limit * one["prior_wasserstein_null_sd"]
+    ):
+        yield f"`{label}` is distributed differently in the model's own data and in the data, with like mean and sd"
+
+
+def _mean(one: xr.Dataset, label: str, ours: float, theirs: float, error: float) -> str:
+    if label.partition(" of ")[0] in BANDS:
+        times, where = float(np.exp(ours - theirs)), label.partition(" of ")[0].split()[1]
+        found = _number(times, times * error)
+        return f"the model's own data have {found} times the data's power at {where} frequencies (`{label}`)"
+    smallest = min(float(one[name].min()) for name in ("observed_statistic", "prior_statistic"))
+    if smallest >= 0 and theirs > 0:
+        return f"the model's own data have {_number(ours / theirs, error / theirs)} times the `{label}` of the data"
+    away = _number(abs(float(one["prior_mean_difference"])), float(one["prior_mean_difference_se"]))
+    side = "above" if ours > theirs else "below"
+    return f"`{label}` of the model's own data lies on average {away} sd {side} that of the data"
+
+
+_COMPARED = ("mean_difference", "mean_difference_se", "sd_ratio", "sd_ratio_se") + tuple(
+    f"wasserstein{end}" for end in ("", "_null", "_null_sd")
+)
+
+
+def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
+    for site in dict.fromkeys(result["site"].values.tolist()):
+        part = result.isel(latent=np.flatnonzero(result["site"].values == site))
+        value = {name: part[f"aggregate_{name}"].values for name in _COMPARED}
+        shift = np.abs(value["mean_difference"]) / value["mean_difference_se"]
+        spread = np.abs(np.log(value["sd_ratio"])) * value["sd_ratio"] / value["sd_ratio_se"]
+        excess = value["wasserstein"] - value["wasserstein_null"]
+        far = (shift > limit) | (spread > limit) | (excess > limit * value["wasserstein_null_sd"])
+        if not far.any():
+            visible = limit * float(value["mean_difference_se"].max())
+            yield (
+                f"`{site}`: pooled over the data, the guide's draws do not visibly differ from the prior (means "
+                f"{visible:.2f} sd apart would show)"
+            )
+            continue
+        worst = part.isel(latent=int(np.where(far, excess, -np.inf).argmax()))
+        mean, sd = (
+            _number(float(worst[f"aggregate_{name}"]), float(worst[f"aggregate_{name}_se"]))
+            for name in ("mean_difference", "sd_ratio")
+        )
+        many = f" in {int(far.sum())} of {len(far)} latents, most in `{worst['latent'].item()}`" if len(far) > 1 else ""
+        yield (
+            f"`{site}`: pooled over the data, the guide's draws differ from the prior{many}: mean {mean} prior sd off, "
+            f"sd {sd} times the prior's"
+        )
+
+
+def _tails(result: xr.Dataset, limit: float) -> Iterator[str]:
+    level = float(result.attrs["level"])
+    share, error = result["extreme"], result["extreme_se"]
+    surely = share - limit * np.maximum(error, np.sqrt(level * (1 - level) / result.sizes["data"])) > 1.0 - level
+    for one in result.isel(statistic=np.flatnonzero(surely)).sortby("extreme", ascending=False)["statistic"].values:
+        found = _percent(float(share.sel(statistic=one)), float(error.sel(statistic=one)))
+        yield (
+            f"`{one}` of {found} of the data lies outside the central {level:.0%} of what their own posteriors predict"
+        )
+    if not surely.any():
+        yield (
+            f"no statistic lies outside the central {level:.0%} of what the datum's own posterior predicts for visibly "
+            f"more than {1 - level:.0%} of the data, which says little: each datum is used twice"
+        )
+
+
+def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
+    level = float(result.attrs["level"])
+    for site in result["observed"].values.tolist():
+        one = result.sel(observed=site, level=level)
+        held, error = float(one["coverage"]), float(one["coverage_se"])
+        head = f"{level:.0%} predictive intervals hold {_percent(held, error)} of the entries of `{site}`"
+        if held < level - limit * error:
+            yield f"{head}: too few, the predicted spread is too small"
+        elif held > level + limit * error:
+            yield f"{head}; more than {level:.0%} is expected, since each datum is used twice"
+        else:
+            yield head
+
+
+def _number(value: float, se: float) -> str:
+    digits = int(np.clip(-np.floor(np.log10(se)), 2, 4)) if se > 0 else 2
+    return f"{value:.{digits}f} ± {se:.{digits}f}"
+
+
+def _percent(value: float, se: float) -> str:
+    return f"{100 * value:.1f}% ± {100 * se:.1f}%"
