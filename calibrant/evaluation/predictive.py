@@ -76,13 +76,18 @@ def predictive_check(
     - *Aggregate posterior*: a guide draw for every datum, pooled, against draws of the prior. A difference is an error
       of the model or of the guide; simulated data, on which the guide can be judged alone, tell which.
 
-    The other two describe, because each datum is used twice: to find its posterior, and to be compared with it.
+    The other two use each datum twice: to find its posterior, and to be compared with it.
 
     - *Posterior predictive tails*: T of a datum among T of new data from its own posterior (Gelman, Meng & Stern 1996,
       Statistica Sinica 6). Even for the true model these probabilities are not uniform: they gather around 1/2. An
       extreme one is a misfit; one that is not is no proof of a fit.
     - *Entries*: where each entry (pixel) lies in its posterior predictive distribution. Intervals hold *more* than
       their level even for the true model; where they hold less, the spread of the prediction is too small.
+
+    What these two would be for a true model is therefore found by doing the same with data that the model simulates,
+    one for every datum (`…_null`; the idea of Hjort, Dahl & Steinbakk 2006, JASA 101). It is the guide's posterior of
+    data like the model's own, which may not be those that it was trained on: where the prior predictive is far from
+    the data, so may this null be.
 
     Default statistics, over the entries of an event: `mean`; of continuous ones `contrast` (sd), `minimum`, `maximum`,
     `kurtosis` (from 8 entries); of counts and classes `dispersion` (variance over mean), `zeros` (share), `maximum`; of
@@ -115,7 +120,8 @@ def predictive_check(
 
         `(observed, u)`: `pit_ecdf` ± `pit_ecdf_se`, the share of entries with a PIT (randomised as above) of at most u.
         `(observed, level)`: `coverage` ± `coverage_se`, the share of entries inside the central interval;
-        `(observed, data, level)`: `coverage_data`.
+        `(observed, data, level)`: `coverage_data`. `extreme_null`, `pit_ecdf_null`, `coverage_null`, each with `…_se`:
+        the same of data that the model simulates.
 
         `(statistic)`: `prior_mean`, `prior_sd` of simulated T; `prior_mean_difference` (simulated − observed, in sd of
         the observed), `prior_sd_ratio` (simulated/observed), `prior_wasserstein` (1-Wasserstein distance, in sd of the
@@ -127,8 +133,8 @@ def predictive_check(
         variance makes them meaningless, but for `aggregate_p`. `(latent, data)`: `aggregate_draw`, one guide draw a
         datum. `(latent, draw)`: `prior_draw`.
 
-        A program with an improper prior has no `prior_…` and `aggregate_…`. A statistic or latent that is constant over
-        the data has no sd to be measured in: NaN.
+        A program with an improper prior has no `…_null`, `prior_…` and `aggregate_…`. A statistic or latent that is
+        constant over the data has no sd to be measured in: NaN.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract, or a program with a factor.
@@ -146,8 +152,10 @@ def predictive_check(
     with torch.no_grad(), seeded(seed), defaults(program, some[0], torch.float64) as (device, _):
         check = _Check.read(in_double(program), in_double(guided), data, device, statistics, level)
         found = _after(check, draws, progress)
-        variables = _tails(found, level) | _entries(found)
+        variables = {**_tails(found, level), **_entries(found)}
         if check.proper:
+            own = _after(check, draws, progress, own=True)
+            variables |= _null({**_tails(own, level), **_entries(own)})
             variables |= _before(check, draws, found, progress)
     attrs = {"draws": draws, "level": level, "seed": seed, "model_sha256": model_sha256(program)}
     return xr.Dataset(variables, check.coords(), attrs)
@@ -276,16 +284,22 @@ def _kept(site: Mapping[str, Any]) -> Tensor:
 # -- after the data ----------------------------------------------------------------------------------------------------
 
 
-def _after(check: _Check, draws: int, progress: Progress) -> dict[str, Array]:
-    """What `_Tally` finds, a block of data after the other; leading dimension data."""
+def _after(check: _Check, draws: int, progress: Progress, own: bool = False) -> dict[str, Array]:
+    """What `_Tally` finds, a block of data after the other; leading dimension data.
+
+    With `own`, of data that the model simulates in place of the observed.
+    """
+    stage = "posterior predictive" + " of simulated data" * own
     parts: list[dict[str, Array]] = []
     for index, repeats in check.blocks(draws):
         observed, covariates = check.data.batch(index, check.device, torch.float64)
+        if own:
+            observed = dict(check.simulate(observed, covariates, 1, from_guide=False).values)
         tally = _Tally(check, observed)
         for count in repeats:
             tally.add(check.simulate(observed, covariates, count, from_guide=True))
         parts.append(tally.found())
-        progress("posterior predictive", int(index[-1]) + 1, len(check.data))
+        progress(stage, int(index[-1]) + 1, len(check.data))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -306,6 +320,12 @@ def _entries(found: Mapping[str, Array]) -> Variables:
         variables[name] = (("observed", dim), np.nansum(found[name], 0) / known)
         variables[f"{name}_se"] = (("observed", dim), np.nanstd(found[name], 0, ddof=1) / np.sqrt(known))
     return variables
+
+
+def _null(variables: Variables) -> Variables:
+    """The summaries of simulated data, under the names of what they are the null of."""
+    names = ("extreme", "coverage", "pit_ecdf")
+    return {f"{name}_null{end}": variables[f"{name}{end}"] for name in names for end in ("", "_se")}
 
 
 class _Tally:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from calibrant.evaluation.plots import (
     INK,
     LINES,
     MARKERS,
+    REFERENCE,
     REFERENCE_FILL,
     _figure,
     _of,
@@ -23,14 +24,18 @@ from calibrant.evaluation.plots import (
     _uri,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Array = npt.NDArray[np.float64]
 
 CAPTIONS = {
     "entry_coverage": (
         "Entries (pixels) inside central intervals of their posterior predictive distribution, and the share of "
         "entries with a PIT of at most u, less u. Below the diagonal, or falling through the middle, the predicted "
-        "spread is too small. A little above it is expected even of a true model, because each datum is used twice. "
-        "Bands and bars are two standard errors."
+        "spread is too small. A little above it is expected even of a true model, because each datum is used twice: "
+        "compare with the dotted line, the same for data that the model simulates. Bands and bars are two standard "
+        "errors."
     ),
     "prior_statistics": (
         "Statistics of the data (grey) and of data that the model simulates from its prior (line). A true model's line "
@@ -54,24 +59,31 @@ def entry_coverage(result: xr.Dataset) -> str | None:
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=INK, lw=1.0, ls="--")
         right.axhline(0.0, color=INK, lw=1.0, ls="--")
-        u = result["u"].values
         for i, site in enumerate(result["observed"].values.tolist()):
             one, colour = result.sel(observed=site), _of(COLOURS, i)
-            ecdf, error = one["pit_ecdf"].values, _BARS * one["pit_ecdf_se"].values
-            middle = len(u) // 2
-            # P(|PIT − 1/2| ≤ l/2), of the same entries as the curve on the right.
-            held = ecdf[middle:] - ecdf[middle::-1]
-            left.plot(2.0 * (u[middle:] - 0.5), held, ls=_of(LINES, i), color=colour, lw=1.6, label=_plain(site))
-            bars = _BARS * one["coverage_se"].values
-            style: dict[str, Any] = {"fmt": _of(MARKERS, i), "ms": 5, "mfc": "white", "mew": 1.5, "capsize": 2}
-            left.errorbar(one["level"].values, one["coverage"].values, bars, color=colour, **style)
-            right.plot(u, ecdf - u, ls=_of(LINES, i), color=colour, lw=1.6)
-            right.fill_between(u, ecdf - u - error, ecdf - u + error, color=colour, alpha=0.25, lw=0)
+            if "coverage_null" in one:
+                _coverage(left, right, one, "_null", {"color": REFERENCE, "ls": ":", "lw": 1.6}, "the model's own data")
+            label = "data" if result.sizes["observed"] == 1 else _plain(site)
+            _coverage(left, right, one, "", {"color": colour, "ls": _of(LINES, i), "lw": 1.6}, label)
+            bars: dict[str, Any] = {"fmt": _of(MARKERS, i), "ms": 5, "mfc": "white", "mew": 1.5, "capsize": 2}
+            errors = _BARS * one["coverage_se"].values
+            left.errorbar(one["level"].values, one["coverage"].values, errors, color=colour, **bars)
         left.set(xlabel="level of the interval", ylabel="entries inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        right.set(xlabel="u (PIT)", ylabel="share of entries with PIT ≤ u, less u", xlim=(0, 1))
-        if result.sizes["observed"] > 1:
-            figure.legend(loc="outside upper center", ncols=3)
+        right.set(xlabel="u (PIT)", ylabel="ECDF of the PIT, less u", xlim=(0, 1))
+        handles, labels = left.get_legend_handles_labels()
+        shown = dict(zip(labels, handles, strict=True))  # the null of several sites once
+        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3)
         return _uri(figure)
+
+
+def _coverage(left: Axes, right: Axes, one: xr.Dataset, end: str, style: Mapping[str, Any], label: str) -> None:
+    """Coverage over all levels, read from the ECDF of the PIT, and the ECDF itself."""
+    u, ecdf, error = (one[name].values for name in ("u", f"pit_ecdf{end}", f"pit_ecdf{end}_se"))
+    middle = len(u) // 2
+    left.plot(2.0 * u[middle:] - 1.0, ecdf[middle:] - ecdf[middle::-1], label=label, **style)
+    right.plot(u, ecdf - u, **style)
+    low, high = (ecdf - u + sign * _BARS * error for sign in (-1.0, 1.0))
+    right.fill_between(u, low, high, color=style["color"], alpha=0.2, lw=0)
 
 
 def prior_statistics(result: xr.Dataset, most: int = 9) -> str | None:
@@ -126,5 +138,5 @@ def _bins(under: Array, over: Array) -> Array:
     low, high = np.quantile(np.concatenate([under, over]), [0.002, 0.998])
     if high - low < 30 and (np.concatenate([under, over]) % 1 == 0).all():
         return np.arange(low - 0.5, high + 1.0)
-    count = int(np.clip(2 * min(len(under), len(over)) ** 0.5, 8, 40))
+    count = int(np.clip(1.3 * min(len(under), len(over)) ** 0.5, 8, 40))
     return np.linspace(low, high if high > low else low + 1.0, count + 1)

@@ -86,15 +86,14 @@ def _mean(one: xr.Dataset, label: str, ours: float, theirs: float, error: float)
     return f"`{label}` of the model's own data lies on average {away} sd {side} that of the data"
 
 
-_COMPARED = ("mean_difference", "mean_difference_se", "sd_ratio", "sd_ratio_se") + tuple(
-    f"wasserstein{end}" for end in ("", "_null", "_null_sd")
-)
+_COMPARED = ("mean_difference", "sd_ratio", "mean_difference_se", "sd_ratio_se")
+_DISTANCES = ("wasserstein", "wasserstein_null", "wasserstein_null_sd")
 
 
 def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
     for site in dict.fromkeys(result["site"].values.tolist()):
         part = result.isel(latent=np.flatnonzero(result["site"].values == site))
-        value = {name: part[f"aggregate_{name}"].values for name in _COMPARED}
+        value = {name: part[f"aggregate_{name}"].values for name in (*_COMPARED, *_DISTANCES)}
         shift = np.abs(value["mean_difference"]) / value["mean_difference_se"]
         spread = np.abs(np.log(value["sd_ratio"])) * value["sd_ratio"] / value["sd_ratio_se"]
         excess = value["wasserstein"] - value["wasserstein_null"]
@@ -114,38 +113,53 @@ def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
         many = f" in {int(far.sum())} of {len(far)} latents, most in `{worst['latent'].item()}`" if len(far) > 1 else ""
         yield (
             f"`{site}`: pooled over the data, the guide's draws differ from the prior{many}: mean {mean} prior sd off, "
-            f"sd {sd} times the prior's"
+            f"sd {sd} times the prior's, 1-Wasserstein distance {float(worst['aggregate_wasserstein']):.2f} prior sd "
+            f"({float(worst['aggregate_wasserstein_null']):.2f} by chance)"
         )
 
 
 def _tails(result: xr.Dataset, limit: float) -> Iterator[str]:
     level = float(result.attrs["level"])
-    share, error = result["extreme"], result["extreme_se"]
-    surely = share - limit * np.maximum(error, np.sqrt(level * (1 - level) / result.sizes["data"])) > 1.0 - level
-    for one in result.isel(statistic=np.flatnonzero(surely)).sortby("extreme", ascending=False)["statistic"].values:
-        found = _percent(float(share.sel(statistic=one)), float(error.sel(statistic=one)))
-        yield (
-            f"`{one}` of {found} of the data lies outside the central {level:.0%} of what their own posteriors predict"
-        )
-    if not surely.any():
-        yield (
-            f"no statistic lies outside the central {level:.0%} of what the datum's own posterior predicts for visibly "
-            f"more than {1 - level:.0%} of the data, which says little: each datum is used twice"
-        )
+    inside = f"the central {level:.0%} of what the datum's own posterior predicts"
+    said = False
+    for label in result.sortby("extreme", ascending=False)["statistic"].values.tolist():
+        one = result.sel(statistic=label)
+        share, error = float(one["extreme"]), float(one["extreme_se"])
+        wanted, spread = 1.0 - level, np.sqrt(level * (1.0 - level) / result.sizes["data"])
+        if "extreme_null" in result:
+            wanted, spread = float(one["extreme_null"]), np.hypot(float(one["extreme_null_se"]), spread)
+        if share - wanted > limit * np.hypot(error, spread):
+            said = True
+            yield f"`{label}` lies outside {inside} for {_percent(share, error)} of the data{_null(one, 'extreme')}"
+    if not said:
+        most = "for the model's own data" if "extreme_null" in result else f"for {1 - level:.0%} of the data"
+        yield f"no statistic lies outside {inside} visibly more often than {most}"
 
 
 def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
-    level = float(result.attrs["level"])
     for site in result["observed"].values.tolist():
-        one = result.sel(observed=site, level=level)
-        held, error = float(one["coverage"]), float(one["coverage_se"])
-        head = f"{level:.0%} predictive intervals hold {_percent(held, error)} of the entries of `{site}`"
-        if held < level - limit * error:
-            yield f"{head}: too few, the predicted spread is too small"
-        elif held > level + limit * error:
-            yield f"{head}; more than {level:.0%} is expected, since each datum is used twice"
-        else:
-            yield head
+        for level in sorted({0.5, float(result.attrs["level"])}):
+            one = result.sel(observed=site, level=level)
+            held, error = float(one["coverage"]), float(one["coverage_se"])
+            head = f"{level:.0%} predictive intervals hold {_percent(held, error)} of the entries of `{site}`"
+            wanted, spread = level, 0.0
+            if "coverage_null" in result:
+                wanted, spread = float(one["coverage_null"]), float(one["coverage_null_se"])
+            tail = _null(one, "coverage")
+            if held < wanted - limit * np.hypot(error, spread):
+                tail += ": too few, the data spread more than predicted"
+            elif tail and held > wanted + limit * np.hypot(error, spread):
+                tail += ": too many, the data spread less than predicted"
+            elif not tail and held > level:
+                tail = "; more is expected even of a true model, since each datum is used twice"
+            yield head + tail
+
+
+def _null(one: xr.Dataset, name: str) -> str:
+    """The same of the model's own data, in brackets; nothing where it has none."""
+    if f"{name}_null" not in one:
+        return ""
+    return f" ({_percent(float(one[f'{name}_null']), float(one[f'{name}_null_se']))} for the model's own data)"
 
 
 def _number(value: float, se: float) -> str:
