@@ -6,6 +6,8 @@ from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.gap import gap
 from calibrant.evaluation.pit import pit
+from calibrant.evaluation.predictive import predictive_check
+from calibrant.evaluation.predictive_sentences import predictive_sentences
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.verdicts import Verdict, verdicts
@@ -20,6 +22,8 @@ __all__ = [
     "contrast_verdicts",
     "gap",
     "pit",
+    "predictive_check",
+    "predictive_sentences",
     "report",
     "verdicts",
 ]

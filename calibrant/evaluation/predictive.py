@@ -373,8 +373,8 @@ class _Tally:
 
     def _shares(self, name: str) -> tuple[Tensor, Tensor]:
         """Of every datum: shares of entries with a PIT of at most each u, and inside each central interval."""
-        pit = self._pit(self.below[name], self.ties[name]).flatten(1)
-        kept = self.kept[name].flatten(1)
+        pit = self._pit(self.below[name], self.ties[name]).reshape(len(self.below[name]), -1)
+        kept = self.kept[name].reshape(pit.shape)
         known = kept.sum(1).double()
         grid = torch.as_tensor(GRID, dtype=pit.dtype)
         cells = torch.where(kept, torch.searchsorted(grid, pit.contiguous()), len(grid))

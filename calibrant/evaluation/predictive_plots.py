@@ -39,16 +39,17 @@ CAPTIONS = {
     ),
     "prior_statistics": (
         "Statistics of the data (grey) and of data that the model simulates from its prior (line). A true model's line "
-        "follows the grey."
+        "follows the grey. The outermost bars hold all that lies beyond."
     ),
     "aggregate_posterior": (
         "One guide draw for every datum, pooled (line), and the prior (grey): the latents that differ most. Under a "
         "true model and an exact guide the two agree; a line narrower than the grey is a prior that the data do not "
-        "fill."
+        "fill. The outermost bars hold all that lies beyond."
     ),
 }
 _BARS = 2.0  # standard errors
 _ACROSS = 3
+_REACH = 2.0  # widths of the narrower side that the picture reaches beyond it
 
 
 def entry_coverage(result: xr.Dataset) -> str | None:
@@ -123,7 +124,12 @@ def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: s
                 (over, {"histtype": "step", "color": GUIDE, "lw": 1.6, "label": lined}),
             )
             for values, style in sides:
-                axes.hist(values, bins.tolist(), weights=np.full(len(values), 1.0 / len(values)), **style)
+                axes.hist(
+                    np.clip(values, bins[0], bins[-1]),
+                    bins.tolist(),
+                    weights=np.full(len(values), 1.0 / len(values)),
+                    **style,
+                )
             axes.set_title(_plain(label))
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
@@ -134,9 +140,13 @@ def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: s
 
 
 def _bins(under: Array, over: Array) -> Array:
-    """Common bins that spare outliers, as fine as the smaller side allows; one an integer where there are few."""
-    low, high = np.quantile(np.concatenate([under, over]), [0.002, 0.998])
-    if high - low < 30 and (np.concatenate([under, over]) % 1 == 0).all():
-        return np.arange(low - 0.5, high + 1.0)
-    count = int(np.clip(1.3 * min(len(under), len(over)) ** 0.5, 8, 40))
+    """Common bins: one an integer where there are few, else over both sides, in the scale of the narrower one."""
+    sides = np.quantile(under, [0.003, 0.997]), np.quantile(over, [0.003, 0.997])
+    low, high = min(side[0] for side in sides), max(side[1] for side in sides)
+    if high - low < 30 and all((side % 1 == 0).all() for side in (under, over)):
+        return np.arange(np.floor(low) - 0.5, high + 1.0)
+    narrow = min(sides, key=np.ptp)
+    if (reach := _REACH * np.ptp(narrow)) > 0:
+        low, high = max(low, narrow[0] - reach), min(high, narrow[1] + reach)
+    count = int(np.clip(1.3 * min(len(under), len(over)) ** 0.5, 10, 30))
     return np.linspace(low, high if high > low else low + 1.0, count + 1)

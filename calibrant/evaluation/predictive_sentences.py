@@ -121,18 +121,19 @@ def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
 def _tails(result: xr.Dataset, limit: float) -> Iterator[str]:
     level = float(result.attrs["level"])
     inside = f"the central {level:.0%} of what the datum's own posterior predicts"
+    chance = float(np.sqrt(level * (1.0 - level) / result.sizes["data"]))
     said = False
     for label in result.sortby("extreme", ascending=False)["statistic"].values.tolist():
         one = result.sel(statistic=label)
         share, error = float(one["extreme"]), float(one["extreme_se"])
-        wanted, spread = 1.0 - level, np.sqrt(level * (1.0 - level) / result.sizes["data"])
-        if "extreme_null" in result:
-            wanted, spread = float(one["extreme_null"]), np.hypot(float(one["extreme_null_se"]), spread)
-        if share - wanted > limit * np.hypot(error, spread):
+        own = _Own(one, "extreme", chance)
+        wrong = own.share > 1.0 - level + limit * own.error
+        wanted = min(own.share, 1.0 - level) if own.known else 1.0 - level
+        if share - wanted > limit * np.hypot(error, chance):
             said = True
-            yield f"`{label}` lies outside {inside} for {_percent(share, error)} of the data{_null(one, 'extreme')}"
+            yield f"`{label}` lies outside {inside} for {_percent(share, error)} of the data{own.words(wrong)}"
     if not said:
-        most = "for the model's own data" if "extreme_null" in result else f"for {1 - level:.0%} of the data"
+        most = f"for {1 - level:.0%} of the data" + " or for the model's own" * ("extreme_null" in result)
         yield f"no statistic lies outside {inside} visibly more often than {most}"
 
 
@@ -141,25 +142,35 @@ def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
         for level in sorted({0.5, float(result.attrs["level"])}):
             one = result.sel(observed=site, level=level)
             held, error = float(one["coverage"]), float(one["coverage_se"])
+            own = _Own(one, "coverage")
+            wrong = own.share < level - limit * own.error
             head = f"{level:.0%} predictive intervals hold {_percent(held, error)} of the entries of `{site}`"
-            wanted, spread = level, 0.0
-            if "coverage_null" in result:
-                wanted, spread = float(one["coverage_null"]), float(one["coverage_null_se"])
-            tail = _null(one, "coverage")
-            if held < wanted - limit * np.hypot(error, spread):
+            wanted = level if wrong or not own.known else own.share
+            far = limit * np.hypot(error, 0.0 if wrong or not own.known else own.error)
+            tail = own.words(wrong)
+            if held < wanted - far:
                 tail += ": too few, the data spread more than predicted"
-            elif tail and held > wanted + limit * np.hypot(error, spread):
-                tail += ": too many, the data spread less than predicted"
-            elif not tail and held > level:
-                tail = "; more is expected even of a true model, since each datum is used twice"
+            elif held > wanted + far:
+                more = "more is expected even of a true model, since each datum is used twice"
+                tail += f": {more}" if wanted == level else ": too many, the data spread less than predicted"
             yield head + tail
 
 
-def _null(one: xr.Dataset, name: str) -> str:
-    """The same of the model's own data, in brackets; nothing where it has none."""
-    if f"{name}_null" not in one:
-        return ""
-    return f" ({_percent(float(one[f'{name}_null']), float(one[f'{name}_null_se']))} for the model's own data)"
+class _Own:
+    """The same share of the model's own data, NaN where it has none."""
+
+    def __init__(self, one: xr.Dataset, name: str, least: float = 0.0) -> None:
+        self.known = f"{name}_null" in one
+        self.share, self.error = np.nan, np.nan
+        if self.known:
+            self.share, self.error = float(one[f"{name}_null"]), max(float(one[f"{name}_null_se"]), least)
+
+    def words(self, wrong: bool) -> str:
+        """In brackets; `wrong` where an exact posterior could not give such a share."""
+        if not self.known:
+            return ""
+        rest = ", for which the guide's posterior is wrong" if wrong else ""
+        return f" ({_percent(self.share, self.error)} for the model's own data{rest})"
 
 
 def _number(value: float, se: float) -> str:

@@ -132,13 +132,13 @@ def _spectrum(values: Tensor) -> dict[str, Function]:
     if min(height, width) < _SMALLEST_SPECTRUM:
         return {}
     edges = np.geomspace(1.0 / min(height, width), 0.5, len(BANDS) + 1)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     band = np.digitize(frequency, edges[1:-1])
     masks = [torch.as_tensor((band == i) & (frequency > 0)) for i in range(len(BANDS))]
 
     def power(x: Tensor, mask: Tensor) -> Tensor:
         x = x.movedim(-1, 1) if last else x
-        spectrum = torch.fft.fft2(x).abs().square() / (height * width)
+        spectrum = torch.fft.rfft2(x).abs().square() / (height * width)
         return _flat(spectrum[..., mask.to(x.device)]).mean(1)
 
     def function(mask: Tensor) -> Function:
