@@ -127,7 +127,8 @@ def predictive_check(
         the observed), `prior_sd_ratio` (simulated/observed), `prior_wasserstein` (1-Wasserstein distance, in sd of the
         observed), each ± `…_se`; `prior_wasserstein_null` and `prior_wasserstein_null_sd`, mean and sd of the distance
         of data sets of this size from the model itself; `prior_p`, the share of these as far off (at least
-        1/(replicates + 1)). `(statistic, draw)`: `prior_statistic`, some of the simulated T.
+        1/(replicates + 1)): exact, where the standard errors are those of many data and too small for heavy tails.
+        `(statistic, draw)`: `prior_statistic`, some of the simulated T.
 
         `(latent)`: the same with `aggregate_` (guide − prior, in sd of the prior; guide/prior). An infinite prior
         variance makes them meaningless, but for `aggregate_p`. `(latent, data)`: `aggregate_draw`, one guide draw a
@@ -157,7 +158,9 @@ def predictive_check(
             own = _after(check, draws, progress, own=True)
             variables |= _null({**_tails(own, level), **_entries(own)})
             variables |= _before(check, draws, found, progress)
+        replicates = {dim: check.replicates(draws, len(getattr(check, f"{dim}s"))) for dim in ("statistic", "latent")}
     attrs = {"draws": draws, "level": level, "seed": seed, "model_sha256": model_sha256(program)}
+    attrs |= {f"{dim}_replicates": count for dim, count in replicates.items()}
     return xr.Dataset(variables, check.coords(), attrs)
 
 

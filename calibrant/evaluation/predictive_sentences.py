@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.special import ndtri
+from scipy.special import gammainccinv, ndtr, ndtri
 
 from calibrant.evaluation.predictive_statistics import BANDS
 
@@ -16,8 +17,9 @@ FALSE_ALARM = 0.01  # of any difference being named where there is none
 def predictive_sentences(result: xr.Dataset) -> list[str]:
     """What a predictive check found, the model's own data first; "±" is one standard error.
 
-    A difference is named where it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, m of them in all. That none is named
-    says how few data there are as much as how good the model is; the size that would have been seen stands beside it.
+    A difference is named where it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, m of them in all, and where no
+    replicate of the data set is as far off (standard errors know nothing of heavy tails). That none is named says how
+    few data there are as much as how good the model is; the size that would have been seen stands beside it.
 
     Args:
         result: as `predictive_check` returns it.
@@ -52,12 +54,12 @@ def _one_prior(one: xr.Dataset, label: str, limit: float) -> Iterator[str]:
     observed = one["observed_statistic"].values
     ours, theirs = float(one["prior_mean"]), float(observed.mean())
     difference, ratio = float(one["prior_mean_difference"]), float(one["prior_sd_ratio"])
+    if float(one["prior_p"]) > _smallest(one, "statistic"):
+        return
     if np.isnan(difference):
-        if float(one["prior_sd"]) > 0 or not np.isclose(ours, theirs):
-            yield (
-                f"`{label}` is {theirs:.3g} for {'all data' if observed.std() < 1e-12 else 'the data on average'}, and "
-                f"{ours:.3g} for the model's own data on average"
-            )
+        constant = observed.std() <= 1e-12 * abs(theirs)
+        data = "all data" if constant else "the data on average"
+        yield f"`{label}` is {theirs:.3g} for {data}, and {ours:.3g} for the model's own data on average"
         return
     error, ratio_error = float(one["prior_mean_difference_se"]), float(one["prior_sd_ratio_se"])
     varies = f"from datum to datum {_number(ratio, ratio_error)} times as much"
@@ -67,10 +69,19 @@ def _one_prior(one: xr.Dataset, label: str, limit: float) -> Iterator[str]:
         yield f"{mean}; it varies {varies}" if wider else mean
     elif wider:
         yield f"`{label}` of the model's own data varies {varies} as that of the data"
-    elif float(one["prior_wasserstein"]) > float(
-        one["prior_wasserstein_null"] + limit * one["prior_wasserstein_null_sd"]
-    ):
+    elif float(one["prior_wasserstein"]) > _by_chance(limit, *(float(one[f"prior_{name}"]) for name in _NULL)):
         yield f"`{label}` is distributed differently in the model's own data and in the data, with like mean and sd"
+
+
+def _by_chance(limit: float, mean: Any, sd: Any) -> Any:
+    """The distance that chance exceeds as seldom as a normal variable `limit` sd: its law is skewed, nearly a Gamma."""
+    shape = (mean / sd) ** 2
+    return mean / shape * gammainccinv(shape, ndtr(-limit))
+
+
+def _smallest(result: xr.Dataset, dim: str) -> float:
+    """A bound that a p-value keeps where no replicate is as far off."""
+    return 1.5 / (float(result.attrs[f"{dim}_replicates"]) + 1.0)
 
 
 def _mean(one: xr.Dataset, label: str, ours: float, theirs: float, error: float) -> str:
@@ -86,18 +97,20 @@ def _mean(one: xr.Dataset, label: str, ours: float, theirs: float, error: float)
     return f"`{label}` of the model's own data lies on average {away} sd {side} that of the data"
 
 
-_COMPARED = ("mean_difference", "sd_ratio", "mean_difference_se", "sd_ratio_se")
-_DISTANCES = ("wasserstein", "wasserstein_null", "wasserstein_null_sd")
+_COMPARED = ("mean_difference", "sd_ratio", "mean_difference_se", "sd_ratio_se", "wasserstein", "p")
+_NULL = ("wasserstein_null", "wasserstein_null_sd")
 
 
 def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
     for site in dict.fromkeys(result["site"].values.tolist()):
         part = result.isel(latent=np.flatnonzero(result["site"].values == site))
-        value = {name: part[f"aggregate_{name}"].values for name in (*_COMPARED, *_DISTANCES)}
+        value = {name: part[f"aggregate_{name}"].values for name in (*_COMPARED, *_NULL)}
         shift = np.abs(value["mean_difference"]) / value["mean_difference_se"]
         spread = np.abs(np.log(value["sd_ratio"])) * value["sd_ratio"] / value["sd_ratio_se"]
         excess = value["wasserstein"] - value["wasserstein_null"]
-        far = (shift > limit) | (spread > limit) | (excess > limit * value["wasserstein_null_sd"])
+        chance = _by_chance(limit, *(value[name] for name in _NULL))
+        far = (shift > limit) | (spread > limit) | (value["wasserstein"] > chance)
+        far &= value["p"] < _smallest(result, "latent")
         if not far.any():
             visible = limit * float(value["mean_difference_se"].max())
             yield (
