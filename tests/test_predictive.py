@@ -15,7 +15,7 @@ from scipy.stats import binom, norm, wasserstein_distance
 
 import calibrant as cal
 from calibrant.errors import InferenceError, ProgramError
-from calibrant.evaluation import predictive, predictive_plots
+from calibrant.evaluation import predictive_draws, predictive_plots
 from calibrant.evaluation.predictive import predictive_check
 from calibrant.evaluation.predictive_sentences import predictive_sentences
 from calibrant.evaluation.predictive_statistics import differences, moments, transport
@@ -243,15 +243,15 @@ def test_masked_entries_do_not_count():
 
 def test_a_run_is_no_larger_than_memory_allows(monkeypatch):
     whole = predictive_check(image, image_guide, images(12, 3), draws=50)
-    monkeypatch.setattr(predictive, "_ELEMENTS", 20 * (SIDE**2 + LATENTS))
-    sizes, simulate = [], predictive._Check.simulate
+    monkeypatch.setattr(predictive_draws, "ELEMENTS", 20 * (SIDE**2 + LATENTS))
+    sizes, simulate = [], predictive_draws.Runs.simulate
 
     def spied(self, observed, covariates, repeats, from_guide):
         run = simulate(self, observed, covariates, repeats, from_guide)
         sizes.append(len(run.latents))
         return run
 
-    monkeypatch.setattr(predictive._Check, "simulate", spied)
+    monkeypatch.setattr(predictive_draws.Runs, "simulate", spied)
     parts = predictive_check(image, image_guide, images(12, 3), draws=50)
     assert max(sizes) == 20
     assert {name: value.shape for name, value in parts.items()} == {name: v.shape for name, v in whole.items()}

@@ -18,8 +18,9 @@ def predictive_sentences(result: xr.Dataset) -> list[str]:
     """What a predictive check found, the model's own data first; "±" is one standard error.
 
     A difference is named where it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, m of them in all, and where no
-    replicate of the data set is as far off (standard errors know nothing of heavy tails). That none is named says how
-    few data there are as much as how good the model is; the size that would have been seen stands beside it.
+    replicate of the data set is as far off (standard errors know nothing of heavy tails, where something may still be
+    named of a true model in some per cent of checks). That none is named says how few data there are as much as how
+    good the model is; the size that would have been seen stands beside it.
 
     Args:
         result: as `predictive_check` returns it.
