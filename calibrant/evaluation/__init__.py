@@ -10,6 +10,8 @@ from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.gap import gap
 from calibrant.evaluation.judging import Verdict
 from calibrant.evaluation.pit import pit
+from calibrant.evaluation.predictive import predictive_check
+from calibrant.evaluation.predictive_sentences import predictive_sentences
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.verdicts import verdicts
@@ -29,6 +31,8 @@ __all__ = [
     "contrast_verdicts",
     "gap",
     "pit",
+    "predictive_check",
+    "predictive_sentences",
     "report",
     "uniformity",
     "verdicts",
