@@ -6,6 +6,7 @@ from calibrant.evaluation.contrast import contrast_experiment
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.gap import gap
 from calibrant.evaluation.pit import pit
+from calibrant.evaluation.remedies import remedies, remedy_sentences
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.verdicts import Verdict, verdicts
@@ -20,6 +21,8 @@ __all__ = [
     "contrast_verdicts",
     "gap",
     "pit",
+    "remedies",
+    "remedy_sentences",
     "report",
     "verdicts",
 ]
