@@ -116,8 +116,8 @@ def remedies(
     data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     check_program(program, *data.tensors())
     data = data if reference is None else _with_reference(data, reference)
-    bench = _Bench(program, data, reference, draws, seed, progress)
     richer = _richer(program, guided, data, seed)
+    bench = _Bench(program, data, reference, draws, seed, 3 + len(richer), progress)
     settings = {"draws": draws, "steps": steps, "seed": seed, "model_sha256": model_sha256(program)}
     shared = [name for name, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]
     if shared:
@@ -275,8 +275,15 @@ class _Bench:
     reference: xr.DataTree | None
     draws: int
     seed: int
+    total: int
     progress: Progress
+    done: int = 0
     notes: dict[str, Any] = field(default_factory=lambda: dict(_NOTES))
+
+    def advance(self, name: str) -> None:
+        """One remedy more is measured."""
+        self.done += 1
+        self.progress("remedies", self.done, self.total, name)
 
     def judge(self, name: str, make: Callable[[], PyroModule], timed: bool = True) -> _Tried:
         """A guide, once it is made."""
@@ -294,7 +301,7 @@ class _Bench:
         row = _Tried(name, "", guide, weights, log_mean(weights)[0], {"seconds": seconds, **self.compared(tree)})
         with suppress(InferenceError):  # few draws, or a datum outside the support
             row.numbers["khat_good"] = _good(importance(tree, 1), np.ptp(weights, axis=1))
-        self.progress("remedies", 1, 1, name)
+        self.advance(name)
         return row
 
     def resample(self, guide: PyroModule) -> _Tried:
@@ -311,7 +318,7 @@ class _Bench:
             return _Tried(RESAMPLED, str(error))
         tree = _joined(trees)
         numbers = {"seconds": time.perf_counter() - begun, "khat_good": _good(tree, math.inf), **self.compared(tree)}
-        self.progress("remedies", 1, 1, RESAMPLED)
+        self.advance(RESAMPLED)
         return _Tried(RESAMPLED, "", None, None, tree["importance"].dataset["log_evidence"].values, numbers)
 
     def compared(self, tree: xr.DataTree) -> dict[str, float]:
@@ -499,7 +506,7 @@ def _help(result: xr.Dataset, guide: xr.Dataset, name: str, row: xr.Dataset) -> 
         head = f"{_phrase(result, name)} recovers {least}{amount} of the gap{_to(result)} ({size}) {took}"
     else:
         head = f"{_phrase(result, name)} gains {least}{_nats(row, 'gain')} nats {took}"
-    return head + _khat(name, row) + _afterwards(result, guide, row)
+    return head + _khat(name, row) + _afterwards(result, guide, row) + _sds(guide, row, _limit(result, 1))
 
 
 def _unmeasured(result: xr.Dataset, guide: xr.Dataset, name: str, row: xr.Dataset) -> str:
@@ -538,6 +545,14 @@ def _afterwards(result: xr.Dataset, guide: xr.Dataset, row: xr.Dataset) -> str:
     if unclear:
         return f"; afterwards no check fails, but {unclear:.0f} of {checks} cannot tell ({before:.0f} failed before)"
     return f"; afterwards every check passes ({before:.0f} of {checks} failed before)"
+
+
+def _sds(guide: xr.Dataset, row: xr.Dataset, limit: float) -> str:
+    """Where the gap became smaller and the sds worse: the best of a family in KL(q ‖ p) is often too narrow."""
+    before, after = _of(guide, "sd_error"), _of(row, "sd_error")
+    if not after - before > limit * math.hypot(_of(guide, "sd_error_se"), _of(row, "sd_error_se")):
+        return ""
+    return f"; but sds are further off, by {math.expm1(after):.0%} (root mean square), {math.expm1(before):.0%} before"
 
 
 def _digits(value: float) -> int:
