@@ -237,6 +237,18 @@ def test_what_is_richer(model, structure, family, wanted):
     assert names(built, cal.guides.amortize(built, x, structure, family), x) == wanted
 
 
+def test_flows_are_for_small_latents_where_there_are_some():
+    """A scale beside twelve others; all of them where none is small; those that the guide has stay."""
+    found = {}
+    for name in ("gsm", "ppca"):
+        built = cal.models.create(name, shape=(14,), latents=12).eval()
+        x = {"x": cal.program.sample_prior(built, 20, seed=1)["x"]}
+        found[name] = _richer(built, cal.guides.amortize(built, x), as_data(x), 0)["full, flow"][1]
+        flowing = cal.guides.amortize(built, x, "full", "flow")
+        assert names(built, flowing, x) == ["collapsed"]
+    assert found == {"gsm": {"scale": "flow"}, "ppca": {"z": "flow"}}
+
+
 def test_a_flow_is_kept_and_discrete_latents_have_none():
     def model(size):
         with pyro.plate("data", size):

@@ -47,6 +47,7 @@ _POOL_ROWS = 500_000  # of a pool at once
 _SIMULATED = 5_000  # training data
 _STEPS, _BATCH, _LR = 2_000, 256, 5e-3  # of a training
 _RANKS = {"mean-field": 0, "faithful": 1, "program": 1, "full": 2, "collapsed": 3}
+_SMALL = 8  # entries of a site
 _EQUAL = 1e-3  # nats
 _FLEXIBLE = ("dense", "low-rank", "flow")  # families that "auto" may be poorer than
 _STATISTICS = (
@@ -146,10 +147,11 @@ def _richer(program: PyroModule, guide: PyroModule, data: Data, seed: int) -> di
     spec: dict[str, Any] = guide.spec if is_ours else {"structure": "mean-field"}
     few = data[: min(len(data), 64)]
     own = {site["name"]: site["family"].partition("@")[0] for site in spec.get("sites", [])}
+    flows = {name: family for name, family in own.items() if family == "flow"}
     asked: dict[str, tuple[str, Family]] = {
         "faithful": ("faithful", {name: family for name, family in own.items() if family in _FLEXIBLE}),
-        "full": ("full", {name: family for name, family in own.items() if family == "flow"}),
-        "full, flow": ("full", _flows(program, few)),
+        "full": ("full", flows),
+        "full, flow": ("full", {**_flows(program, few), **flows}),
         "collapsed": ("collapsed", {}),
     }
     found: dict[str, tuple[str, Family]] = {}
@@ -166,13 +168,17 @@ def _richer(program: PyroModule, guide: PyroModule, data: Data, seed: int) -> di
 
 
 def _flows(program: PyroModule, data: Data) -> Family:
-    """A flow for every latent that can have one: no classes, no directions."""
+    """A flow for every small latent, such as a scale, or for all where none is small; classes and directions have none.
+
+    A flow of many entries takes some ten times as long as a dense Normal, which is what the others are given.
+    """
     found = {}
     for name, site in sites(program, *data.tensors()).items():
         with suppress(ProgramError):
             choose_family(name, site.support, site.prior, "flow")
-            found[name] = "flow"
-    return found
+            found[name] = site.event_shape.numel()
+    small = [name for name, entries in found.items() if entries <= _SMALL]
+    return dict.fromkeys(small or found, "flow")
 
 
 def _sites_of(spec: Mapping[str, Any]) -> Any:
