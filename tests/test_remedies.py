@@ -340,6 +340,24 @@ def test_a_model_that_cannot_be_simulated_needs_training_data(monkeypatch):
     assert str(given["reason"].sel(remedy="full").values) == ""
 
 
+def test_simulated_training_data_have_the_covariates_of_the_judged_ones(monkeypatch):
+    def model(size, dose):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            pyro.sample("x", dist.Normal(100.0 * dose + z.sum(-1), 0.01))
+
+    program, dose = cal.program.as_program(model), torch.tensor([1.0, 2.0, 5.0])
+    judged = cal.binding.bind(program, {"x": 100 * dose}, {"dose": dose})
+    rows, covariates = _TrainingData.of(program, judged, None, 0).data.tensors()
+    assert covariates["dose"].unique().tolist() == dose.tolist()
+    assert ((rows["x"] - 100 * covariates["dose"]).abs() < 10).all()
+    only(monkeypatch, full=("full", {}))
+    result = remedies(model, cal.guides.amortize(model, judged), judged, steps=2, draws=100, epochs=1)
+    assert result["remedy"].values.tolist() == ["guide", "refined", "resampled", "full"]
+    assert (result["reason"] == "").all()
+    assert result.attrs["trained_on"] == "simulated"
+
+
 # -- sentences ---------------------------------------------------------------------------------------------------------
 
 
