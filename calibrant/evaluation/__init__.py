@@ -12,6 +12,7 @@ from calibrant.evaluation.judging import Verdict
 from calibrant.evaluation.pit import pit
 from calibrant.evaluation.predictive import predictive_check
 from calibrant.evaluation.predictive_sentences import predictive_sentences
+from calibrant.evaluation.remedies import remedies, remedy_sentences
 from calibrant.evaluation.report import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.verdicts import verdicts
@@ -33,6 +34,8 @@ __all__ = [
     "pit",
     "predictive_check",
     "predictive_sentences",
+    "remedies",
+    "remedy_sentences",
     "report",
     "uniformity",
     "verdicts",
