@@ -140,6 +140,11 @@ _HeldOut = Annotated[
     int | None,
     _option("--held-out", text="Test data that are checked", setting="held_out", min=2),
 ]
+_Simulations = Annotated[
+    int | None,
+    _option("--simulations", text="Data that the model simulates, to calibrate on", setting="simulations", min=100),
+]
+_Remedies = Annotated[bool, _flag("--remedies", "Try what could mend the guide: it takes a few trainings")]
 _Out = Annotated[Path | None, _option("--out", text="The run folder", shown="runs/MODEL-DATA-N")]
 _Overwrite = Annotated[bool, _flag("--overwrite", "Replace the run in --out, never a folder of anything else")]
 _Resume = Annotated[bool, _flag("--resume", "Go on with the run in --out")]
@@ -152,7 +157,7 @@ _UserModel = Annotated[
 
 def _request(given: dict[str, Any]) -> Request:
     """The request that a command's options make."""
-    settings = {name: given[name] for name in Settings.__dataclass_fields__ if given.get(name) is not None}
+    settings = {name: given[name] for name in Settings.__dataclass_fields__ if given.get(name) not in (None, False)}
     if "family" in settings:
         settings["family"] = _family(settings["family"])
     if "lr" in settings and not settings["lr"] > 0:
@@ -239,6 +244,8 @@ def run(
     chains: _Chains = None,
     warmup: _Warmup = None,
     held_out: _HeldOut = None,
+    simulations: _Simulations = None,
+    remedies: _Remedies = False,
     out: _Out = None,
     overwrite: _Overwrite = False,
     resume: _Resume = False,
@@ -300,9 +307,12 @@ def check(
     chains: _Chains = None,
     warmup: _Warmup = None,
     held_out: _HeldOut = None,
+    simulations: _Simulations = None,
+    remedies: _Remedies = False,
+    quick: _Quick = False,
     quiet: _Quiet = False,
 ) -> None:
-    """Compare the posteriors of a trained run with the exact ones, and write a report."""
+    """Can the uncertainty of a trained run's guide be believed? Verdicts, and a report."""
     request = _request(locals())
     from calibrant import workflow
 
@@ -353,7 +363,7 @@ def _number(value: float | None, error: float | None = None, digits: int = 2) ->
 
 
 def _show(outcome: Outcome) -> None:
-    """The summary: a table of numbers, a line for each latent site, the notes, and where the report lies."""
+    """The summary: a table of numbers, the conclusions with what they rest on, the notes, where the report lies."""
     from rich.console import Console
     from rich.table import Table
 
@@ -369,8 +379,9 @@ def _show(outcome: Outcome) -> None:
         )
     Console(file=sys.stdout, highlight=False).print(table)
     for row in summaries:
-        for verdict in row.verdicts:
-            typer.echo(f"{row.name} {verdict}")
+        typer.echo(f"{row.name}: {row.conclusion}")
+        for detail in row.details:
+            typer.echo(f"  {detail}")
     for note in dict.fromkeys(outcome.notes):
         typer.echo(f"note: {note}")
     typer.echo(f"report: {outcome.report}")

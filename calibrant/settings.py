@@ -27,6 +27,8 @@ QUICK: Mapping[str, Any] = {
     "train_data": 8_000,
     "held_out": 16,
     "draws": 500,
+    "simulations": 200,
+    "predictive_draws": 50,
     "contrast_images": 8,
     "contrast_levels": 5,
 }
@@ -50,6 +52,9 @@ class Settings:
         chains: reference chains.
         warmup: adaptation steps of a reference chain (MCMC alone).
         held_out: how many test data are checked.
+        simulations: data that the model simulates, to calibrate the guide on.
+        predictive_draws: posterior predictive draws a datum.
+        remedies: whether remedies are tried.
         contrast_images: images of the contrast experiment.
         contrast_levels: its number of contrasts, from 0.1 to 10 times the noise.
     """
@@ -67,6 +72,9 @@ class Settings:
     chains: int = 4
     warmup: int = 300
     held_out: int = 128
+    simulations: int = 2000
+    predictive_draws: int = 200
+    remedies: bool = False
     contrast_images: int = 32
     contrast_levels: int = 13
 

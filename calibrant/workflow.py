@@ -25,11 +25,13 @@ from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.data import load as load_data
 from calibrant.errors import DataError, ProgramError, RunError
+from calibrant.evaluation.check import Effort, examine, judged
 from calibrant.evaluation.compare import compare
-from calibrant.evaluation.gap import gap_or_note
+from calibrant.evaluation.conclusion import conclude
+from calibrant.evaluation.remedies import remedy_sentences
 from calibrant.evaluation.results import RunResult
 from calibrant.guides import amortize
-from calibrant.inference import fit, posterior, reference
+from calibrant.inference import fit, reference
 from calibrant.inference.gate import data_labels, require_passable
 from calibrant.inference.objectives import check_objective
 from calibrant.inference.reference import exact_structure
@@ -562,39 +564,33 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
 
 
 def _evaluate(job: _Job, progress: Progress) -> RunResult:
-    """Posteriors, references, their comparison, gaps and the contrast experiment on held-out test data, all saved."""
+    """Everything that a check looks at, on held-out test data; each part is saved as it is found."""
     settings = job.settings
-    for file in (store.COMPARISON, store.CONTRAST, store.GAP, store.REPORT):  # of other draws
+    for file in (*store.DATASETS.values(), store.CALIBRATION, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
     held = _checked(job)
-    amortized = posterior(job.model, job.guide, held, settings.draws, seed=settings.seed, progress=progress)
-    store.save_tree(amortized, job.folder / store.AMORTIZED)
     references = _reference(job, held, progress)
-    progress("compare", 0, 1)
-    comparison = compare(amortized, references)
-    store.save_dataset(comparison, job.folder / store.COMPARISON)
-    progress("compare", 1, 1)
-    contrast = _contrast(job, held, progress)
-    split = _gap(job, held, references, progress)
+
+    def keep(name: str, found: Any) -> None:
+        save: Any = store.save_tree if name in store.TREES else store.save_dataset
+        save(found, job.folder / {**store.TREES, **store.DATASETS}[name])
+
+    said: dict[str, Any] = {"train": job.splits["train"], "seed": settings.seed, "progress": progress, "keep": keep}
+    result = examine(job.name, job.model, job.guide, held, references, _effort(settings), **said)
     config = store.read_config(job.folder)
-    config["notes"] = list(dict.fromkeys(job.notes))
+    config["notes"] = list(dict.fromkeys([*job.notes, *result.config["notes"]]))
     config["checked"] = {
         "data": job.config["data"]["path"],
         "labels": held.labels().tolist(),
         "settings": asdict(settings),
     }
     store.write_config(job.folder, config)
-    return RunResult(
-        job.name,
-        job.model,
-        config,
-        amortized,
-        references,
-        comparison,
-        contrast,
-        split,
-        store.load_history(job.folder),
-    )
+    return replace(result, config=config, history=store.load_history(job.folder))
+
+
+def _effort(settings: Settings) -> Effort:
+    common = {f.name for f in fields(Effort)} & {f.name for f in fields(Settings)}
+    return Effort(**{name: getattr(settings, name) for name in common}, gap_data=_GAP_DATA)
 
 
 def _checked(job: _Job) -> Data:
@@ -635,51 +631,13 @@ def _reference(job: _Job, data: Data, progress: Progress) -> xr.DataTree:
     return tree
 
 
-def _contrast(job: _Job, held: Data, progress: Progress) -> xr.Dataset | None:
-    """The contrast experiment, where it has a meaning."""
-    from calibrant.evaluation.check import has_contrast
-    from calibrant.evaluation.contrast import contrast_experiment
-
-    settings = job.settings
-    if not has_contrast(job.model, held):
-        job.notes.append(
-            "no contrast experiment: it takes images, Gaussian noise (model.likelihood.scale), one vector latent "
-            "and an exact posterior"
-        )
-        return None
-    result = contrast_experiment(
-        job.model,
-        job.guide,
-        held,
-        levels=np.geomspace(0.1, 10.0, settings.contrast_levels).tolist(),
-        images=min(settings.contrast_images, len(held)),
-        chains=settings.chains,
-        seed=settings.seed + 2,
-        progress=progress,
-    )
-    store.save_dataset(result, job.folder / store.CONTRAST)
-    return result
-
-
-def _gap(job: _Job, held: Data, references: xr.DataTree, progress: Progress) -> xr.Dataset | None:
-    """The split of the gap of the first of the held-out data, where it has a meaning."""
-    settings, some = job.settings, held[: min(_GAP_DATA, len(held))]
-    result, note = gap_or_note(
-        job.model, job.guide, some, references, draws=settings.draws, seed=settings.seed + 3, progress=progress
-    )
-    if result is None:
-        job.notes.append(note)
-    else:
-        store.save_dataset(result, job.folder / store.GAP)
-    return result
-
-
 # -- the summary -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A model's numbers in nats per datum, NaN where they are not known, and its verdicts, a sentence each.
+    """A model's numbers in nats per datum, NaN where they are not known; its conclusion; and a sentence for each
+    verdict that is no pass, and for each remedy that was tried.
 
     `elbo` is that of the validation data; `evidence` and `gap` (log evidence − ELBO) are of the checked data.
     """
@@ -690,7 +648,8 @@ class Summary:
     evidence: float
     gap: float
     gap_se: float
-    verdicts: list[str]
+    conclusion: str
+    details: list[str]
 
 
 def summarise(result: RunResult) -> Summary:
@@ -699,20 +658,16 @@ def summarise(result: RunResult) -> Summary:
 
     trained = result.config["fit"]
     evidence, bound, error = evidence_gap(result) or (np.nan,) * 3
+    found = judged(result)
+    tried = remedy_sentences(result.remedies) if result.remedies is not None else []
+    details = [verdict.sentence for verdict in found if verdict.primary and verdict.status != "pass"]
     return Summary(
-        result.name, trained["elbo"], trained["elbo_se"], evidence, evidence - bound, error, verdicts=_verdicts(result)
+        name=result.name,
+        elbo=trained["elbo"],
+        elbo_se=trained["elbo_se"],
+        evidence=evidence,
+        gap=evidence - bound,
+        gap_se=error,
+        conclusion=str(conclude(found, result.comparison)),
+        details=[*details, *tried],
     )
-
-
-def _verdicts(result: RunResult) -> list[str]:
-    """What is wrong or not known of each site; one sentence where nothing is."""
-    from calibrant.evaluation.verdicts import verdicts
-
-    if result.comparison is None:
-        return []
-    lines: dict[str, list[str]] = {}
-    for verdict in verdicts(result.comparison):
-        lines.setdefault(verdict.site, [])
-        if verdict.status != "pass":
-            lines[verdict.site].append(verdict.sentence)
-    return [line for site, found in lines.items() for line in found or [f"`{site}`: agrees with the reference"]]

@@ -1,7 +1,7 @@
 """Evaluation: trees in; xarray, verdicts and a report out."""
 
-from calibrant.evaluation.calibration import calibration, uniformity
 from calibrant.evaluation.c2st import c2st
+from calibrant.evaluation.calibration import calibration, uniformity
 from calibrant.evaluation.check import Check, check
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.conclusion import Conclusion, conclude
@@ -23,8 +23,8 @@ __all__ = [
     "Conclusion",
     "RunResult",
     "Verdict",
-    "calibration",
     "c2st",
+    "calibration",
     "check",
     "compare",
     "conclude",

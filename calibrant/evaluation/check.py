@@ -120,9 +120,9 @@ def check(
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
       exactly, the data are images, and the model has a Gaussian noise to measure contrast in.
 
-    What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted. The
-    verdicts' error rates are those of `evaluation.judging`; benchmarks/power.py measures them and the power, for 128
-    data and the defaults here.
+    What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted.
+    The verdicts' error rates are those of `evaluation.judging`; benchmarks/power.py measures them and the power, for
+    128 data and the defaults here.
 
     Args:
         model: the program, in `eval()`.
@@ -172,30 +172,33 @@ def examine(
     keep: Keep = lambda name, found: None,
 ) -> RunResult:
     """Everything that a check looks at; `keep(field, value)` is told every part of the result as it is found."""
-    result = RunResult(name, program, {"notes": []}, posterior(program, guide, data, effort.draws, seed=seed, progress=progress), reference)
-    keep("amortized", result.amortized)
-    result.comparison = _compared(result.amortized, reference, seed, progress)
-    keep("comparison", result.comparison)
+    telling: dict[str, Any] = {"progress": progress}
+    amortized = posterior(program, guide, data, effort.draws, seed=seed, **telling)
+    keep("amortized", amortized)
+    comparison = _compared(amortized, reference, seed, progress)
+    keep("comparison", comparison)
+    result = RunResult(name, program, {"notes": []}, amortized, reference, comparison)
     some = data if effort.gap_data is None else data[: min(effort.gap_data, len(data))]
+    counts: dict[str, Any] = {"simulations": effort.simulations, "draws": effort.draws}
     parts: dict[str, tuple[str, Callable[[], Any]]] = {
-        "weights": ("no diagnosis of importance weights", partial(weights, result.amortized)),
+        "weights": ("no diagnosis of importance weights", partial(weights, amortized)),
         "calibration": (
             "no calibration by simulation",
-            partial(calibration, program, guide, data, effort.simulations, effort.draws, seed=seed + 4, progress=progress),
+            partial(calibration, program, guide, data, **counts, seed=seed + 4, **telling),
         ),
         "predictive": (
             "no predictive check",
-            partial(predictive_check, program, guide, data, draws=effort.predictive_draws, seed=seed + 5, progress=progress),
+            partial(predictive_check, program, guide, data, draws=effort.predictive_draws, seed=seed + 5, **telling),
         ),
         "contrast": ("no contrast experiment", partial(_contrast, program, guide, data, effort, seed + 2, progress)),
         "gap": (
             "no approximation and amortization gap",
-            partial(gap, program, guide, some, reference, draws=effort.draws, seed=seed + 3, progress=progress),
+            partial(gap, program, guide, some, reference, draws=effort.draws, seed=seed + 3, **telling),
         ),
     }
     if effort.remedies:
-        tried = partial(remedies, program, guide, data, reference, train=train, draws=effort.draws, seed=seed + 6, progress=progress)
-        parts["remedies"] = ("no remedy could be tried", tried)
+        tried = partial(remedies, program, guide, data, reference, train=train, draws=effort.draws, **telling)
+        parts["remedies"] = ("no remedy could be tried", partial(tried, seed=seed + 6))
     for field, (without, function) in parts.items():
         found = _or_note(without, function, result.config["notes"])
         if found is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import xarray as xr
 
 from calibrant.evaluation.judging import Status, Verdict
@@ -114,7 +113,7 @@ def _where(comparison: xr.Dataset | None) -> list[str]:
 def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict]) -> list[str]:
     if not deciding:
         return ["Nothing could be checked: there is neither a reference nor a diagnosis of the guide's own draws."]
-    asked = list(dict.fromkeys(f"{verdict.quantity} of `{verdict.site}`".replace("`all latents`", "all") for verdict in open_))
+    asked = [v.quantity if v.site == "all latents" else f"{v.quantity} of `{v.site}`" for v in open_]
     shown = ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
     known = len(deciding) - len(open_)
     passed = f" {known} of {len(deciding)} questions are answered well." if known else ""

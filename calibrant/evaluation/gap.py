@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 
 from calibrant.binding import bind_fixed
 from calibrant.data import Data
-from calibrant.errors import CalibrantError, InferenceError
+from calibrant.errors import InferenceError
 from calibrant.evaluation.compare import check_same_problem
 from calibrant.guides import refine
 from calibrant.inference.evidence import Evidence, evidence
@@ -108,14 +108,6 @@ def gap(
     progress("gap", len(data), len(data))
     attrs = {"draws": draws, "steps": steps, "seed": seed, "max_se": max_se, "model_sha256": model_sha256(program)}
     return _split(found, amortized, best).assign_coords(data=data.labels()).assign_attrs(attrs)
-
-
-def gap_or_note(*args: Any, **options: Any) -> tuple[xr.Dataset | None, str]:
-    """What `gap` gives, and where it refuses the model or its guide, the reason."""
-    try:
-        return gap(*args, **options), ""
-    except CalibrantError as error:
-        return None, f"no approximation and amortization gap: {error}"
 
 
 def _refuse_shared(program: PyroModule, data: Data) -> None:
