@@ -102,19 +102,19 @@ def tried(oblique, train):
     """A shifted and stretched product, refined, resampled and replaced."""
     model, x, reference = oblique
     with pytest.MonkeyPatch.context() as patch:
-        only(patch, full=("full", {}), collapsed=("collapsed", {}))
-        return remedies(model, Product(model, 0.5, 0.8), x, reference, train=train, epochs=12, steps=80)
+        only(patch, collapsed=("collapsed", {}))
+        return remedies(model, Product(model, 0.5, 0.8), x, reference, train=train, steps=80)
 
 
 def test_every_part_of_the_gap_is_recovered_by_its_remedy(oblique, tried):
-    """Refining recovers shift and stretch, to 0.01 nats; a dense Normal the correlation too; the exact guide all."""
+    """Refining recovers shift and stretch, to 0.01 nats; the exact guide the correlation too."""
     model, best = oblique[0], Product(oblique[0]).divergence()
     gap = Product(model, 0.5, 0.8).divergence()
     assert best > 0.5
     assert gap - best > 0.2
     assert not misses(tried, "guide", "gap", gap, 0.0)
     assert misses(tried, "guide", "gap", gap + 0.1, 0.0)
-    left = {"refined": (best, 0.01), "full": (0.0, 0.04), "collapsed": (0.0, 1e-6)}
+    left = {"refined": (best, 0.01), "collapsed": (0.0, 1e-6)}
     for remedy, (gap_left, slack) in left.items():
         assert not misses(tried, remedy, "gap", gap_left, slack), remedy
         assert not misses(tried, remedy, "gain", gap - gap_left, slack), remedy
@@ -125,12 +125,27 @@ def test_every_part_of_the_gap_is_recovered_by_its_remedy(oblique, tried):
     assert (tried["reason"] == "").all()
 
 
+@pytest.mark.slow
+def test_a_dense_normal_recovers_the_correlation_too(oblique, train, monkeypatch):
+    """Trained in 500 steps: within 0.02 nats of the whole gap, and no check fails; in 10 it recovers less."""
+    model, x, reference = oblique
+    only(monkeypatch, full=("full", {}))
+    guide = Product(model, 0.5, 0.8)
+    result = remedies(model, guide, x, reference, train=train, epochs=50, steps=0)
+    assert not misses(result, "full", "gap", 0.0, 0.02)
+    assert not misses(result, "full", "recovered", 1.0, 0.02)
+    assert value(result, "full", "fails") == 0
+    assert remedy_sentences(result)[0].startswith("a full structure recovers ")
+    fresh = remedies(model, guide, x, reference, train=train, epochs=1, steps=0)
+    assert misses(fresh, "full", "gap", 0.0, 0.02)
+
+
 def test_draws_are_judged_by_the_reference(tried):
     """Refined: sd of the best product, whose coverage stays too low. Exact: no check fails."""
     assert value(tried, "guide", "fails") == tried.attrs["checks"] == 4
     assert value(tried, "refined", "fails") > 0
     assert value(tried, "collapsed", "fails") == 0
-    assert value(tried, "full", "sd_error") < 0.1 < 0.3 < value(tried, "refined", "sd_error")
+    assert value(tried, "collapsed", "sd_error") < 0.05 < 0.3 < value(tried, "refined", "sd_error")
     assert value(tried, "guide", "mean_error") > 0.2
     assert value(tried, "collapsed", "khat_good") == 1  # k-hat of weights that are equal but for rounding is noise
 
@@ -145,7 +160,6 @@ def test_sentences_name_what_recovers_most_first(tried):
     sentences = remedy_sentences(tried)
     assert sentences[0].startswith("a collapsed guide recovers 100.0% ± 0.0% of the gap (")
     assert sentences[0].endswith("afterwards every check passes (4 of 4 failed before)")
-    assert any(line.startswith("a full structure recovers ") for line in sentences[:3])
     assert any("k-hat is too large" in line for line in sentences if line.startswith("resampling"))
     assert sentences[-1].startswith("refining every datum recovers ")
     assert "checks fail (4 before)" in sentences[-1]
@@ -223,11 +237,9 @@ def names(model, guide, x) -> list[str]:
     [
         ("gsm", "mean-field", "auto", ["faithful", "full", "full, flow", "collapsed"]),
         ("gsm", "faithful", "auto", ["full", "full, flow", "collapsed"]),
-        ("gsm", "full", "flow", ["collapsed"]),
         ("gsm", "collapsed", "auto", []),
         ("gsm", "collapsed", {"scale": "lognormal"}, ["collapsed"]),
         ("ppca", "mean-field", "auto", ["full", "full, flow", "collapsed"]),  # with one latent, faithful is no richer
-        ("ppca", "full", "auto", ["full, flow", "collapsed"]),
     ],
 )
 def test_what_is_richer(model, structure, family, wanted):
@@ -237,6 +249,7 @@ def test_what_is_richer(model, structure, family, wanted):
     assert names(built, cal.guides.amortize(built, x, structure, family), x) == wanted
 
 
+@pytest.mark.slow
 def test_flows_are_for_small_latents_where_there_are_some():
     """A scale beside twelve others; all of them where none is small; those that the guide has stay."""
     found = {}
@@ -340,7 +353,7 @@ def test_a_model_that_cannot_be_simulated_needs_training_data(monkeypatch):
     assert str(given["reason"].sel(remedy="full").values) == ""
 
 
-def test_simulated_training_data_have_the_covariates_of_the_judged_ones(monkeypatch):
+def test_simulated_training_data_have_the_covariates_of_the_judged_ones():
     def model(size, dose):
         with pyro.plate("data", size):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
@@ -351,11 +364,6 @@ def test_simulated_training_data_have_the_covariates_of_the_judged_ones(monkeypa
     rows, covariates = _TrainingData.of(program, judged, None, 0).data.tensors()
     assert covariates["dose"].unique().tolist() == dose.tolist()
     assert ((rows["x"] - 100 * covariates["dose"]).abs() < 10).all()
-    only(monkeypatch, full=("full", {}))
-    result = remedies(model, cal.guides.amortize(model, judged), judged, steps=2, draws=100, epochs=1)
-    assert result["remedy"].values.tolist() == ["guide", "refined", "resampled", "full"]
-    assert (result["reason"] == "").all()
-    assert result.attrs["trained_on"] == "simulated"
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
