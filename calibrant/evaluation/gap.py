@@ -97,13 +97,13 @@ def gap(
     _refuse_shared(program, data)
     if reference is None:
         reference = sample_reference(program, data, seed=seed + 2, progress=progress)
-    data = _with_reference(data, reference)
+    data = with_reference(data, reference)
     tree = posterior(program, guide, data, draws, seed=seed + 1, progress=progress)
     check_same_problem(tree, reference)
     refined = refine(program, guide, data, steps=steps, lr=lr, seed=seed, progress=progress)
     # The same noise for both: what is common to them cancels in the difference.
     other = posterior(program, refined, data, draws, seed=seed + 1, progress=progress)
-    amortized, best = _log_weights(tree), _log_weights(other)
+    amortized, best = log_weights(tree), log_weights(other)
     found = evidence(program, refined, data, reference, best, max_se, seed + 3)
     progress("gap", len(data), len(data))
     attrs = {"draws": draws, "steps": steps, "seed": seed, "max_se": max_se, "model_sha256": model_sha256(program)}
@@ -119,7 +119,7 @@ def _refuse_shared(program: PyroModule, data: Data) -> None:
         )
 
 
-def _with_reference(data: Data, reference: xr.DataTree) -> Data:
+def with_reference(data: Data, reference: xr.DataTree) -> Data:
     kept = np.isin(data.labels(), data_labels(reference))
     if not kept.any():
         raise InferenceError(
@@ -129,7 +129,7 @@ def _with_reference(data: Data, reference: xr.DataTree) -> Data:
     return data[kept]
 
 
-def _log_weights(tree: xr.DataTree) -> Array:
+def log_weights(tree: xr.DataTree) -> Array:
     """log p − log q, `(data, draw)`: their mean is the ELBO."""
     stats = tree["sample_stats"].dataset
     return (stats["log_p"] - stats["log_q"]).isel(chain=0).transpose("data", "draw").values

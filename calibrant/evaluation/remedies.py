@@ -22,7 +22,7 @@ from calibrant.binding import bind, bind_fixed
 from calibrant.data import Data
 from calibrant.errors import CalibrantError, InferenceError, ProgramError
 from calibrant.evaluation.compare import LEFT_OUT_LIMIT, check_same_problem, compare
-from calibrant.evaluation.gap import MAX_SE, _log_weights, _with_reference
+from calibrant.evaluation.gap import MAX_SE, log_weights, with_reference
 from calibrant.evaluation.verdicts import verdicts
 from calibrant.guides import AmortizedGuide, CollapsedGuide, amortize, refine
 from calibrant.guides.families import choose_family
@@ -116,7 +116,7 @@ def remedies(
     """
     data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     check_program(program, *data.tensors())
-    data = data if reference is None else _with_reference(data, reference)
+    data = data if reference is None else with_reference(data, reference)
     richer = _richer(program, guided, data, seed)
     bench = _Bench(program, data, reference, draws, seed, 3 + len(richer), progress)
     settings = {"draws": draws, "steps": steps, "seed": seed, "model_sha256": model_sha256(program)}
@@ -303,7 +303,7 @@ class _Bench:
             if name == GUIDE:
                 raise
             return _Tried(name, str(error))
-        weights = _log_weights(tree)
+        weights = log_weights(tree)
         row = _Tried(name, "", guide, weights, log_mean(weights)[0], {"seconds": seconds, **self.compared(tree)})
         with suppress(InferenceError):  # few draws, or a datum outside the support
             row.numbers["khat_good"] = _good(importance(tree, 1), np.ptp(weights, axis=1))
