@@ -75,7 +75,7 @@ def _model(result: xr.Dataset) -> Verdict:
     status, said = _shape(curve, se, result, _limit(result))
     if status == "pass" and not _known(result):
         status, said = "cannot tell", f"{said}, but {_missing(result)}"
-    return Verdict("model", "contrast", status, change, change_se, FLAT, f"{head} {said}")
+    return Verdict("model", "contrast", status, change, change_se, FLAT, f"{head} {said}", primary=False)
 
 
 def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[Status, str]:
@@ -130,7 +130,7 @@ def _guide(result: xr.Dataset, name: str, words: str) -> Verdict:
         said = f"its {words} follows the exact curve within {_bound(max(-low.min(), high.max())):.0%} at every contrast"
     else:
         said = f"cannot tell whether its {words} follows the exact curve within {SD_MARGIN:.0%}: off by {amount} {at}"
-    return Verdict("guide", name, status, effect, effect_se, SD_MARGIN, f"guide: {said}")
+    return Verdict("guide", name, status, effect, effect_se, SD_MARGIN, f"guide: {said}", primary=False)
 
 
 def _bound(log_error: float) -> float:

@@ -105,11 +105,13 @@ class AmortizedGuide(PyroModule):
                 self._sample_local(features, lines, size)
 
     def _sample_local(self, features: Tensor, lines: dict[str, Tensor], size: int) -> None:
-        """The local latents, from features and the lines of the shared ones."""
+        """The local latents, from features (of as many rows, or one a datum) and the lines of the shared ones."""
+        if self.top_down is not None:
+            features = features.repeat_interleave(size // len(features), 0)
         state = None if self.top_down is None else self.top_down.start(features, list(lines.values()))
         for place in range(len(lines), len(self.order)):
             seen = features if state is None else torch.cat([features, state], -1)
-            value = pyro.sample(self.order[place], self.heads[place](seen, self._parents(place, lines, size)))
+            value = pyro.sample(self.order[place], self.heads[place](seen, self._parents(place, lines, size), size))
             lines[self.order[place]] = line = self.heads[place].to_line(value)
             if state is not None and self.top_down is not None:
                 state = self.top_down(state, place, line)

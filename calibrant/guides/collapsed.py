@@ -91,7 +91,7 @@ class CollapsedGuide(PyroModule):
         with pyro.plate(PLATE, size):
             for name, head in zip(self.order, self.heads, strict=True):
                 features = self.encoder({self.observed: observed[self.observed]})
-                scale = pyro.sample(name, head(features, None))
+                scale = pyro.sample(name, head(features, None, size))
             conditional.sample(observed[self.observed], scale)
 
     @contextmanager

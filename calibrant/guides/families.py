@@ -149,6 +149,29 @@ class Modulation(nn.Module):
         gain, offset = (self.damp * self.network(context)).chunk(2, -1)
         return features * (1 + gain) + offset
 
+    def through(self, out: nn.Linear, features: Tensor, parents: Tensor) -> Tensor:
+        """`out` of the modulated features, divided by their root number, for many parents of each datum.
+
+        It is linear in the hidden layer, by a matrix that the features of the datum alone make: a draw then costs as
+        much as that layer has units, not as there are features.
+
+        Args:
+            out: a linear map of features.
+            features: `(size, features)`.
+            parents: `(size · draws, parents)`, those of a datum in a row.
+        """
+        size, draws = len(features), len(parents) // len(features)
+        summary = self.summary(features).tanh().repeat_interleave(draws, 0)
+        first, activation, last = self.network.children()
+        hidden = activation(first(torch.cat([parents, summary], -1))).reshape(size, draws, -1)
+        weight = out.weight / features.shape[1] ** 0.5
+        last_weight, last_bias = last.parameters()
+        (gain, offset), (gain_bias, offset_bias) = last_weight.chunk(2), last_bias.chunk(2)
+        slope = self.damp * ((weight * features[:, None]) @ gain + weight @ offset)
+        start = features * (1 + self.damp * gain_bias) + self.damp * offset_bias
+        raw = hidden @ slope.mT + (start @ weight.T + out.bias)[:, None]
+        return raw.reshape(len(parents), -1)
+
 
 class Regression(nn.Module):
     """Locations that are linear in earlier latents, by coefficients that the features change.
@@ -165,7 +188,8 @@ class Regression(nn.Module):
             nn.init.zeros_(weight)
 
     def forward(self, features: Tensor, parents: Tensor) -> Tensor:
-        before, after = self.gains(features / features.shape[1] ** 0.5).split(self.sizes, -1)
+        gains = self.gains(features / features.shape[1] ** 0.5).repeat_interleave(len(parents) // len(features), 0)
+        before, after = gains.split(self.sizes, -1)
         return (1 + after) * self.slopes(self.damp * (1 + before) * parents)
 
 
@@ -219,11 +243,20 @@ class Head(nn.Module):
         """
         return self.family.standardize(value, self.center, self.width)
 
-    def forward(self, features: Tensor, parents: Tensor | None) -> dist.TorchDistribution:
-        seen = features if self.modulation is None or parents is None else self.modulation(features, parents)
-        # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
-        raw = self.out(seen / seen.shape[1] ** 0.5)
+    def forward(self, features: Tensor, parents: Tensor | None, size: int | None = None) -> dist.TorchDistribution:
+        """The distribution of `size` rows; where there are fewer features, each datum's rows come one after another."""
+        raw = self._raw(features, parents)
+        if size is not None and len(raw) < size:
+            raw = raw.repeat_interleave(size // len(raw), 0)
         if self.regression is not None and parents is not None:
             loc, others = raw[:, : self.family.locations], raw[:, self.family.locations :]
             raw = torch.cat([loc + self.regression(features, parents), others], -1)
         return self.family.build(raw, self.center, self.width)
+
+    def _raw(self, features: Tensor, parents: Tensor | None) -> Tensor:
+        if self.modulation is not None and parents is not None:
+            if len(parents) > len(features):
+                return self.modulation.through(self.out, features, parents)
+            features = self.modulation(features, parents)
+        # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
+        return self.out(features / features.shape[1] ** 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from pyro.nn import PyroModule
@@ -19,20 +20,19 @@ from calibrant.guides.refine import RefinedGuide
 def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
     """Inside, every datum comes `repeats` times in a row, and the guide's encoder sees it once.
 
-    Encoders of guides made here are functions of the data alone; what a guide written by hand calls its encoder may be
-    anything, so that such a guide runs on all rows.
+    What depends on a datum alone is then computed once for all its draws (`Modulation.through`). Encoders of guides
+    made here are functions of the data alone; what a guide written by hand calls its encoder may be anything, so that
+    such a guide runs on all rows.
     """
     inner = _unrefined(guide)
     encoder = getattr(inner, "encoder", None)
     if repeats == 1 or not isinstance(inner, AmortizedGuide | CollapsedGuide | EncoderGuide) or encoder is None:
         yield
         return
-    hooks = [
-        encoder.register_forward_pre_hook(lambda module, inputs: _each(inputs, lambda rows: rows[::repeats])),
-        encoder.register_forward_hook(
-            lambda module, _, output: _each(output, lambda r: r.repeat_interleave(repeats, 0))
-        ),
-    ]
+    hooks: list[Any] = [encoder.register_forward_pre_hook(lambda _, inputs: _each(inputs, lambda r: r[::repeats]))]
+    if isinstance(inner, EncoderGuide):  # the others repeat what their heads make of it
+        again = partial(_each, function=lambda rows: rows.repeat_interleave(repeats, 0))
+        hooks.append(encoder.register_forward_hook(lambda module, inputs, output: again(output)))
     try:
         yield
     finally:

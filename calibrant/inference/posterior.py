@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from calibrant.binding import bind_fixed
 from calibrant.data import Data
+from calibrant.guides.repeated import encoded_once, fixed
 from calibrant.inference.objectives import check_guide, latent_values
 from calibrant.inference.predictive import add_groups
 from calibrant.inference.recorded import Recorded
@@ -77,8 +78,11 @@ def posterior(
         probe = _score(*pair, *data.batch(torch.arange(min(len(data), 4)), device, torch.float64), repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data")
-        draw = _draw_each if set(probe.latents) <= set(probe.local) else _draw_jointly
-        values, stats = draw(pair, data, draws, device, progress)
+        if set(probe.latents) <= set(probe.local):
+            with fixed(guided), encoded_once(guided, draws):
+                values, stats = _draw_each(pair, data, draws, device, progress)
+        else:
+            values, stats = _draw_jointly(pair, data, draws, device, progress)
     tree = build_tree(
         values,
         model=program,
