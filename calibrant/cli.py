@@ -157,7 +157,8 @@ _UserModel = Annotated[
 
 def _request(given: dict[str, Any]) -> Request:
     """The request that a command's options make."""
-    settings = {name: given[name] for name in Settings.__dataclass_fields__ if given.get(name) not in (None, False)}
+    asked = {name: given.get(name) for name in Settings.__dataclass_fields__}
+    settings: dict[str, Any] = {n: value for n, value in asked.items() if value is not None and value is not False}
     if "family" in settings:
         settings["family"] = _family(settings["family"])
     if "lr" in settings and not settings["lr"] > 0:

@@ -26,7 +26,7 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import CalibrantError, RunError
 from calibrant.evaluation import Check, RunResult, check, compare, contrast, plots, report
-from calibrant.evaluation.gap import gap_or_note
+from calibrant.evaluation.gap import gap
 from calibrant.evaluation.report import evidence_gap
 
 SHAPE = (1, 5, 5)
@@ -52,7 +52,7 @@ def _few_levels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contrast, "LEVELS", (0.1, 1.0, 10.0))
         module = sys.modules["calibrant.evaluation.check"]
-        patch.setattr(module, "gap_or_note", partial(gap_or_note, steps=20))
+        patch.setattr(module, "gap", partial(gap, steps=20))
         yield
 
 
@@ -354,7 +354,7 @@ class ExactPPCA(PyroModule):
 
 def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
     model = build("ppca", shape=[9])
-    found = check(model, ExactPPCA(model), images(30, (9,)), draws=3000, chains=2)
+    found = check(model, ExactPPCA(model), images(80, (9,)), draws=3000, chains=2)
     assert {verdict.status for verdict in found.verdicts} == {"pass"}
     evidence, bound, error = evidence_gap(found.result)
     assert bound == pytest.approx(evidence, abs=1e-9)
@@ -362,13 +362,17 @@ def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
     assert float(np.abs(found.result.gap["gap"]).max()) < 1e-5
     assert float(np.abs(found.result.gap["approximation"]).max()) < 0.05
     lines = str(found).splitlines()
-    assert lines[0] == "ppca"
+    assert found.conclusion.status == "pass"
+    assert lines[0] == f"ppca: {found.conclusion}"
+    assert lines[0].startswith("ppca: You can believe the guide's uncertainty about data like the 80 that were checked")
     assert lines[1].startswith("  pass  `z`: ")
     assert len(lines) == 1 + len(found.verdicts)
 
 
 def test_check_says_what_fails_and_saves_a_report(tmp_path, bare):
     found = checked(build("ea-vae"), images())
+    assert found.conclusion.status == "fail"
+    assert str(found.conclusion).startswith("You can't believe the guide's uncertainty as it is.")
     assert "fail" in found.summary()
     assert {"model", "guide"} <= {verdict.site for verdict in found.verdicts}
     saved = found.save(tmp_path / "check.html", "python check.py")

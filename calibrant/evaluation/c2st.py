@@ -29,7 +29,6 @@ from calibrant.inference.gate import Latent, convergence_of, data_labels, draw_b
 
 Array = npt.NDArray[np.float64]
 
-MAX_DRAWS = 500  # of each side: the time grows with the third power
 MAX_PERMUTATIONS = 2000  # of a datum that the first permutations do not reach
 FEW_REACH = 10  # so few permutations that reach the observed statistic call for more
 
@@ -38,20 +37,28 @@ _CONSTANT = 1e-12
 
 
 def c2st(
-    post: xr.DataTree, ref: xr.DataTree, *, folds: int = 5, permutations: int = 200, fdr: float = 0.1, seed: int = 0
+    post: xr.DataTree,
+    ref: xr.DataTree,
+    *,
+    draws: int = 500,
+    folds: int = 5,
+    permutations: int = 200,
+    fdr: float = 0.1,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Test for every datum whether draws of the guide can be told from draws of the reference.
 
     All local continuous latents of a datum are tested jointly. The trees are joined on the coordinate `data`; data
-    whose reference fails the convergence gate are left out. Both sides give equally many draws, at most 500, evenly
-    spaced. Draws that are not independent (attribute `independent_draws` 0: Markov chains, resampled draws) are thinned
-    to their smallest effective sample size over the latents, their distances from the median and their principal axes,
-    and folds are contiguous parts of the draws, so that what is left of their correlation does not reach from the draws
-    that train to those that test.
+    whose reference fails the convergence gate are left out. Both sides give equally many draws, evenly spaced. Draws
+    that are not independent (attribute `independent_draws` 0: Markov chains, resampled draws) are thinned to their
+    smallest effective sample size over the latents, their distances from the median and their principal axes, and folds
+    are contiguous parts of the draws, so that what is left of their correlation does not reach from the draws that
+    train to those that test.
 
     Args:
         post: tree to be judged, usually of `posterior`.
         ref: tree to judge by, usually of `reference`.
+        draws: of each side, at most; time grows with their third power.
         folds: parts of the draws, each predicted by a classifier that has learned from the others.
         permutations: of the labels, within folds. Where fewer than 10 of them reach the observed statistic, more are
             made, up to data / fdr (at most 2,000), so that a single wrong datum can be flagged among all.
@@ -69,7 +76,7 @@ def c2st(
     Raises:
         InferenceError: as `compare`; without a local continuous latent, for settings out of range.
     """
-    _check_settings(folds, permutations, fdr)
+    _check_settings(draws, folds, permutations, fdr)
     check_same_problem(post, ref)
     names, labels = _local_latents(post, ref), _labels(post, ref)
     most = max(permutations, min(math.ceil(len(labels) / fdr), MAX_PERMUTATIONS))
@@ -79,7 +86,7 @@ def c2st(
     for i, (ours, theirs) in enumerate(sides):
         _check_finite(ours, scalars(ref["posterior"].dataset, names), labels.tolist()[i])
         if _usable(theirs):
-            samples = _nearly_independent(post, ours), _nearly_independent(ref, theirs)
+            samples = _alike(_nearly_independent(post, ours), _nearly_independent(ref, theirs), draws)
             found[i] = _test(*samples, folds, permutations, most, generators[i])
     columns = np.array(list(found.values()), dtype=np.float64).reshape(len(found), len(_Test._fields)).T
     result = xr.Dataset({f"c2st{name}": ("data", column) for name, column in zip(_SUFFIXES, columns, strict=True)})
@@ -101,15 +108,12 @@ class _Test(NamedTuple):
 _SUFFIXES = ("", "_null", "_null_sd", "_p", "_draws")
 
 
-def _check_settings(folds: int, permutations: int, fdr: float) -> None:
-    if folds < 2 or permutations < 20 or not 0.0 < fdr < 1.0:
+def _check_settings(draws: int, folds: int, permutations: int, fdr: float) -> None:
+    if folds < 2 or permutations < 20 or not 0.0 < fdr < 1.0 or draws < 4 * folds:
         raise InferenceError(
-            f"folds={folds}, permutations={permutations}, fdr={fdr}: give 2 folds and 20 permutations or more, and a "
-            "rate of false discoveries between 0 and 1"
+            f"draws={draws}, folds={folds}, permutations={permutations}, fdr={fdr}: give 2 folds and 20 permutations "
+            "or more, four draws a fold or more, and a rate of false discoveries between 0 and 1"
         )
-
-
-# -- the draws ---------------------------------------------------------------------------------------------------------
 
 
 def _local_latents(post: xr.DataTree, ref: xr.DataTree) -> list[str]:
@@ -175,6 +179,12 @@ def _effective(draws: Array) -> int:
     return max(1, math.floor(min(sizes.min(), draws.shape[0] * draws.shape[1])))
 
 
+def _alike(ours: Array, theirs: Array, most: int) -> tuple[Array, Array]:
+    """Equally many draws of both sides."""
+    count = min(len(ours), len(theirs), most)
+    return _spaced(ours, count), _spaced(theirs, count)
+
+
 def _spaced(draws: Array, count: int) -> Array:
     return draws[np.linspace(0, len(draws) - 1, count).astype(int)]
 
@@ -185,12 +195,12 @@ def _spaced(draws: Array, count: int) -> Array:
 def _test(
     ours: Array, theirs: Array, folds: int, permutations: int, most: int, generator: np.random.Generator
 ) -> _Test:
-    count = min(len(ours), len(theirs), MAX_DRAWS)
+    count = len(ours)
     if count < 4 * folds:
         return _Test(math.nan, math.nan, math.nan, math.nan, count)
     fold = np.tile(np.arange(count) * folds // count, 2)
     side = np.repeat([1.0, -1.0], count)
-    predict = held_out(kernel(np.concatenate((_spaced(ours, count), _spaced(theirs, count)))), fold)
+    predict = held_out(kernel(np.concatenate((ours, theirs))), fold)
     accuracy, observed = _scores(predict, side[:, None])
     null, statistics = _scores(predict, _permuted(side, fold, permutations, generator))
     if (statistics >= observed).sum() < FEW_REACH and most > permutations:

@@ -21,6 +21,8 @@ from calibrant.inference.trees import SAMPLE
 Array = npt.NDArray[np.float64]
 
 MIN_DRAWS = 100  # below, a tail is too short to be fitted
+
+_ROUNDING = 1e-6  # nats: k-hat, which knows no scale, would fit the noise of equal weights
 _OF_DRAWS = ("posterior", "sample_stats", "posterior_predictive", "log_likelihood")
 _NOTE = (
     "copies of independent draws of the guide, resampled by PSIS weights, those of one draw side by side: they are not "
@@ -136,7 +138,7 @@ def _psis(log_weights: Array) -> tuple[Array, Array]:
     for row in log_weights:
         largest = np.sort(row)[-_tail_length(len(row)) :]
         smoothed, khat = row, -np.inf
-        if largest[-1] > largest[0]:
+        if largest[-1] - largest[0] > _ROUNDING:
             with np.errstate(divide="ignore", invalid="ignore"):
                 smoothed, khat = array_stats.psislw(-row)  # it takes log likelihoods, whose weights are the inverse
         if not np.isfinite(khat) or np.isnan(smoothed).any() or np.isneginf(largest[0]):
