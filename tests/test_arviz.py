@@ -16,12 +16,12 @@ import pytest
 import torch
 import xarray as xr
 from pyro.nn import PyroModule
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
 
 import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import InferenceError
-from calibrant.evaluation import pit
+from calibrant.evaluation import calibration, pit, weights
 from calibrant.inference import GROUPS, repair
 
 LABELS = [7, 3, 11]
@@ -164,7 +164,48 @@ def test_leave_one_out_works_on_the_log_likelihood(trees, method):
     assert found.n_data_points == trees[method]["posterior"].sizes["data"]
 
 
+def wide_guide() -> xr.DataTree:
+    """Draws for z ~ N(0, 1), x ~ N(z, ½) from a guide so wide that weights are bounded."""
+
+    def conjugate(size):
+        with pyro.plate("data", size):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5))
+
+    def guide(observed, size):
+        with pyro.plate("data", size):
+            pyro.sample("z", dist.Normal(0.5 * observed["x"], 1.1))
+
+    observed = {"x": torch.linspace(-2.0, 2.0, 6)}
+    return cal.inference.posterior(conjugate, guide, observed, 20_000, groups=["log_likelihood"])
+
+
+def test_log_weights_correct_the_guide_in_leave_one_out():
+    """With the datum left out, its local latent has the prior: the predictive density is the evidence, N(0, √1.25)."""
+    tree = wide_guide()
+    stats = tree["sample_stats"].dataset
+    found = arviz_stats.loo_approximate_posterior(tree, log_p=stats["log_p"], log_q=stats["log_q"], pointwise=True)
+    wanted = norm.logpdf(tree["observed_data"]["x"], scale=np.sqrt(1.25))
+    assert float(found.pareto_k.max()) < 0.5
+    np.testing.assert_allclose(found.elpd_i, wanted, atol=0.06)
+    uncorrected = arviz_stats.loo(tree, pointwise=True)
+    assert np.abs(uncorrected.elpd_i - wanted).max() > 0.1
+
+
 # -- arviz-plots -------------------------------------------------------------------------------------------------------
+
+
+def test_khat_of_every_datum_is_drawn():
+    drawn(arviz_plots.plot_khat(weights(wide_guide()), backend="matplotlib"))
+
+
+def test_ranks_of_a_calibration_are_drawn_as_they_are():
+    torch.manual_seed(0)
+    model = cal.models.create("ea-vae", shape=[1, 4, 4], latents=3).eval()
+    data = {"x": torch.randn(3, 1, 4, 4)}
+    tree = calibration(model, cal.guides.amortize(model, data).eval(), data, simulations=100, draws=50)
+    assert {"scale", "z", "log_likelihood", "log_joint", "hpd", "tarp"} == set(tree["prior_sbc"].data_vars)
+    drawn(arviz_plots.plot_ecdf_pit(tree, var_names=["scale", "log_joint"], backend="matplotlib"))
+    drawn(arviz_plots.plot_ecdf_pit(tree, var_names=["hpd"], coverage=True, backend="matplotlib"))
 
 
 @pytest.mark.parametrize("plot", ["plot_dist", "plot_trace", "plot_forest"])

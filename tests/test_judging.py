@@ -1,0 +1,146 @@
+"""From statistics to verdicts and from verdicts to a conclusion; what the error rates promise, on known effects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import binom
+
+from calibrant.evaluation import conclude
+from calibrant.evaluation.judging import (
+    FALSE_ALARM,
+    FALSE_PASS,
+    Question,
+    Verdict,
+    decide,
+    holm,
+    limit,
+    normal_statistic,
+)
+
+MARGIN = 0.1
+
+
+def ask(effects: np.ndarray, se: float, rng: np.random.Generator) -> list[Question]:
+    """A question for each row of true effects, a statistic for each entry, observed with Normal errors."""
+    seen = effects + se * rng.normal(size=effects.shape)
+    width = limit(effects.size)
+    statistics = [[normal_statistic(f"{e}", "", e, se, MARGIN, width) for e in row] for row in seen]
+    return [Question(f"site {i}", "mean", row, MARGIN) for i, row in enumerate(statistics)]
+
+
+def shares(effects: np.ndarray, se: float, count: int = 2000, judge=decide) -> dict[str, float]:
+    """How often any question fails, any passes, all pass."""
+    rng = np.random.default_rng(0)
+    statuses = [[status for status, _ in judge(ask(effects, se, rng))] for _ in range(count)]
+    return {
+        "fail": np.mean(["fail" in row for row in statuses]),
+        "pass": np.mean(["pass" in row for row in statuses]),
+        "all": np.mean([set(row) == {"pass"} for row in statuses]),
+    }
+
+
+def most(rate: float, count: int = 2000) -> float:
+    return float(binom.isf(1e-5, count, rate) / count)
+
+
+def test_holm_is_that_of_its_paper():
+    assert holm([0.01, 0.04, 0.03, 0.005], 0.05) == [True, False, False, True]
+    assert holm([0.01, 0.02, 0.03], 0.05) == [True, True, True]
+    assert holm([0.02, 0.02, 0.02], 0.05) == [False, False, False]
+    assert holm([], 0.05) == []
+
+
+def test_false_alarms_stay_below_the_rate_even_at_the_margin():
+    """Six questions of three statistics, every effect exactly at its margin; without Holm the rate is missed."""
+    effects = np.full((6, 3), MARGIN)
+    assert shares(effects, 0.02)["fail"] <= most(FALSE_ALARM)
+
+    def unadjusted(questions):
+        return [("fail" if question.p_value <= FALSE_ALARM else "pass", None) for question in questions]
+
+    assert shares(effects, 0.02, judge=unadjusted)["fail"] > most(FALSE_ALARM)
+
+
+def test_what_is_at_the_margin_hardly_ever_passes():
+    """One of eighteen effects at the margin: its question passes in one check of a thousand at most."""
+    effects = np.zeros((6, 3))
+    effects[2, 1] = MARGIN
+    assert shares(effects, 0.01)["all"] <= most(FALSE_PASS)
+    assert shares(np.zeros((6, 3)), 0.01)["all"] > 0.99
+
+
+@pytest.mark.parametrize(("effect", "status"), [(0.0, "pass"), (0.1, "cannot tell"), (0.3, "fail"), (-0.3, "fail")])
+def test_three_answers(effect, status):
+    statistic = normal_statistic("z", "", effect, 0.01, MARGIN, limit(1))
+    assert [s for s, _ in decide([Question("z", "mean", [statistic], MARGIN)])] == [status]
+
+
+def test_without_data_nothing_is_known():
+    nothing = normal_statistic("z", "", np.nan, np.nan, MARGIN, limit(1))
+    assert [s for s, _ in decide([Question("z", "mean", [nothing], MARGIN)])] == ["cannot tell"]
+
+
+def test_the_first_statistic_that_is_clear_by_itself_is_named():
+    clear, clearer = (
+        normal_statistic(name, "", e, 0.01, MARGIN, limit(2)) for name, e in (("all", 0.2), ("z[3]", 0.5))
+    )
+    assert decide([Question("z", "mean", [clear, clearer], MARGIN)])[0][1].label == "all"
+    unclear = normal_statistic("all", "", 0.11, 0.01, MARGIN, limit(2))
+    assert decide([Question("z", "mean", [unclear, clearer], MARGIN)])[0][1].label == "z[3]"
+
+
+# -- the conclusion ----------------------------------------------------------------------------------------------------
+
+
+def verdict(site: str, quantity: str, status, effect: float = 0.0, **more) -> Verdict:
+    return Verdict(site, quantity, status, effect, 0.01, 0.1, f"`{site}`: said", **more)
+
+
+PASSING = [verdict("scale", "sd", "pass"), verdict("scale", "mean", "pass"), verdict("all latents", "k-hat", "pass")]
+
+
+def comparison(flagged: int, count: int = 40) -> xr.Dataset:
+    variables = {
+        "c2st_p": ("data", np.where(np.arange(count) < flagged, 0.001, 0.5)),
+        "c2st_flagged": ("data", np.arange(count) < flagged),
+    }
+    return xr.Dataset(variables, {"data": np.arange(count)}, {"c2st_fdr": 0.1})
+
+
+def test_all_passes():
+    found = conclude(PASSING, comparison(0))
+    assert found.status == "pass"
+    assert "You can believe the guide's uncertainty about data like the 40" in str(found)
+    assert "without a reference" in str(conclude(PASSING))
+
+
+def test_what_describes_does_not_decide():
+    described = verdict("all latents", "evidence gap", "fail", primary=False)
+    assert conclude([*PASSING, described]).status == "pass"
+
+
+def test_a_failure_is_told_in_plain_words():
+    found = conclude([*PASSING, verdict("z", "sd", "fail", -0.31), verdict("z", "coverage", "fail")], comparison(12))
+    assert found.status == "fail"
+    assert "About `z`: it is too sure of itself by 31%." in str(found)
+    assert "intervals" not in str(found), "what follows from the sd is not told again"
+    assert "visibly wrong for 12 of the 40 data" in str(found)
+    off = replace(verdict("z", "sd", "fail", 0.2), sentence="`z`: sd off by 20%")
+    assert "too sure of some data and not sure enough of others" in str(conclude([off]))
+
+
+@pytest.mark.parametrize("quantity", ["sd", "mean", "coverage", "correlation", "k-hat", "log joint"])
+def test_every_failure_has_words(quantity):
+    assert conclude([verdict("z", quantity, "fail", 0.5)]).status == "fail"
+
+
+def test_what_is_not_known_is_named():
+    found = conclude([*PASSING, verdict("z", "mean", "cannot tell")], comparison(0))
+    assert found.status == "cannot tell"
+    assert "can't settle mean of `z`" in str(found)
+    assert "3 of 4 questions are answered well" in str(found)
+    assert conclude([]).status == "cannot tell"
