@@ -37,6 +37,7 @@ from calibrant.program import (
     Site,
     Values,
     as_program,
+    cast,
     check_program,
     defaults,
     density_of,
@@ -119,8 +120,7 @@ def calibration(
     held = {**truth, **{f"point/{name}": points[name] for name in run.continuous}}
     quiet = pyro.validation_enabled(False)
     with torch.no_grad(), seeded(seed + 2), quiet, fixed(guided), defaults(program, few[0]) as place:
-        given, cols = _on(place, held, cols)
-        results = _run_all(run, given, cols, simulations, progress)
+        results = _run_all(run, cast(held, *place), cast(cols, *place), simulations, progress)
     settings = {"simulations": simulations, "draws": draws, "seed": seed}
     attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
     return _tree(results, run, truth, program, seed, attrs)
@@ -214,10 +214,6 @@ def _prior_sd(truth: Values, found: Mapping[str, Site]) -> dict[str, Tensor]:
     """Of every entry of the continuous latents; those without any spread stay in their own units."""
     spreads = {n: truth[n].double().std(0) for n, site in found.items() if not site.support.is_discrete}
     return {name: torch.where(sd > 0, sd, 1.0).to(truth[name].dtype) for name, sd in spreads.items()}
-
-
-def _on(place: tuple[torch.device, torch.dtype], *parts: Values) -> Iterator[dict[str, Tensor]]:
-    yield from ({name: value.to(place[0]) for name, value in part.items()} for part in parts)
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------
