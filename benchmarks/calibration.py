@@ -3,8 +3,8 @@
     python -m benchmarks.calibration [--quick] [--json FILE]
 
 10,000 simulations with 1,000 draws each of an EA-VAE with 16 latents on images of 16×16 pixels, all ranks included, by
-the guide that `amortize` makes. Beside it, in turn and with a twentieth of the simulations each, the same with the whole
-guide run on every draw. The goal is a minute on two idle cores.
+the guide that `amortize` makes. Beside it, in turn and with a twentieth of the simulations each, the same with the
+whole guide run on every draw. The goal is a minute on two idle cores.
 """
 
 from __future__ import annotations
