@@ -25,11 +25,25 @@ from torch import Tensor
 import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import CalibrantError, RunError
-from calibrant.evaluation import Check, RunResult, check, compare, contrast, plots, report
+from calibrant.evaluation import (
+    Check,
+    RunResult,
+    check,
+    check_plots,
+    compare,
+    contrast,
+    judging,
+    plots,
+    predictive_plots,
+    report,
+)
+from calibrant.evaluation.conclusion import conclude
 from calibrant.evaluation.gap import gap
 from calibrant.evaluation.report import evidence_gap
+from calibrant.evaluation.words import number
 
 SHAPE = (1, 5, 5)
+CHECKED = ("calibration_bands", "coverage_curves", "recovery", "importance", "classifier", "pairs")
 
 
 def build(name: str, **arguments: Any) -> PyroModule:
@@ -81,8 +95,11 @@ def page(full, tmp_path_factory) -> str:
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """Without ArviZ's pictures, which take most of the time."""
+    """Without ArviZ's pictures and those of the check, which take most of the time."""
     monkeypatch.setattr(plots, "arviz_pictures", lambda result: {})
+    for module, names in ((check_plots, CHECKED), (predictive_plots, predictive_plots.CAPTIONS)):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda result: None)
 
 
 @pytest.fixture
@@ -147,8 +164,9 @@ def test_the_page_reads_on_a_phone_and_on_paper(page):
 
 def test_every_picture_is_there_and_explained(page):
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    # contrast and training once; samples, dictionary, agreement, gaps, worst data and four of ArviZ's for both models
-    assert len(found) == 2 + 2 * 9
+    # contrast and training once; for both models samples, dictionary, agreement, gaps, worst data, four of ArviZ's,
+    # those of the check, and three of the predictive check
+    assert len(found) == 2 + 2 * (9 + len(CHECKED) + 3)
     assert page.count("How to read it") >= len(found)
     for encoded in found:
         picture = base64.b64decode(encoded)
@@ -158,15 +176,29 @@ def test_every_picture_is_there_and_explained(page):
         assert 60 <= height <= 1200
 
 
-def test_verdicts_come_first_and_are_those_of_the_comparison(full, page):
+def test_the_conclusion_comes_first_then_the_verdicts(full, page):
     text = re.sub(r"\s+", " ", Page(page).text)
+    start = 0
     for result in full:
+        found = cal.evaluation.verdicts(result.comparison, result.weights, result.calibration)
+        conclusion = " ".join(conclude(found, result.comparison).sentences).replace("`", "")
+        start = text.index(conclusion, start)
+        for verdict in (*found, *cal.evaluation.contrast_verdicts(result.contrast)):
+            assert start < text.index(verdict.sentence.replace("`", ""), start) < text.index("How to read it")
+    assert page.count('<li class="describes">') == sum(
+        not verdict.primary
+        for result in full
         for verdict in (
-            *cal.evaluation.verdicts(result.comparison),
+            *cal.evaluation.verdicts(result.comparison, result.weights, result.calibration),
             *cal.evaluation.contrast_verdicts(result.contrast),
-        ):
-            assert verdict.sentence.replace("`", "") in text
-            assert text.index(verdict.sentence.replace("`", "")) < text.index("How to read it")
+        )
+    )
+
+
+def test_the_page_states_the_error_rates_of_the_verdicts(page):
+    text = re.sub(r"\s+", " ", Page(page).text)
+    assert f"in at most {judging.FALSE_ALARM:.0%} of checks" in text
+    assert f"in at most 1 of {1 / judging.FALSE_PASS:,.0f}" in text
 
 
 def test_what_users_wrote_is_escaped(full, tmp_path):
@@ -205,6 +237,37 @@ def test_a_place_that_cannot_be_written_is_an_error(full, tmp_path, bare):
         report(full[:1], tmp_path / "file" / "report.html")
 
 
+def test_the_quantities_of_a_calibration_are_those_found(full, page):
+    text = re.sub(r"\s+", " ", Page(page).text)
+    row = cal.evaluation.uniformity(full[1].calibration).sel(quantity="log_joint")
+    bias, spread = (number(float(row[name]), float(row[f"{name}_se"])) for name in ("bias", "spread"))
+    assert f"log_joint{bias}{spread}{float(row['ecdf_difference']):.3f}" in text
+    assert "2,000 latents were drawn from the prior" in text
+
+
+def test_remedies_are_told_and_listed(full, tmp_path, bare):
+    columns = {
+        "gap": [1.0, 0.25, np.nan],
+        "gain": [np.nan, 0.75, np.nan],
+        "recovered": [np.nan, 0.75, np.nan],
+        "sd_error": [0.3, 0.1, np.nan],
+        "mean_error": [0.2, 0.1, np.nan],
+        "elbo": [-20.0, -19.25, np.nan],
+    }
+    columns |= {f"{name}_se": [0.01, 0.01, np.nan] for name in columns}
+    columns |= {"khat_good": [0.5, 1.0, np.nan], "fails": [3, 1, np.nan], "unclear": [0, 2, np.nan]}
+    columns |= {"seconds": [0.0, 7.0, np.nan], "coverage": [0.8, 0.9, np.nan], "reason": ["", "", "no <flow> here"]}
+    tried = xr.Dataset(
+        {name: ("remedy", np.array(value)) for name, value in columns.items()},
+        {"remedy": ["guide", "refined", "full"]},
+        {"data": 6, "left_out": 0, "evidence": "exact", "trained_on": "given", "checks": 4, "comparison": ""},
+    )
+    text = re.sub(r"\s+", " ", Page(rendered(replace(full[0], remedies=tried), tmp_path)).text)
+    assert "recovers 75% ± 1% of the gap" in text
+    assert re.search(r"guide ?1.00 ± 0.01 ?– ?0.30 ± 0.01 ?0.20 ± 0.01 ?50% ?3 / 0 ?0 ", text)
+    assert text.count("no <flow> here") == 2  # in words and in the table
+
+
 # -- results that lack something ---------------------------------------------------------------------------------------
 
 
@@ -212,6 +275,8 @@ def test_results_without_reference_or_history(full, tmp_path):
     lone = RunResult("vae", full[0].model, {}, full[0].amortized)
     text = Page(rendered(lone, tmp_path)).text
     assert "no reference posterior to compare" in text
+    assert "cannot tell" in text
+    assert "On data that the model makes" not in text
 
 
 @pytest.mark.parametrize(("name", "shape"), [("ppca", (7,)), ("ppca", (3, 4, 5)), ("vae", (4, 6))], ids=str)

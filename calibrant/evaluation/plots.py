@@ -325,19 +325,30 @@ def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | Non
         grid = figure.subplots(len(worst), columns, squeeze=False)
         for row, label in enumerate(worst):
             if pictures is not None:
-                _show(grid[row, 0], pictures[row], f"datum {_plain(label)}")
+                _show(grid[row, 0], pictures[row], _caption(result, label))
             of_datum = score.sel(data=label)
             chosen = of_datum.sortby(of_datum, ascending=False)["latent"].values[:latents].tolist()
             ours, theirs = (scalar_draws(tree, label, chosen) for tree in (result.amortized, result.reference))
             for axes, latent in zip(grid[row, columns - latents :], chosen, strict=False):
                 _marginal(axes, theirs[latent].values.ravel(), ours[latent].values.ravel(), latent)
             if pictures is None:
-                grid[row, 0].set_ylabel(f"datum {_plain(label)}")
+                grid[row, 0].set_ylabel(_caption(result, label))
             for axes in grid[row, columns - latents + len(chosen) :]:
                 axes.set_axis_off()
         handles, names = grid[0, columns - latents].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=2)
         return _uri(figure)
+
+
+def _caption(result: RunResult, label: Hashable) -> str:
+    """The datum's label, its k-hat, and how well a classifier tells its draws from those of the reference."""
+    lines = [f"datum {_plain(label)}"]
+    if result.weights is not None:
+        lines.append(f"k-hat {float(result.weights['pareto_k'].sel(data=label)):.2f}")
+    if result.comparison is not None and "c2st" in result.comparison:
+        accuracy = float(result.comparison["c2st"].sel(data=label))
+        lines += [f"classifier {accuracy:.0%}"] if np.isfinite(accuracy) else []
+    return "\n".join(lines)
 
 
 def _images_of(result: RunResult, labels: list[Hashable]) -> Array | None:

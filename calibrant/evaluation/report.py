@@ -18,16 +18,23 @@ import xarray as xr
 
 from calibrant import __version__
 from calibrant.errors import CalibrantError, RunError
-from calibrant.evaluation import plots
+from calibrant.evaluation import check_plots, plots, predictive_plots
+from calibrant.evaluation.calibration import uniformity
+from calibrant.evaluation.conclusion import Conclusion, conclude
 from calibrant.evaluation.contrast_verdicts import contrast_verdicts
 from calibrant.evaluation.judging import Verdict
+from calibrant.evaluation.predictive_sentences import predictive_sentences
+from calibrant.evaluation.remedies import remedy_sentences
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.verdicts import verdicts
+from calibrant.evaluation.words import number
 from calibrant.inference.gate import convergence_of
 from calibrant.models import card
 
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "arviz-plots")
 _LISTED = 10  # data that failed the gate
+_QUANTITIES = 8  # of a calibration, in the table
+_COMPARED = ("sd", "mean", "coverage", "correlation")  # verdicts that rest on the reference
 
 
 def report(results: Sequence[RunResult], path: str | Path, command: str = "") -> Path:
@@ -46,6 +53,8 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
     path = Path(path)
     page = _template().render(
         models=[_section(result) for result in results],
+        checked=_checked(results),
+        captions=predictive_plots.CAPTIONS,
         training=plots.training_curves(results),
         contrast=plots.contrast_curves(results),
         command=command,
@@ -58,6 +67,16 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
     except OSError as error:
         raise RunError(f"the report can't be written: {error}") from error
     return path
+
+
+def _checked(results: Sequence[RunResult]) -> str:
+    """By what the guides were checked, as far as they were."""
+    ways = {
+        "against the reference posterior of the same data, datum by datum": "comparison",
+        "by its importance weights": "weights",
+        "on data that the model makes": "calibration",
+    }
+    return ", ".join(words for words, field in ways.items() if any(getattr(r, field) is not None for r in results))
 
 
 def _template() -> Any:
@@ -83,13 +102,18 @@ class _Section:
     name: str
     equations: str
     paper: str
-    verdicts: list[Verdict]
+    conclusion: Conclusion
+    compared: list[Verdict]
+    unaided: list[Verdict]
     contrast: list[Verdict]
     numbers: list[tuple[str, str]]
     settings: list[tuple[str, str]]
     sites: list[dict[str, str]]
     gap: dict[str, Any] | None
     gate: dict[str, Any] | None
+    calibration: dict[str, Any] | None
+    remedies: dict[str, Any] | None
+    predictive: list[str]
     notes: list[str]
     pictures: dict[str, str | None]
     typical: str
@@ -97,7 +121,7 @@ class _Section:
 
 def _section(result: RunResult) -> _Section:
     comparison = result.comparison
-    found = verdicts(comparison) if comparison is not None else []
+    found = verdicts(comparison, result.weights, result.calibration)
     equations, paper = _card(result.name)
     pictures = {
         "dictionary": plots.dictionary(result),
@@ -105,23 +129,43 @@ def _section(result: RunResult) -> _Section:
         "agreement": plots.agreement(result),
         "gaps": plots.gaps(result),
         "worst": plots.worst_data(result),
+        **_check_pictures(result),
         **plots.arviz_pictures(result),
     }
     return _Section(
         name=result.name,
         equations=equations,
         paper=paper,
-        verdicts=found,
+        conclusion=conclude(found, comparison),
+        compared=[verdict for verdict in found if verdict.quantity in _COMPARED],
+        unaided=[verdict for verdict in found if verdict.quantity not in _COMPARED],
         contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
         numbers=_numbers(result),
         settings=_settings(result.config),
         sites=[_site_row(comparison, name, found) for name in _sites(comparison)] if comparison is not None else [],
         gap=_gap(result),
         gate=_gate(result),
+        calibration=_calibration(result),
+        remedies=_remedies(result),
+        predictive=predictive_sentences(result.predictive) if result.predictive is not None else [],
         notes=[str(note) for note in result.config.get("notes", [])],
         pictures=pictures,
         typical=str(plots.typical_datum(comparison)) if comparison is not None and "dist" in pictures else "",
     )
+
+
+def _check_pictures(result: RunResult) -> dict[str, str | None]:
+    found = {
+        "bands": check_plots.calibration_bands(result),
+        "coverage": check_plots.coverage_curves(result),
+        "recovery": check_plots.recovery(result),
+        "importance": check_plots.importance(result),
+        "classifier": check_plots.classifier(result),
+        "pairs": check_plots.pairs(result),
+    }
+    if result.predictive is None:
+        return found
+    return found | {name: getattr(predictive_plots, name)(result.predictive) for name in predictive_plots.CAPTIONS}
 
 
 def _card(name: str) -> tuple[str, str]:
@@ -237,6 +281,64 @@ def _gap_row(known: xr.Dataset, name: str) -> dict[str, str]:
         "name": {"gap": "together"}.get(name, name),
         "mean": f"{values.mean():.2f} ± {np.sqrt((errors**2).sum()) / len(errors):.2g}",
         "median": f"{middle:.2f} ({low:.2f} – {high:.2f})",
+    }
+
+
+def _calibration(result: RunResult) -> dict[str, Any] | None:
+    """The quantities of simulated data whose ranks are furthest from uniform, the log joint first."""
+    if result.calibration is None:
+        return None
+    found = uniformity(result.calibration)
+    worst = found.sortby("ecdf_difference", ascending=False)["quantity"].values.tolist()
+    shown = ["log_joint", *(name for name in worst if name != "log_joint")][:_QUANTITIES]
+    return {
+        "simulations": f"{found.attrs['simulations']:,}",
+        "draws": f"{found.attrs['guide_draws']:,}",
+        "quantities": found.sizes["quantity"],
+        "rows": [_quantity_row(found.sel(quantity=name), name) for name in shown],
+    }
+
+
+def _quantity_row(row: xr.Dataset, name: str) -> dict[str, str]:
+    bias, spread = (number(float(row[part]), float(row[f"{part}_se"])) for part in ("bias", "spread"))
+    p_value = float(row["p_value"])
+    return {
+        "name": name,
+        "bias": bias,
+        "spread": spread,
+        "difference": f"{float(row['ecdf_difference']):.3f}",
+        "p": f"{p_value:.2g}" if p_value >= 1e-4 else "< 0.0001",
+    }
+
+
+def _remedies(result: RunResult) -> dict[str, Any] | None:
+    """What the remedies that were tried do, a row each, and in words."""
+    if result.remedies is None:
+        return None
+    rows = [_remedy_row(result.remedies.sel(remedy=name), str(name)) for name in result.remedies["remedy"].values]
+    return {"sentences": remedy_sentences(result.remedies), "rows": rows}
+
+
+def _remedy_row(row: xr.Dataset, name: str) -> dict[str, str]:
+    def cell(part: str, form: str = "") -> str:
+        value = float(row[part])
+        if not np.isfinite(value):
+            return "–"
+        if form or np.isnan(row[f"{part}_se"]):  # one datum has no standard error
+            return format(value, form or ".2f")
+        return number(value, float(row[f"{part}_se"]))
+
+    fails, unclear = cell("fails", ".0f"), cell("unclear", ".0f")
+    return {
+        "name": name,
+        "reason": str(row["reason"].values),
+        "gap": cell("gap"),
+        "gain": cell("gain"),
+        "sd": cell("sd_error"),
+        "mean": cell("mean_error"),
+        "khat": cell("khat_good", ".0%"),
+        "verdicts": fails if fails == "–" else f"{fails} / {unclear}",
+        "seconds": cell("seconds", ".0f"),
     }
 
 
