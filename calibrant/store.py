@@ -376,7 +376,7 @@ def read_any_config(folder: Path) -> dict[str, Any]:
     """What `config.json` holds, of one run or of several (key `runs`)."""
     path = folder / CONFIG
     if not folder.is_dir():
-        raise RunError(f"there is no run in {folder}: give the folder of one, or leave out --resume to begin it")
+        raise RunError(f"there is no run in {folder}: give the folder of one; `calibrant run --out {folder}` makes it")
     if not path.is_file():
         raise RunError(f"{folder} is no run folder of calibrant: it has no {CONFIG}")
     try:
