@@ -424,7 +424,7 @@ class ExactPPCA(PyroModule):
 
 def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
     model = build("ppca", shape=[9])
-    found = check(model, ExactPPCA(model), images(80, (9,)), draws=3000, chains=2)
+    found = check(model, ExactPPCA(model), images(80, (9,)), draws=3000, chains=2, simulations=1000)
     assert {verdict.status for verdict in found.verdicts} == {"pass"}
     evidence, bound, error = evidence_gap(found.result)
     assert bound == pytest.approx(evidence, abs=1e-9)
