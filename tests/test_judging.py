@@ -57,7 +57,8 @@ def test_holm_is_that_of_its_paper():
 def test_false_alarms_stay_below_the_rate_even_at_the_margin():
     """Six questions of three statistics, every effect exactly at its margin; without Holm the rate is missed."""
     effects = np.full((6, 3), MARGIN)
-    assert shares(effects, 0.02)["fail"] <= most(FALSE_ALARM)
+    for se in (0.02, 0.5):  # also where the interval is wider than both margins together
+        assert shares(effects, se)["fail"] <= most(FALSE_ALARM)
 
     def unadjusted(questions):
         return [("fail" if question.p_value <= FALSE_ALARM else "pass", None) for question in questions]
@@ -118,9 +119,22 @@ def test_all_passes():
     assert "without a reference" in str(conclude(PASSING))
 
 
+def test_nothing_passes_that_not_all_was_asked_of():
+    assert conclude(PASSING).status == "cannot tell"
+    discrete = comparison(0).assign_attrs(discrete="face")
+    assert conclude(PASSING, discrete).status == "cannot tell"
+    assert "face, whose values are whole numbers" in str(conclude(PASSING, discrete))
+    assert "Not checked: data that the model makes itself" in str(conclude(PASSING, comparison(0)))
+
+
+def test_single_wrong_data_are_told_where_the_average_is_right():
+    assert "For 2 of the 40 data a classifier can still tell it" in str(conclude(PASSING, comparison(2)))
+    assert "classifier" not in str(conclude(PASSING, comparison(0)))
+
+
 def test_what_describes_does_not_decide():
     described = verdict("all latents", "evidence gap", "fail", primary=False)
-    assert conclude([*PASSING, described]).status == "pass"
+    assert conclude([*PASSING, described], comparison(0)).status == "pass"
 
 
 def test_a_failure_is_told_in_plain_words():
@@ -130,7 +144,10 @@ def test_a_failure_is_told_in_plain_words():
     assert "intervals" not in str(found), "what follows from the sd is not told again"
     assert "visibly wrong for 12 of the 40 data" in str(found)
     off = replace(verdict("z", "sd", "fail", 0.2), sentence="`z`: sd off by 20%")
-    assert "too sure of some data and not sure enough of others" in str(conclude([off]))
+    assert "how sure it is of single data is wrong by 20%." in str(conclude([off]))
+    one = replace(verdict("z", "sd", "fail", -0.4), sentence="`z[3]`: too narrow by 40% (the worst of 8 latents)")
+    assert "too sure of itself by 40% in one or more of its entries" in str(conclude([one], comparison(0)))
+    assert "visibly" not in str(conclude([one], comparison(0)))
 
 
 @pytest.mark.parametrize("quantity", ["sd", "mean", "coverage", "correlation", "k-hat", "log joint"])

@@ -102,7 +102,7 @@ def calibration(
         ProgramError, DataError: for a model, guide or data that break the contract, or a program that can't be
             simulated.
         InferenceError: for shared latents; fewer than 100 simulations or 50 draws; a quantity that is no number a row
-            or has a name that is taken; simulated data that are not finite.
+            or has a name that is taken; simulated data that are not finite, or anything that is NaN.
     """
     _check_counts(simulations, draws)
     data, program, guided = bind(model, observed, covariates), as_program(model), as_program(guide)
@@ -250,7 +250,8 @@ class _Run:
         return [*self.found, *DENSITIES, *tarp, *self.quantities]
 
     def __call__(self, given: Values, covariates: Values) -> tuple[Tensor, ...]:
-        """Ranks (less, equal) of everything in `ranked`, then mean and variance of the continuous latents' draws."""
+        """Of everything in `ranked`: draws less than the truth, equal to it, and whether any is NaN. Then mean and
+        variance of the continuous latents' draws."""
         size = len(next(iter(given.values())))
         truth = {name: given[name] for name in self.found}
         points = {name: given[f"point/{name}"] for name in self.continuous}
@@ -260,7 +261,8 @@ class _Run:
         outputs: list[Tensor] = []
         for name in self.ranked:
             values = many[name].reshape(size, self.draws, *many[name].shape[1:]).transpose(0, 1)
-            outputs += below(once[name], values)
+            undefined = values.isnan().any(0) | once[name].isnan()
+            outputs += [*below(once[name], values), undefined.float()]
         for name in self.continuous:
             values = repeated[name].reshape(size, self.draws, *repeated[name].shape[1:])
             outputs += [values.mean(1), values.var(1)]
@@ -334,7 +336,12 @@ def _tree(
     generator, outputs = np.random.default_rng(seed + 3), iter(results)
     pits = {}
     for name in run.ranked:
-        less, equal = next(outputs), next(outputs)
+        less, equal, undefined = next(outputs), next(outputs), next(outputs)
+        if undefined.any():
+            raise InferenceError(
+                f"{name!r} is not a number for {int(undefined.reshape(len(undefined), -1).any(1).sum())} of "
+                f"{len(undefined)} simulations or their draws: it can't be ranked (does the guide leave the support?)"
+            )
         pits[name] = (less + generator.uniform(size=less.shape) * (equal + 1)) / (run.draws + 1)
     dims, coords = getattr(program, "dims", {}), getattr(program, "coords", {})
     group = xr.Dataset({name: _array(name, pit[None], dims.get(name, ())) for name, pit in pits.items()}, attrs=attrs)

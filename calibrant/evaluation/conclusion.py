@@ -29,6 +29,9 @@ class Conclusion:
 def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) -> Conclusion:
     """The conclusion from the primary verdicts of a check.
 
+    Without a comparison, or where it leaves out discrete latents, nothing passes: what was asked does not see every
+    error.
+
     Args:
         verdicts: of `evaluation.verdicts`.
         comparison: what they are on: with `c2st`, says for how many data the guide is visibly wrong.
@@ -40,19 +43,44 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
         return Conclusion("fail", [*_wrong(failed), *_where(comparison)])
     if open_ or not deciding:
         return Conclusion("cannot tell", _unknown(open_, deciding))
-    return Conclusion("pass", _right(deciding, comparison))
+    if unseen := _unseen(comparison):
+        return Conclusion("cannot tell", [f"Nothing speaks against the guide, but {unseen}."])
+    assert comparison is not None
+    return Conclusion("pass", [*_right(comparison), *_not_asked(deciding), *_single(comparison)])
 
 
-def _right(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> list[str]:
+def _unseen(comparison: xr.Dataset | None) -> str:
+    """What no question is about; empty where there is nothing of the kind."""
     if comparison is None:
-        return [
-            "Nothing speaks against the guide, as far as its own draws can tell: without a reference, errors that they "
-            "don't show stay unseen."
-        ]
-    count = comparison.sizes["data"]
+        return "without a reference, errors that its own draws don't show stay unseen"
+    if discrete := comparison.attrs.get("discrete", ""):
+        return f"{discrete}, whose values are whole numbers, could not be compared"
+    return ""
+
+
+def _right(comparison: xr.Dataset) -> list[str]:
     return [
-        f"You can believe the guide's uncertainty about data like the {count} that were checked: its best guesses, how "
-        "sure it is of them, and its intervals agree with the reference posterior."
+        f"You can believe the guide's uncertainty about data like the {comparison.sizes['data']} that were checked: on "
+        "average over them, its best guesses, how sure it is of them, and its intervals agree with the reference "
+        "posterior."
+    ]
+
+
+def _not_asked(deciding: Sequence[Verdict]) -> list[str]:
+    asked = {verdict.quantity for verdict in deciding}
+    parts = {"k-hat": "its importance weights", "log joint": "data that the model makes itself"}
+    absent = [words for quantity, words in parts.items() if quantity not in asked]
+    return [f"Not checked: {' and '.join(absent)} (the notes say why)."] if absent else []
+
+
+def _single(comparison: xr.Dataset) -> list[str]:
+    """That single data may be wrong although the average is right."""
+    flagged, count = _flagged(comparison)
+    if not flagged:
+        return []
+    return [
+        f"For {_count(flagged, count)} of the {count} data a classifier can still tell it from the reference: by "
+        "errors that are small, or in these data alone."
     ]
 
 
@@ -74,17 +102,23 @@ _COVERAGE = "its intervals hold the truth less or more often than they say"
 
 def _fault(verdict: Verdict) -> str:
     if verdict.quantity == "sd":
+        by = f"by {abs(verdict.effect):.0%}{_entry(verdict)}"
         if "off by" in verdict.sentence:
-            return "it is too sure of some data and not sure enough of others"
-        by = f"by {abs(verdict.effect):.0%}"
+            return f"how sure it is of single data is wrong {by}"
         return f"it is too sure of itself {by}" if verdict.effect < 0 else f"it is less sure than it could be {by}"
+    if verdict.quantity == "mean":
+        return f"its best guesses are off{_entry(verdict)}"
     return {
-        "mean": "its best guesses are off",
         "coverage": _COVERAGE,
         "correlation": "it does not see how they depend on each other",
-        "k-hat": "for many data it is so far from the posterior that reweighting its draws can't mend it",
+        "k-hat": "for many data it is so far from the posterior that weighing its draws can't mend it",
         "log joint": "on data that the model makes itself, its draws don't lie where the truth does",
     }[verdict.quantity]
+
+
+def _entry(verdict: Verdict) -> str:
+    """Where one entry of many has decided."""
+    return " in one or more of its entries" if "the worst of" in verdict.sentence else ""
 
 
 def _name(site: str) -> str:
@@ -97,17 +131,26 @@ def _capital(text: str) -> str:
 
 def _where(comparison: xr.Dataset | None) -> list[str]:
     """For how many data the guide's draws can be told from the reference's."""
-    if comparison is None or "c2st_flagged" not in comparison:
-        return []
-    known = comparison["c2st_p"].notnull()
-    flagged, count = int((comparison["c2st_flagged"].astype(bool) & known).sum()), int(known.sum())
-    if not count:
+    flagged, count = _flagged(comparison)
+    if comparison is None or not flagged:
         return []
     rate = comparison.attrs["c2st_fdr"]
-    which = "none" if not flagged else "all" if flagged == count else str(flagged)
     return [
-        f"It is visibly wrong for {which} of the {count} data (of those named, at most {rate:.0%} wrongly, on average)."
+        f"It is visibly wrong for {_count(flagged, count)} of the {count} data (of those named, at most {rate:.0%} "
+        "wrongly, on average)."
     ]
+
+
+def _flagged(comparison: xr.Dataset | None) -> tuple[int, int]:
+    """How many data the classifier test flags, and how many it was made for."""
+    if comparison is None or "c2st_flagged" not in comparison:
+        return 0, 0
+    known = comparison["c2st_p"].notnull()
+    return int((comparison["c2st_flagged"].astype(bool) & known).sum()), int(known.sum())
+
+
+def _count(flagged: int, count: int) -> str:
+    return "all" if flagged == count else str(flagged)
 
 
 def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict]) -> list[str]:

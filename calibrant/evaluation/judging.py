@@ -7,8 +7,9 @@ each latent by itself. Each has an effect, a margin that it may reach, and a sta
   those of a question are combined by Bonferroni, and the questions of a check by Holm's procedure, so that all of them
   together raise a false alarm in at most 5% of checks, even for a guide exactly at the margins. An exact guide is far
   inside.
-- `pass`: every effect lies inside its margin. The simultaneous intervals of all statistics have to: some wrong guide
-  passes in at most one check of 1,000.
+- `pass`: every effect lies inside its margin. The simultaneous intervals of all statistics of a comparison have to, and
+  those of k-hat and of the log joint; so a guide with any effect outside its margin passes all of them, and with that
+  the check, in at most one check of 1,000.
 - `cannot tell`: neither; more data or draws can.
 """
 
@@ -150,5 +151,6 @@ def limit(statistics: int) -> float:
 
 def normal_statistic(label: str, note: str, effect: float, se: float, margin: float, width: float) -> Statistic:
     """A statistic with a direction and a Normal error; `width` is the `limit` of all that are asked about."""
-    p_value = np.nan if np.isnan(effect) else float(ndtr(-(abs(effect) - margin) / max(se, 1e-300)))
+    scale = max(se, 1e-300)
+    p_value = float(ndtr(-(abs(effect) - margin) / scale) + ndtr(-(abs(effect) + margin) / scale))
     return Statistic(label, note, effect, se, effect - width * se, effect + width * se, p_value)

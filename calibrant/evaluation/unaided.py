@@ -13,6 +13,7 @@ from calibrant.evaluation.words import ceil, number
 SHARE_MARGIN = 0.1  # of the data, whose k-hat may be large
 JOINT_MARGIN = 0.15  # of the log joint: its mean in sds, and its sd
 GAP_MARGIN = 0.1  # nats
+NEARLY_EQUAL = 0.9  # of the draws: with so large an ESS, weights need no tail to be relied on
 
 
 def questions(weights: xr.Dataset | None, calibration: xr.DataTree | None) -> list[Question]:
@@ -50,9 +51,13 @@ def descriptions(weights: xr.Dataset | None) -> list[Verdict]:
 
 
 def _large_khat(weights: xr.Dataset) -> Statistic:
-    """The share of the data whose k-hat is too large; its interval is Clopper and Pearson's."""
+    """The share of the data whose k-hat is too large; its interval is Clopper and Pearson's.
+
+    k-hat knows no scale: where the weights are nearly equal, it tells of what does not matter.
+    """
     khat, good = weights["pareto_k"].values, float(weights.attrs["good_k"])
-    large, count = int((khat > good).sum()), len(khat)
+    matters = ~(weights["ess"].values > NEARLY_EQUAL * weights.attrs["pool"])
+    large, count = int(((khat > good) & matters).sum()), len(khat)
     tail = FALSE_PASS / 2
     low = float(beta.ppf(tail, large, count - large + 1)) if large else 0.0
     high = float(beta.isf(tail, large + 1, count - large)) if large < count else 1.0
@@ -67,7 +72,7 @@ def _large_khat(weights: xr.Dataset) -> Statistic:
 def _khat_words(status: Status, found: Statistic) -> str:
     head = f"k-hat is above {found.note} for {found.label} data"
     if status == "fail":
-        return f"{head}: there the guide is so far from the posterior that weighing its draws can't mend it"
+        return f"{head}: there the weights have too heavy a tail for weighing to mend the guide"
     if status == "pass":
         return f"{head}: weighing the guide's draws works for nearly all data"
     return f"{head}: cannot tell whether that is less than {SHARE_MARGIN:.0%} of all"

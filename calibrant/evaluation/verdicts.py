@@ -49,9 +49,9 @@ def verdicts(
     """Judge a guide site by site, and as a whole.
 
     Margins: sd within 10% (a factor of 1.1 either way), mean within 0.1 reference sd, coverage within 3 points,
-    correlations within 0.1; k-hat good for 90% of the data; the log joint of simulated latents within 0.15 sd and 15%
-    of where the guide has it. If `cannot_tell` says that too many data have no reference, no verdict on the comparison
-    is "pass".
+    correlations within 0.1 (root mean square of a latent's with the others); k-hat good for 90% of the data; the log
+    joint of simulated latents within 0.15 sd and 15% of where the guide has it. If `cannot_tell` says that too many
+    data have no reference, no verdict on the comparison is "pass".
 
     Args:
         result: as `compare` returns it; None without a reference.
@@ -192,7 +192,9 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, wid
     mean, at_margin = float(square.mean()), spread(margin**2)
     independent = max(1.0, float(noise.sum() ** 2 / max((noise**2).sum(), 1e-300)))  # data, as far as they weigh alike
     lower = float((chdtri(independent, ndtr(-width)) - independent) / np.sqrt(2.0 * independent))
-    scores = (mean - margin**2) / max(at_margin, 1e-300)
+    # Errors may sit where the noise is (a datum both hard and slow to mix): each datum counts with its own, if larger.
+    own = float(np.sqrt((2.0 * noise**2 + 4.0 * np.maximum(margin**2, square) * noise).sum())) / len(noise)
+    scores = (mean - margin**2) / max(own, 1e-300)
     p_value = float(chdtrc(independent, max(0.0, independent + np.sqrt(2.0 * independent) * scores)))
     root = float(np.sqrt(max(mean, 0.0)))
     low = float(np.sqrt(max(mean - lower * at_margin, 0.0)))
