@@ -21,6 +21,7 @@ from calibrant.inference.trees import SAMPLE
 Array = npt.NDArray[np.float64]
 
 MIN_DRAWS = 100  # below, a tail is too short to be fitted
+EQUAL = 1e-6  # nats: weights that differ by less are equal, and what is left is rounding, whose tail says nothing
 _OF_DRAWS = ("posterior", "sample_stats", "posterior_predictive", "log_likelihood")
 _NOTE = (
     "copies of independent draws of the guide, resampled by PSIS weights, those of one draw side by side: they are not "
@@ -45,7 +46,7 @@ def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr
         some more, little where the pool is much larger than what is kept); `log_evidence`, the log of the mean weight
         (nats; its expectation is a lower bound) ± `log_evidence_se` (delta method; both mean nothing where k-hat is
         large). The attribute `good_k` is the k-hat below which the weights can be relied on with so many draws. k-hat
-        is −inf where the largest weights are all equal, inf where too few draws have any weight.
+        is −inf where the largest weights are all equal (within 1e-6 nats), inf where too few draws have any weight.
 
     Raises:
         InferenceError: for a tree without `log_p` and `log_q`, with shared latents (their draws have one weight for all
@@ -136,7 +137,7 @@ def _psis(log_weights: Array) -> tuple[Array, Array]:
     for row in log_weights:
         largest = np.sort(row)[-_tail_length(len(row)) :]
         smoothed, khat = row, -np.inf
-        if largest[-1] > largest[0]:
+        if largest[-1] - largest[0] > EQUAL:
             with np.errstate(divide="ignore", invalid="ignore"):
                 smoothed, khat = array_stats.psislw(-row)  # it takes log likelihoods, whose weights are the inverse
         if not np.isfinite(khat) or np.isnan(smoothed).any() or np.isneginf(largest[0]):
