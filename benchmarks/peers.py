@@ -1,6 +1,6 @@
 """Our checks beside those of sbi and ArviZ, on the same draws: power at equal false-alarm rate.
 
-    python -m benchmarks.peers [--quick] [--json FILE]
+    python -m benchmarks.peers [--quick] [--repetitions N] [--forests] [--json FILE]
 
 A repetition is 500 simulations of the program with 500 draws of the guide each (ranks), and 500 draws of the guide
 and of the exact posterior for one datum (C2ST). Every method gives a number that grows with the error it sees; the
@@ -8,10 +8,10 @@ threshold is the 95% quantile of that number for the exact guide, so that all me
 they promise. "Nominal" is how often a method accuses the exact guide at its own threshold, p ≤ 0.05, where it has one.
 
 Ours: `uniformity` and the log joint's bias and spread, TARP as a test of randomised ranks, `c2st`. sbi's: what
-`check_sbc` says of the latents' ranks (Kolmogorov and Smirnov; C2ST), `check_tarp`, `c2st` (random forest). ArviZ's:
-the simultaneous band of `ecdf_pit` around the latents' ranks and, as ours, around the log joint's; its number is the
-smallest pointwise probability along the ECDF. ArviZ's uniformity tests (POT, PRIT, PIET) are newer than the release
-that Python 3.11 has. Rows of sbi are left out where it is not installed.
+`check_sbc` says of the latents' ranks (Kolmogorov and Smirnov; C2ST), `check_tarp`, `c2st` (random forest); both of its
+C2STs with `--forests` alone. ArviZ's: the simultaneous band of `ecdf_pit` around the latents' ranks and, as ours,
+around the log joint's; its number is the smallest pointwise probability along the ECDF. ArviZ's uniformity tests (POT,
+PRIT, PIET) are newer than the release that Python 3.11 has. Rows of sbi are left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Row:
     power: dict[str, float]
 
 
-def repetition(problem: Problem, defect: str, number: int) -> dict[str, dict[str, Any]]:
+def repetition(problem: Problem, defect: str, number: int, forests: bool = False) -> dict[str, dict[str, Any]]:
     """Method → its number, and its p-value where it has one."""
     generator, guide = Generator().manual_seed(number), problem.guides[defect]
     theta, x = problem.simulate(BUDGET.simulations, generator)
@@ -62,7 +62,7 @@ def repetition(problem: Problem, defect: str, number: int) -> dict[str, dict[str
     found = _ours(calibration, float(c2st(post, ref, seed=number)["c2st_p"][0]))
     found |= _arviz(calibration)
     one = [torch.from_numpy(tree["posterior"]["z"].values[0, : BUDGET.draws, 0]) for tree in (post, ref)]
-    return found | _sbi(theta, drawn[0], one, number)
+    return found | _sbi(theta, drawn[0], one, number, forests)
 
 
 def _of_p(p_value: float) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _arviz(calibration: xr.DataTree) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _sbi(theta: Tensor, draws: Tensor, one: list[Tensor], seed: int) -> dict[str, dict[str, Any]]:
+def _sbi(theta: Tensor, draws: Tensor, one: list[Tensor], seed: int, forests: bool) -> dict[str, dict[str, Any]]:
     try:
         from sbi.diagnostics.sbc import check_uniformity_c2st, check_uniformity_frequentist
         from sbi.diagnostics.tarp import _run_tarp, check_tarp, get_tarp_references
@@ -116,23 +116,25 @@ def _sbi(theta: Tensor, draws: Tensor, one: list[Tensor], seed: int) -> dict[str
     references = get_tarp_references(theta)
     curve, grid = _run_tarp(draws.float(), theta.float(), references.float(), z_score_theta=True)
     area, tarp_p = check_tarp(curve, grid)
-    ranked = check_uniformity_c2st(counted, BUDGET.draws)
-    return {
+    found = {
         "sbi: SBC of latents, KS": _of_p(min(1.0, p_value * theta.shape[1])),
-        "sbi: SBC of latents, C2ST of ranks": {"number": float(ranked.max())},
         "sbi: TARP, KS": _of_p(float(tarp_p)),
         "sbi: TARP, area": {"number": abs(area)},
-        "sbi: C2ST, random forest": {"number": float(forest(*one))},
     }
+    if forests:
+        ranked = check_uniformity_c2st(counted, BUDGET.draws)
+        found["sbi: SBC of latents, C2ST of ranks"] = {"number": float(ranked.max())}
+        found["sbi: C2ST, random forest"] = {"number": float(forest(*one))}
+    return found
 
 
-def made(problem: Problem, defect: str, repetitions: int, work: Path) -> list[dict[str, dict[str, Any]]]:
+def made(defect: str, repetitions: int, work: Path, forests: bool) -> list[dict[str, dict[str, Any]]]:
     """All repetitions of a guide, those in the work folder and the missing ones."""
-    path = work / f"peers-{defect.replace(' ', '-')}.jsonl"
+    path = work / f"peers-{defect.replace(' ', '-')}{'-forests' if forests else ''}.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.is_file() else []
     for number in range(len(lines), repetitions):
-        lines.append(json.dumps(repetition(problem, defect, number + 1)))
+        lines.append(json.dumps(repetition(pair(), defect, number + 1, forests)))
         with path.open("a") as file:
             file.write(lines[-1] + "\n")
     return [json.loads(line) for line in lines[:repetitions]]
@@ -173,17 +175,21 @@ def half_width(repetitions: int) -> float:
 def main() -> None:
     """Repeat, count and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="5 repetitions, whose figures say nothing")
+    options.add_argument("--quick", action="store_true", help="6 repetitions, whose figures say nothing")
     options.add_argument("--repetitions", type=int, default=100)
+    options.add_argument("--forests", action="store_true", help="sbi's random forests too: five times as long")
     options.add_argument("--work", type=Path, default=Path("runs/power"), help="folder of finished repetitions")
     options.add_argument("--json", help="write the rows to this file")
     asked = options.parse_args()
     torch.set_num_threads(1)
-    count, problem = 5 if asked.quick else asked.repetitions, pair()
-    outcomes = {guide: made(problem, guide, count, asked.work) for guide in ("exact", *DEFECTS)}
+    count = 6 if asked.quick else asked.repetitions
+    counts = {"exact": count, **dict.fromkeys(DEFECTS, count // 2)}
+    outcomes = {guide: made(guide, number, asked.work, asked.forests) for guide, number in counts.items()}
     found = rows(outcomes)
     print(table(found))
-    print(f"\n{count} repetitions: ± {half_width(count):.0%} at most")
+    print(
+        f"\n{count} repetitions of the exact guide, {count // 2} of each other: ± {half_width(count // 2):.0%} at most"
+    )
     if not any(row.method == "sbi" for row in found):
         print("sbi is not installed (`pip install calibrant[bench]`): its rows are left out")
     write(found, asked.json)

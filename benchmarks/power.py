@@ -100,8 +100,8 @@ def _cells(
 PARTS: Mapping[str, list[Cell]] = {
     "two modes": _cells("two modes", (160, FALSE_ALARMS), {"missing mode": 40}),
     "pair": _cells("pair", (60, FALSE_ALARMS), dict.fromkeys(STRONG, 30) | dict.fromkeys(WEAK, 15)),
-    "gsm": _cells("gsm", (15, POWER), dict.fromkeys(OF_GSM, 10)),
-    "ppca": _cells("ppca", (10, POWER), dict.fromkeys(OF_PPCA, 10)),
+    "gsm": _cells("gsm", (10, POWER), dict.fromkeys(OF_GSM, 6)),
+    "ppca": _cells("ppca", (8, POWER), dict.fromkeys(OF_PPCA, 6)),
     "small": _cells("pair", (100, 500), dict.fromkeys(("sd × 0.9", "mean + 0.1 sd", "tails lost"), 50), SMALL, 500)
     + _cells("two modes", (100, 500), {}, SMALL),
 }
@@ -316,19 +316,20 @@ def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
     paths = [path for path in paths if path.is_file()]
     if not paths:
         return None
-    pool = Pool.read(paths, cell.budget)
-    outcomes = _outcomes(pool, cell.repetitions, folder / f"{len(paths)}-parts.jsonl")
+    outcomes = _outcomes(paths, cell, folder / f"{len(paths)}-parts.jsonl")
     tested = [load_tree(path)["comparison"].attrs["c2st_p"] <= LEVEL for path in paths]
     return summary(cell, len(paths), outcomes, float(np.mean(tested)))
 
 
-def _outcomes(pool: Pool, repetitions: int, path: Path) -> list[dict[str, Any]]:
+def _outcomes(parts: list[Path], cell: Cell, path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.is_file() else []
-    for number in range(len(lines), repetitions):
-        lines.append(json.dumps(pool.outcome(number)))
-        with path.open("a") as file:
-            file.write(lines[-1] + "\n")
-    return [json.loads(line) for line in lines[:repetitions]]
+    if len(lines) < cell.repetitions:
+        pool = Pool.read(parts, cell.budget)
+        for number in range(len(lines), cell.repetitions):
+            lines.append(json.dumps(pool.outcome(number)))
+            with path.open("a") as file:
+                file.write(lines[-1] + "\n")
+    return [json.loads(line) for line in lines[: cell.repetitions]]
 
 
 def summary(cell: Cell, parts: int, outcomes: list[dict[str, Any]], c2st_rate: float) -> Row:
