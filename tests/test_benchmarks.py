@@ -1,4 +1,4 @@
-"""The tables of guides: their statistics against known truth, and a small row, trained, judged and kept."""
+"""The tables: their statistics against known truth, planted guides against the real check, small rows made and kept."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import test_calibration as programs
+import torch
 import xarray as xr
+from agreement import limit
+from scipy.stats import binomtest
 
+from benchmarks import peers, power
+from benchmarks.planted import PROBLEMS, pair
 from benchmarks.structure import Bench, Plan, line, mean_error, sd_ratio
+from calibrant.evaluation import calibration, uniformity
 
 PLAN = Plan(size=8, train_data=600, model_epochs=2, guide_epochs=2, judged=60, compared=8, draws=500)
 
@@ -51,3 +58,67 @@ def test_a_row_is_trained_judged_and_kept(tmp_path):
     other = Bench(replace(PLAN, guide_epochs=3), tmp_path)
     assert other.folder("x") != bench.folder("x")
     assert other.folder("x", ["seed"]) == bench.folder("x", ["seed"])
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_planted_exact_guides_are_the_posterior(name):
+    """log p − log q is the same for all draws of a datum, and ranks among these are uniform."""
+    problem, generator = PROBLEMS[name](), torch.Generator().manual_seed(0)
+    _, x = problem.simulate(50, generator)
+    theta, log_q = problem.guides["exact"].draw(x, 30, generator)
+    torch.testing.assert_close(log_q, problem.guides["exact"].log_q(theta, x))
+    weights = problem.log_likelihood(theta, x) + problem.log_prior(theta) - log_q
+    torch.testing.assert_close(weights, weights[:1].expand_as(weights), rtol=0, atol=1e-8)
+    table = uniformity(power.ranks(problem, problem.guides["exact"], power.Budget(1, 100, 1000), generator))
+    assert float(table["p_value"].min()) * table.sizes["quantity"] > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("defect", "arguments"), [("sd × 0.8", {"sd": 0.8}), ("correlation ignored", {"correlated": False})]
+)
+def test_planted_ranks_are_those_of_calibration(defect, arguments):
+    """Bias and spread of every quantity, of the same program and guide, through Pyro and without."""
+    through = uniformity(calibration(programs.pair, programs.guide(**arguments), programs.X, 2000, 100))
+    problem, generator = pair(), torch.Generator().manual_seed(0)
+    without = uniformity(power.ranks(problem, problem.guides[defect], power.Budget(1, 100, 2000), generator))
+    assert through["quantity"].values.tolist() == without["quantity"].values.tolist()
+    for name in ("bias", "spread"):
+        error = np.hypot(through[f"{name}_se"], without[f"{name}_se"])
+        assert float(np.abs((through[name] - without[name]) / error).max()) < limit(24), name
+
+
+CELL = power.Cell("two modes", "missing mode", power.Budget(20, 100, 200), 1, 2)
+
+
+def test_a_row_of_the_check_is_made_and_kept(tmp_path, capsys):
+    row = power.made(CELL, tmp_path)
+    assert row.rates["whole"] == 1.0
+    assert row.rates["k-hat"] == 0.0
+    assert row.passes["whole"] == 0.0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert power.made(CELL, tmp_path) == row
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    exact = power.made(replace(CELL, guide="exact"), tmp_path)
+    power.show([exact, row])
+    assert "MISSED" not in capsys.readouterr().out
+    assert power.made(replace(CELL, program="pair"), tmp_path, new=False) is None
+
+
+def test_intervals_are_clopper_and_pearsons():
+    row = power.Row("pair", "exact", 80, 80, {}, {}, {"data": 128, "draws": 1000, "simulations": 2000})
+    for count in (0, 3, 80):
+        wanted = binomtest(count, 80).proportion_ci(method="exact")
+        assert row.interval(count / 80) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_peers_are_compared_at_equal_false_alarms():
+    """A Normal number that a defect moves by 2 sd: its power at 5% is Φ(2 − 1.645)."""
+    rng = np.random.default_rng(0)
+    numbers = {"exact": rng.normal(size=4000), "defect": 2 + rng.normal(size=4000)}
+    outcomes = {guide: [{"ours: number": {"number": v}} for v in each] for guide, each in numbers.items()}
+    (row,) = peers.rows(outcomes)
+    assert row.nominal is None
+    assert row.power["defect"] == pytest.approx(0.639, abs=0.05)
+    found = peers.repetition(pair(), "sd × 0.9", 1)
+    assert {name.split(":")[0] for name in found} >= {"calibrant", "ArviZ"}
+    assert all(np.isfinite(each["number"]) for each in found.values())

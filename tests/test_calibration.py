@@ -268,6 +268,7 @@ def test_weights_of_an_exact_and_a_shifted_guide():
     x = {"x": torch.randn(40, 2, generator=torch.Generator().manual_seed(0))}
     exact = weights(posterior(pair, guide(), x, draws=500))
     assert float(np.abs(exact["gap"]).max()) < 1e-6
+    assert (exact["pareto_k"] == -np.inf).all()  # not the tail of what rounding leaves
     found = weights(posterior(pair, guide(mean=0.3), x, draws=4000))
     chol = cholesky().double().numpy()
     shift = 0.3 * np.linalg.solve(chol, np.ones(2))
