@@ -323,7 +323,7 @@ def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
 
 def _classified(path: Path) -> float:
     with h5py.File(path) as file:  # a hundred times faster than the whole part
-        return float(file["comparison"].attrs["c2st_p"])
+        return float(np.ravel(file["comparison"].attrs["c2st_p"])[0])
 
 
 def _outcomes(parts: list[Path], cell: Cell, path: Path) -> list[dict[str, Any]]:
