@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 import xarray as xr
@@ -317,8 +318,12 @@ def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
     if not paths:
         return None
     outcomes = _outcomes(paths, cell, folder / f"{len(paths)}-parts.jsonl")
-    tested = [load_tree(path)["comparison"].attrs["c2st_p"] <= LEVEL for path in paths]
-    return summary(cell, len(paths), outcomes, float(np.mean(tested)))
+    return summary(cell, len(paths), outcomes, float(np.mean([_classified(path) <= LEVEL for path in paths])))
+
+
+def _classified(path: Path) -> float:
+    with h5py.File(path) as file:  # a hundred times faster than the whole part
+        return float(np.ravel(file["comparison"].attrs["c2st_p"])[0])
 
 
 def _outcomes(parts: list[Path], cell: Cell, path: Path) -> list[dict[str, Any]]:
