@@ -164,7 +164,8 @@ def test_leave_one_out_works_on_the_log_likelihood(trees, method):
     assert found.n_data_points == trees[method]["posterior"].sizes["data"]
 
 
-def wide_guide() -> xr.DataTree:
+@pytest.fixture(scope="module")
+def wide() -> xr.DataTree:
     """Draws for z ~ N(0, 1), x ~ N(z, ½) from a guide so wide that weights are bounded."""
 
     def conjugate(size):
@@ -176,26 +177,25 @@ def wide_guide() -> xr.DataTree:
             pyro.sample("z", dist.Normal(0.5 * observed["x"], 1.1))
 
     observed = {"x": torch.linspace(-2.0, 2.0, 6)}
-    return cal.inference.posterior(conjugate, guide, observed, 20_000, groups=["log_likelihood"])
+    return cal.inference.posterior(conjugate, guide, observed, 8_000, groups=["log_likelihood"])
 
 
-def test_log_weights_correct_the_guide_in_leave_one_out():
+def test_log_weights_correct_the_guide_in_leave_one_out(wide):
     """With the datum left out, its local latent has the prior: the predictive density is the evidence, N(0, √1.25)."""
-    tree = wide_guide()
-    stats = tree["sample_stats"].dataset
-    found = arviz_stats.loo_approximate_posterior(tree, log_p=stats["log_p"], log_q=stats["log_q"], pointwise=True)
-    wanted = norm.logpdf(tree["observed_data"]["x"], scale=np.sqrt(1.25))
+    stats = wide["sample_stats"].dataset
+    found = arviz_stats.loo_approximate_posterior(wide, log_p=stats["log_p"], log_q=stats["log_q"], pointwise=True)
+    wanted = norm.logpdf(wide["observed_data"]["x"], scale=np.sqrt(1.25))
     assert float(found.pareto_k.max()) < 0.5
-    np.testing.assert_allclose(found.elpd_i, wanted, atol=0.06)
-    uncorrected = arviz_stats.loo(tree, pointwise=True)
+    np.testing.assert_allclose(found.elpd_i, wanted, atol=0.1)
+    uncorrected = arviz_stats.loo(wide, pointwise=True)
     assert np.abs(uncorrected.elpd_i - wanted).max() > 0.1
 
 
 # -- arviz-plots -------------------------------------------------------------------------------------------------------
 
 
-def test_khat_of_every_datum_is_drawn():
-    drawn(arviz_plots.plot_khat(weights(wide_guide()), backend="matplotlib"))
+def test_khat_of_every_datum_is_drawn(wide):
+    drawn(arviz_plots.plot_khat(weights(wide), backend="matplotlib"))
 
 
 def test_ranks_of_a_calibration_are_drawn_as_they_are():

@@ -161,6 +161,24 @@ def test_coverage_of_highest_density_regions():
     assert inside == pytest.approx(wanted, abs=limit(1) * math.sqrt(wanted * (1 - wanted) / 4000))
 
 
+def uniformity_of(pit: np.ndarray) -> xr.Dataset:
+    """Of PIT values `(simulation, quantity)`."""
+    group = xr.Dataset({"z": (("chain", "draw", "z_dim_0"), pit[None])}, attrs={"guide_draws": 1000})
+    return uniformity(xr.DataTree.from_dict({"/prior_sbc": group}))
+
+
+def test_p_values_keep_their_level_and_see_more_than_the_largest_distance():
+    """1,000 quantities of 500 simulations: exact ones, and a posterior too narrow by a tenth."""
+    scores = np.random.default_rng(0).normal(size=(500, 1000))
+    for level in (0.05, 0.01):
+        found = int((uniformity_of(norm.cdf(scores))["p_value"] <= level).sum())
+        assert found <= binom.isf(1e-5, 1000, level)
+        assert found >= binom.ppf(1e-5, 1000, level / 3)
+    narrow = uniformity_of(norm.cdf(scores / 0.9))
+    by_distance = np.mean([kstest(column, "uniform").pvalue <= 0.05 for column in norm.cdf(scores / 0.9).T])
+    assert float((narrow["p_value"] <= 0.05).mean()) > 3 * by_distance
+
+
 def test_ranks_count_draws():
     truth, draws = torch.tensor([0.0, 1.0]), torch.tensor([[-1.0, 1.0], [0.0, 0.0], [2.0, 3.0]])
     less, equal = below(truth, draws)

@@ -101,6 +101,7 @@ def test_two_models_are_run_and_checked_side_by_side(tmp_path):
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype("f4")
     np.savez(tmp_path / "rows.npz", x=rows)
     settings = {"epochs": 1, "batch_size": 40, "draws": 100, "held_out": 4, "contrast_images": 4, "contrast_levels": 3}
+    settings |= {"simulations": 100, "predictive_draws": 20}
     request = Request(
         models=("ppca", "vae"),
         data=str(tmp_path / "rows.npz"),

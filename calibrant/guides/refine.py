@@ -215,8 +215,9 @@ def refine(
         ProgramError, DataError: for a model, guide or data that break the contract; for a guide without a continuous
             local site.
     """
+    from calibrant.guides.repeated import fixed  # it is built on this module, and inference on guides
     from calibrant.inference.objectives import check_guide
-    from calibrant.inference.recorded import Gradient  # inference is built on guides
+    from calibrant.inference.recorded import Gradient
 
     data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
@@ -224,17 +225,18 @@ def refine(
     check_guide(program, start, *data.batch(torch.arange(min(len(data), 4))))
     weights = {name: tensor.detach() for name, tensor in program.named_parameters()}
 
-    def fixed(size: int, **given: Tensor) -> Any:
+    def model_as_it_is(size: int, **given: Tensor) -> Any:
         return functional_call(program, weights, (size,), given)
 
-    with seeded(seed), pyro.validation_enabled(False), defaults(program, data.batch([0])[0]) as place:
+    quiet = pyro.validation_enabled(False)
+    with seeded(seed), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:
         refined = RefinedGuide(start, *data.tensors(*place))
         if not refined.sites:
             raise ProgramError("the guide has no continuous local latent on a line: there is nothing to refine")
         for index in torch.arange(len(data), device="cpu").split(batch_size):
             rows, cols = data.batch(index, *place)
             with refined.trusting():
-                _climb(Gradient(refined, partial(_elbo, fixed, refined)), rows, cols, steps, lr)
+                _climb(Gradient(refined, partial(_elbo, model_as_it_is, refined)), rows, cols, steps, lr)
             progress("refine", int(index[-1]) + 1, len(data))
     return refined.requires_grad_(False).eval()
 
