@@ -100,7 +100,7 @@ def _cells(
 
 PARTS: Mapping[str, list[Cell]] = {
     "two modes": _cells("two modes", (160, FALSE_ALARMS), {"missing mode": 40}),
-    "pair": _cells("pair", (60, FALSE_ALARMS), dict.fromkeys(STRONG, 30) | dict.fromkeys(WEAK, 15)),
+    "pair": _cells("pair", (110, FALSE_ALARMS), dict.fromkeys(STRONG, 30) | dict.fromkeys(WEAK, 15)),
     "gsm": _cells("gsm", (10, POWER), dict.fromkeys(OF_GSM, 6)),
     "ppca": _cells("ppca", (8, POWER), dict.fromkeys(OF_PPCA, 6)),
     "small": _cells("pair", (100, 500), dict.fromkeys(("sd × 0.9", "mean + 0.1 sd", "tails lost"), 50), SMALL, 500)
@@ -192,7 +192,7 @@ class Pool:
         data, simulations = (self._chosen(number, size) for size in (self.budget.data, self.budget.simulations))
         compared, weighed = self.comparison.isel(data=data), self.weights.isel(data=data)
         calibration = xr.DataTree.from_dict({"/prior_sbc": self.prior_sbc.isel(draw=simulations)})
-        return outcome(verdicts(compared, weighed, calibration), calibration)
+        return outcome(verdicts(compared, weighed, calibration), calibration, compared)
 
     def _chosen(self, number: int, size: int) -> np.ndarray | slice:
         if number < self.parts:
@@ -200,12 +200,12 @@ class Pool:
         return np.random.default_rng([number, size]).choice(self.parts * size, size, replace=False)
 
 
-def outcome(found: Sequence[Verdict], calibration: xr.DataTree) -> dict[str, Any]:
+def outcome(found: Sequence[Verdict], calibration: xr.DataTree, comparison: xr.Dataset) -> dict[str, Any]:
     """Statuses by quantity, p-values by test; several p-values of one test are combined by Bonferroni."""
     statuses: dict[str, list[str]] = {}
     for verdict in found:
         statuses.setdefault(verdict.quantity, []).append(verdict.status)
-    answers = {name: worst(each) for name, each in statuses.items()} | {"whole": conclude(found).status}
+    answers = {name: worst(each) for name, each in statuses.items()} | {"whole": conclude(found, comparison).status}
     table = uniformity(calibration)
     named = table["site"].isin(TESTS).values
     labels, p_values = table["quantity"].values.tolist(), table["p_value"].values
@@ -370,9 +370,13 @@ def trained_rows(few: bool) -> Iterator[Row]:
         found = verdicts(compared, weights(post), calibration)
         tested = c2st(post.isel(data=[0]), ref.isel(data=[0]))["c2st_p"].values
         label = f"{structure}, {epochs} {'epoch' if epochs == 1 else 'epochs'}"
-        print(f"gsm, {label}: {conclude(found).status}", *(f"  {v.status}: {v.sentence}" for v in found), sep="\n")
+        print(
+            f"gsm, {label}: {conclude(found, compared).status}",
+            *(f"  {v.status}: {v.sentence}" for v in found),
+            sep="\n",
+        )
         cell = Cell(OF_TRAINED, label, budget, 1, 1)
-        yield summary(cell, 1, [outcome(found, calibration)], float(tested[0] <= LEVEL))
+        yield summary(cell, 1, [outcome(found, calibration, compared)], float(tested[0] <= LEVEL))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
