@@ -31,7 +31,7 @@ from calibrant.guides.repeated import encoded_once, fixed
 from calibrant.inference.gate import scalars
 from calibrant.inference.objectives import check_guide, latent_values
 from calibrant.inference.recorded import Recorded
-from calibrant.inference.trees import SAMPLE, model_sha256, with_coords
+from calibrant.inference.trees import SAMPLE, event_dims, model_sha256, with_coords
 from calibrant.program import (
     Program,
     Site,
@@ -275,7 +275,10 @@ class _Run:
         self, observed: Values, covariates: Values, points: Values, size: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Everything in `ranked` at draws of the guide, rows `(size · draws, …)`, and the draws themselves."""
-        rows, cols, points = ({n: _repeat(v, self.draws) for n, v in p.items()} for p in (observed, covariates, points))
+        rows, cols, points = (
+            {name: value.repeat_interleave(self.draws, 0) for name, value in part.items()}
+            for part in (observed, covariates, points)
+        )
         with encoded_once(self.guide, self.draws):
             run = guide_trace(self.guide, rows, size * self.draws, cols)
         values = latent_values(run)
@@ -305,10 +308,6 @@ class _Run:
                 shape = tuple(getattr(found[name], "shape", ()))
                 raise InferenceError(f"quantity {name!r} has shape {shape}, wanted one number a row, ({size},)")
         return found
-
-
-def _repeat(values: Tensor, times: int) -> Tensor:
-    return values.repeat_interleave(times, 0)
 
 
 def _run_all(run: _Run, given: Values, covariates: Values, size: int, progress: Progress) -> list[Array]:
@@ -346,17 +345,11 @@ def _tree(
                 f"{len(undefined)} simulations or their draws: it can't be ranked (does the guide leave the support?)"
             )
         pits[name] = (less + generator.uniform(size=less.shape) * (equal + 1)) / (run.draws + 1)
-    dims, coords = getattr(program, "dims", {}), getattr(program, "coords", {})
-    group = xr.Dataset({name: _array(name, pit[None], dims.get(name, ())) for name, pit in pits.items()}, attrs=attrs)
+    arrays = {name: ((*SAMPLE, *event_dims(program, name, pit.ndim - 1)), pit[None]) for name, pit in pits.items()}
+    group = with_coords(xr.Dataset(arrays, attrs=attrs), getattr(program, "coords", {}))
     recovery = _recovery(list(outputs), run, truth, group)
-    groups = {"/prior_sbc": with_coords(group, coords), "/recovery": recovery.assign_attrs(attrs)}
+    groups = {"/prior_sbc": group, "/recovery": recovery.assign_attrs(attrs)}
     return xr.DataTree.from_dict(groups)
-
-
-def _array(name: str, values: Array, named: tuple[str, ...]) -> xr.DataArray:
-    """PIT values `(chain, draw, *event)` with the model's own names of dimensions, where it has some."""
-    event = [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(values.ndim - 2)]
-    return xr.DataArray(values, dims=(*SAMPLE, *event))
 
 
 def _recovery(moments: list[Array], run: _Run, truth: Values, group: xr.Dataset) -> xr.Dataset:

@@ -26,7 +26,7 @@ from calibrant.evaluation.judging import Verdict
 from calibrant.evaluation.predictive_sentences import predictive_sentences
 from calibrant.evaluation.remedies import remedy_sentences
 from calibrant.evaluation.results import RunResult
-from calibrant.evaluation.verdicts import verdicts
+from calibrant.evaluation.verdicts import COMPARED, verdicts
 from calibrant.evaluation.words import number
 from calibrant.inference.gate import convergence_of
 from calibrant.models import card
@@ -34,7 +34,6 @@ from calibrant.models import card
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "arviz-plots")
 _LISTED = 10  # data that failed the gate
 _QUANTITIES = 8  # of a calibration, in the table
-_COMPARED = ("sd", "mean", "coverage", "correlation")  # verdicts that rest on the reference
 
 
 def report(results: Sequence[RunResult], path: str | Path, command: str = "") -> Path:
@@ -137,8 +136,8 @@ def _section(result: RunResult) -> _Section:
         equations=equations,
         paper=paper,
         conclusion=conclude(found, comparison),
-        compared=[verdict for verdict in found if verdict.quantity in _COMPARED],
-        unaided=[verdict for verdict in found if verdict.quantity not in _COMPARED],
+        compared=[verdict for verdict in found if verdict.quantity in COMPARED],
+        unaided=[verdict for verdict in found if verdict.quantity not in COMPARED],
         contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
         numbers=_numbers(result),
         settings=_settings(result.config),

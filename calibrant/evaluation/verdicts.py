@@ -119,6 +119,7 @@ def _limit(latents: list[int], local: int) -> float:
 
 # The sd is judged on the log scale, where too narrow and too wide by the same factor are alike.
 _MARGINS = {"sd": SD_MARGIN, "mean": MEAN_MARGIN, "coverage": COVERAGE_MARGIN, "correlation": CORRELATION_MARGIN}
+COMPARED = tuple(_MARGINS)  # quantities that rest on the reference
 _INTERNAL_MARGINS = _MARGINS | {"sd": float(np.log1p(SD_MARGIN))}
 
 

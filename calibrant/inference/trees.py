@@ -98,9 +98,13 @@ def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], lo
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     leading = (*leading, "data") if local else leading
+    return xr.DataArray(array, dims=(*leading, *event_dims(model, name, array.ndim - len(leading))))
+
+
+def event_dims(model: nn.Module, name: str, count: int) -> list[str]:
+    """Names of the dimensions of a site's event: the model's own, where it has some."""
     named = list(getattr(model, "dims", {}).get(name, ()))
-    events = [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(array.ndim - len(leading))]
-    return xr.DataArray(array, dims=(*leading, *events))
+    return [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(count)]
 
 
 def _statistic(value: Any) -> xr.DataArray:
