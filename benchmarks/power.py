@@ -2,26 +2,22 @@
 
     python -m benchmarks.power [--quick] [--only PART …] [--json FILE]
 
-A part is all that a check at the default budget looks at, made anew: 128 data of the program with 1,000 draws of the
-guide and 4 × 1,000 independent draws of the exact posterior, and 2,000 simulations with 1,000 draws each. `compare`,
-`weights`, `uniformity`, `c2st` (of one datum) and `verdicts` judge it, as they judge a trained guide. What is replaced
-is Pyro alone: programs and guides are tensors here (`benchmarks.planted`), because handlers would cost minutes a part;
-`tests/test_benchmarks.py` holds the ranks against those of `evaluation.calibration` for the same program and guide.
+A repetition is all that a check at the default budget looks at, made anew: 128 data of the program with 1,000 draws of
+the guide and 4 × 1,000 independent draws of the exact posterior, and 2,000 simulations with 1,000 draws each.
+`compare`, `weights`, `uniformity`, `c2st` (of one datum) and `verdicts` judge it, as they judge any guide. Repetitions
+are independent of each other; intervals are Clopper and Pearson's, 95%.
 
-A repetition is a check of 128 data and 2,000 simulations taken at random, none twice, from all parts of its row
-together, after every part has been a repetition by itself: data and simulations are independent of each other, so that
-any such choice is a check. Repetitions beyond the parts overlap by chance, and share what is accidental in the pool.
-Intervals therefore count independent parts, not repetitions, and are wider than Clopper and Pearson's for as many
-repetitions: the latter's limits (95%) at the rate of all repetitions, for as many trials as there are parts. C2ST is
-counted over parts alone.
+For exact guides, and for most defects, Pyro is replaced: programs and guides are tensors (`benchmarks.planted`), which
+is several times faster; `tests/test_benchmarks.py` holds the ranks against those of `evaluation.calibration` for the
+same program and guide. The rows of "trained" have nothing replaced: a guide that `fit` trained, with a defect in the
+distribution that it samples from (`benchmarks.trained`), judged by `posterior`, `reference`, `calibration` and so on.
 
-"small" is the same with 20 data and 100 draws of the guide, everything else as large as before; "trained" trains real
-guides for a short time and prints what the check says, once.
+"small" is the same with 20 data and 100 draws of the guide, everything else as large as before.
 
 Answers of a verdict are those within the family of all primary verdicts (Holm). The tests that describe are counted at
 p ≤ 0.05 each, a vector latent's with Bonferroni over its entries.
 
-Every part and every repetition is kept in the work folder: a run that was interrupted goes on where it was.
+Every repetition is kept in the work folder: a run that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,32 +25,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import beta
 from torch import Generator, Tensor
 
-import calibrant as cal
 from benchmarks.planted import PROBLEMS, Guide, Problem
 from benchmarks.structure import write
-from calibrant.evaluation import Verdict, c2st, compare, uniformity, verdicts, weights
+from benchmarks.trained import AS_TRAINED, TRAINED, Trained
+from calibrant.evaluation import c2st, compare, uniformity, verdicts, weights
 from calibrant.evaluation.calibration import below, tarp_distance
 from calibrant.evaluation.conclusion import conclude
-from calibrant.inference import fit, posterior, reference
 from calibrant.inference.gate import exact_convergence
 from calibrant.inference.trees import SAMPLE
-from calibrant.program import sample_prior
-from calibrant.store import load_tree, save_tree
 
 LEVEL, TAIL = 0.05, 0.025
-POWERFUL, CAUGHT = 0.95, 0.9  # what the check promises
+POWERFUL = 0.95  # what the check promises
 _ENTRIES = 400_000  # of a batch of draws: they stay in the processor's cache
 
 VERDICTS = ("sd", "mean", "coverage", "correlation", "k-hat", "log joint", "evidence gap")
@@ -76,35 +68,36 @@ STRONG = ("sd × 0.8", "mean + 0.3 sd", "correlation ignored", "prior as posteri
 WEAK = ("sd × 0.9", "sd × 1.1", "sd × 1.25", "mean + 0.1 sd", "low contrast", "tails lost")
 OF_GSM = ("sd × 0.8", "sd × 1.25", "mean + 0.3 sd", "prior as posterior", "low contrast")
 OF_PPCA = ("sd × 0.8", "one latent × 0.7", "tails lost")
-FALSE_ALARMS, POWER = 2000, 100  # repetitions
-QUICK = 5
+FALSE_ALARMS, POWER, SOME, FEW = 2000, 100, 40, 20  # repetitions: where all of 100 fail, the power is above 96%
+QUICK = 2
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row to be made: a guide of a program, and how many parts and repetitions."""
+    """A row to be made: a guide of a program, and how many repetitions."""
 
     program: str
     guide: str
-    budget: Budget
-    parts: int
     repetitions: int
+    budget: Budget = BUDGET
 
 
-def _cells(
-    program: str, exact: tuple[int, int], defects: Mapping[str, int], budget: Budget = BUDGET, repetitions: int = POWER
-) -> list[Cell]:
-    wrong = [Cell(program, guide, budget, parts, repetitions) for guide, parts in defects.items()]
-    return [Cell(program, "exact", budget, *exact), *wrong]
+def _cells(program: str, guides: Mapping[str, int], budget: Budget = BUDGET) -> list[Cell]:
+    return [Cell(program, guide, repetitions, budget) for guide, repetitions in guides.items()]
 
 
 PARTS: Mapping[str, list[Cell]] = {
-    "two modes": _cells("two modes", (160, FALSE_ALARMS), {"missing mode": 40}),
-    "pair": _cells("pair", (110, FALSE_ALARMS), dict.fromkeys(STRONG, 30) | dict.fromkeys(WEAK, 15)),
-    "gsm": _cells("gsm", (10, POWER), dict.fromkeys(OF_GSM, 6)),
-    "ppca": _cells("ppca", (8, POWER), dict.fromkeys(OF_PPCA, 6)),
-    "small": _cells("pair", (100, 500), dict.fromkeys(("sd × 0.9", "mean + 0.1 sd", "tails lost"), 50), SMALL, 500)
-    + _cells("two modes", (100, 500), {}, SMALL),
+    "two modes": _cells("two modes", {"missing mode": POWER, "exact": FALSE_ALARMS}),
+    "pair": _cells("pair", dict.fromkeys(STRONG, POWER) | dict.fromkeys(WEAK, SOME) | {"exact": FALSE_ALARMS}),
+    "gsm": _cells("gsm", dict.fromkeys(OF_GSM, SOME) | {"exact": POWER}),
+    "ppca": _cells("ppca", dict.fromkeys(OF_PPCA, SOME) | {"exact": POWER}),
+    "trained": [
+        Cell(program, guide, SOME if guide in (*STRONG, AS_TRAINED) else FEW)
+        for program, guides in TRAINED.items()
+        for guide in guides
+    ],
+    "small": _cells("pair", {"sd × 0.9": SOME, "mean + 0.1 sd": SOME, "tails lost": SOME, "exact": 400}, SMALL)
+    + _cells("two modes", {"exact": 400}, SMALL),
 }
 
 
@@ -113,7 +106,6 @@ class Row:
     """What the check said of one guide.
 
     Attributes:
-        parts: independent ones.
         rates: check → the share of the repetitions in which it failed, or its p-value was at most 0.05; "whole" is the
             conclusion.
         passes: verdict → the share in which it passed.
@@ -122,7 +114,6 @@ class Row:
     program: str
     guide: str
     repetitions: int
-    parts: int
     rates: dict[str, float]
     passes: dict[str, float]
     budget: dict[str, int] = field(repr=False)
@@ -130,7 +121,7 @@ class Row:
     @property
     def is_exact(self) -> bool:
         """Whether the guide has no defect."""
-        return self.guide == "exact"
+        return self.guide in ("exact", AS_TRAINED)
 
     @property
     def is_small(self) -> bool:
@@ -138,70 +129,37 @@ class Row:
         return self.budget["draws"] < BUDGET.draws
 
     def interval(self, rate: float) -> tuple[float, float]:
-        """Of the probability of what happened at this rate; see above."""
-        count = rate * self.parts
-        low = float(beta.ppf(TAIL, count, self.parts - count + 1)) if rate > 0 else 0.0
-        high = float(beta.isf(TAIL, count + 1, self.parts - count)) if rate < 1 else 1.0
+        """Of the probability of what happened at this rate."""
+        count = round(rate * self.repetitions)
+        low = float(beta.ppf(TAIL, count, self.repetitions - count + 1)) if rate > 0 else 0.0
+        high = float(beta.isf(TAIL, count + 1, self.repetitions - count)) if rate < 1 else 1.0
         return low, high
 
 
 def quick(cells: list[Cell]) -> list[Cell]:
-    """The exact guide and one defect, with one part each."""
-    return [replace(cell, parts=1, repetitions=QUICK) for cell in cells[:2]]
+    """The first guide of the part and the last, twice each."""
+    return [replace(cell, repetitions=QUICK) for cell in (cells[0], cells[-1])]
 
 
 # -- a check -----------------------------------------------------------------------------------------------------------
 
 
-def part(problem: Problem, defect: str, budget: Budget, seed: int) -> xr.DataTree:
-    """What a check of new data and simulations looks at: groups `comparison`, `weights` and `prior_sbc`."""
+def looked(problem: Problem, defect: str, budget: Budget, seed: int) -> tuple[xr.Dataset, xr.Dataset, xr.DataTree]:
+    """What a check of new data and simulations looks at: the comparison, with C2ST of a datum; weights; calibration."""
     generator, guide = Generator().manual_seed(seed), problem.guides[defect]
     post, ref = trees(problem, guide, budget, generator)
-    compared = compare(post, ref)
-    compared = compared.drop_dims(["left_out", "observed_site"])
+    return classified(post, ref, seed), weights(post), ranks(problem, guide, budget, generator)
+
+
+def classified(post: xr.DataTree, ref: xr.DataTree, seed: int) -> xr.Dataset:
+    """The comparison, and the p-value of C2ST for the first datum among its attributes."""
     one = c2st(post.isel(data=[0]), ref.isel(data=[0]), seed=seed)
-    calibration = ranks(problem, guide, budget, generator)
-    groups = {"/comparison": compared.assign_attrs(c2st_p=float(one["c2st_p"][0])), "/weights": weights(post)}
-    return xr.DataTree.from_dict({**groups, "/prior_sbc": calibration["prior_sbc"].to_dataset()})
+    return compare(post, ref).assign_attrs(c2st_p=float(one["c2st_p"][0]))
 
 
-@dataclass(frozen=True)
-class Pool:
-    """All parts of a row together."""
-
-    comparison: xr.Dataset
-    weights: xr.Dataset
-    prior_sbc: xr.Dataset
-    budget: Budget
-    parts: int
-
-    @classmethod
-    def read(cls, paths: list[Path], budget: Budget) -> Pool:
-        """From the files of the parts."""
-        groups: dict[str, list[xr.Dataset]] = {"comparison": [], "weights": [], "prior_sbc": []}
-        for path in paths:
-            tree = load_tree(path)
-            for name, found in groups.items():
-                found.append(tree[name].to_dataset())
-        along = {"comparison": "data", "weights": "data", "prior_sbc": "draw"}
-        joined = {n: xr.concat(g, along[n], combine_attrs="override", data_vars="minimal") for n, g in groups.items()}
-        return cls(**joined, budget=budget, parts=len(paths))
-
-    def outcome(self, number: int) -> dict[str, Any]:
-        """What the check says in a repetition: the part of this number, or data and simulations at random."""
-        data, simulations = (self._chosen(number, size) for size in (self.budget.data, self.budget.simulations))
-        compared, weighed = self.comparison.isel(data=data), self.weights.isel(data=data)
-        calibration = xr.DataTree.from_dict({"/prior_sbc": self.prior_sbc.isel(draw=simulations)})
-        return outcome(verdicts(compared, weighed, calibration), calibration, compared)
-
-    def _chosen(self, number: int, size: int) -> np.ndarray | slice:
-        if number < self.parts:
-            return slice(number * size, (number + 1) * size)
-        return np.random.default_rng([number, size]).choice(self.parts * size, size, replace=False)
-
-
-def outcome(found: Sequence[Verdict], calibration: xr.DataTree, comparison: xr.Dataset) -> dict[str, Any]:
+def outcome(comparison: xr.Dataset, weighed: xr.Dataset, calibration: xr.DataTree) -> dict[str, Any]:
     """Statuses by quantity, p-values by test; several p-values of one test are combined by Bonferroni."""
+    found = verdicts(comparison, weighed, calibration)
     statuses: dict[str, list[str]] = {}
     for verdict in found:
         statuses.setdefault(verdict.quantity, []).append(verdict.status)
@@ -210,7 +168,8 @@ def outcome(found: Sequence[Verdict], calibration: xr.DataTree, comparison: xr.D
     named = table["site"].isin(TESTS).values
     labels, p_values = table["quantity"].values.tolist(), table["p_value"].values
     tests = {label: float(p) for label, p, one in zip(labels, p_values, named, strict=True) if one}
-    return {"answers": answers, "p": tests | {"latents": float(p_values[~named].min()) * int((~named).sum())}}
+    tests["latents"] = float(p_values[~named].min()) * int((~named).sum())
+    return {"answers": answers, "p": tests | {"c2st": comparison.attrs["c2st_p"]}}
 
 
 def worst(statuses: list[str]) -> str:
@@ -304,40 +263,37 @@ def _pit(truth: Tensor, draws: Tensor, generator: Generator) -> Tensor:
 
 
 def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
-    """A row from what is in the work folder, and from what is made for it if `new`; None without any part."""
+    """A row from what is in the work folder, and from what is made for it if `new`; None without any repetition."""
     text = json.dumps([cell.program, cell.guide, asdict(cell.budget)])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    folder, first = work / digest[:12], int(digest[:6], 16) * 10**6
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number}.nc" for number in range(cell.parts)]
-    problem = PROBLEMS[cell.program]()
-    for number, path in enumerate(paths):
-        if new and not path.is_file():
-            save_tree(part(problem, cell.guide, cell.budget, first + number), path)
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        return None
-    outcomes = _outcomes(paths, cell, folder / f"{len(paths)}-parts.jsonl")
-    return summary(cell, len(paths), outcomes, float(np.mean([_classified(path) <= LEVEL for path in paths])))
-
-
-def _classified(path: Path) -> float:
-    with h5py.File(path) as file:  # a hundred times faster than the whole part
-        return float(np.ravel(file["comparison"].attrs["c2st_p"])[0])
-
-
-def _outcomes(parts: list[Path], cell: Cell, path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if len(lines) < cell.repetitions:
-        pool = Pool.read(parts, cell.budget)
-        for number in range(len(lines), cell.repetitions):
-            lines.append(json.dumps(pool.outcome(number)))
+    path, first = work / f"{digest[:12]}.jsonl", int(digest[:6], 16) * 10**6
+    outcomes = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    outcomes = outcomes[: cell.repetitions]
+    if new and len(outcomes) < cell.repetitions:
+        work.mkdir(parents=True, exist_ok=True)
+        look = _looking(cell, work)
+        for number in range(len(outcomes), cell.repetitions):
+            outcomes.append(outcome(*look(first + number)))
             with path.open("a") as file:
-                file.write(lines[-1] + "\n")
-    return [json.loads(line) for line in lines[: cell.repetitions]]
+                file.write(json.dumps(outcomes[-1]) + "\n")
+    return summary(cell, outcomes) if outcomes else None
 
 
-def summary(cell: Cell, parts: int, outcomes: list[dict[str, Any]], c2st_rate: float) -> Row:
+def _looking(cell: Cell, work: Path) -> Callable[[int], tuple[xr.Dataset, xr.Dataset, xr.DataTree]]:
+    """Seed → what a check of this guide looks at."""
+    if cell.program not in TRAINED:
+        problem = PROBLEMS[cell.program]()
+        return lambda seed: looked(problem, cell.guide, cell.budget, seed)
+    trained = Trained(cell.program, work)
+
+    def look(seed: int) -> tuple[xr.Dataset, xr.Dataset, xr.DataTree]:
+        post, ref, calibration = trained.sampled(cell.guide, **asdict(cell.budget), seed=seed)
+        return classified(post, ref, seed), weights(post), calibration
+
+    return look
+
+
+def summary(cell: Cell, outcomes: list[dict[str, Any]]) -> Row:
     """Outcomes, counted."""
     answers, p_values = (
         {name: [o[key][name] for o in outcomes] for name in outcomes[0][key]} for key in ("answers", "p")
@@ -345,38 +301,7 @@ def summary(cell: Cell, parts: int, outcomes: list[dict[str, Any]], c2st_rate: f
     rates = {name: each.count("fail") / len(each) for name, each in answers.items()}
     rates |= {name: float(np.mean(np.array(each) <= LEVEL)) for name, each in p_values.items()}
     passes = {name: each.count("pass") / len(each) for name, each in answers.items()}
-    found = rates | {"c2st": c2st_rate}
-    return Row(cell.program, cell.guide, len(outcomes), parts, found, passes, asdict(cell.budget))
-
-
-OF_TRAINED = "gsm, trained"
-TRAINED = (("mean-field", 3), ("faithful", 1), ("faithful", 30), ("collapsed", 30))
-
-
-def trained_rows(few: bool) -> Iterator[Row]:
-    """Guides of a Gaussian scale mixture, trained for few epochs on 4,000 simulated data, each checked once."""
-    torch.manual_seed(0)
-    model = cal.models.create("gsm", shape=(1, 3, 3), latents=4).eval().requires_grad_(False)
-    budget = Budget(32, 500, 200) if few else BUDGET
-    train, held = ({"x": sample_prior(model, size, {}, seed=size)["x"]} for size in (4000, budget.data))
-    ref = reference(model, held, draws=budget.draws)
-    for structure, epochs in TRAINED[:1] if few else TRAINED:
-        guide = cal.guides.amortize(model, train, structure)
-        fit(model, guide, train, epochs=epochs, batch_size=128, lr=3e-3)
-        guide.eval()
-        post = posterior(model, guide, held, draws=budget.draws, seed=1)
-        calibration = cal.evaluation.calibration(model, guide, held, budget.simulations, budget.draws)
-        compared = compare(post, ref)
-        found = verdicts(compared, weights(post), calibration)
-        tested = c2st(post.isel(data=[0]), ref.isel(data=[0]))["c2st_p"].values
-        label = f"{structure}, {epochs} {'epoch' if epochs == 1 else 'epochs'}"
-        print(
-            f"gsm, {label}: {conclude(found, compared).status}",
-            *(f"  {v.status}: {v.sentence}" for v in found),
-            sep="\n",
-        )
-        cell = Cell(OF_TRAINED, label, budget, 1, 1)
-        yield summary(cell, 1, [outcome(found, calibration, compared)], float(tested[0] <= LEVEL))
+    return Row(cell.program, cell.guide, len(outcomes), rates, passes, asdict(cell.budget))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -392,11 +317,11 @@ def percentage(row: Row, rate: float | None) -> str:
 
 def table(rows: list[Row], columns: Mapping[str, Callable[[Row], float | None]]) -> str:
     """Percent of the repetitions, in Markdown."""
-    lines = [f"| program | guide | n | parts | {' | '.join(columns)} |", f"|---|---|--:|--:|{'--:|' * len(columns)}"]
+    lines = [f"| program | guide | n | {' | '.join(columns)} |", f"|---|---|--:|{'--:|' * len(columns)}"]
     for row in rows:
         program = f"{row.program}, small budget" if row.is_small else row.program
         cells = [percentage(row, rate(row)) for rate in columns.values()]
-        lines.append(f"| {program} | {row.guide} | {row.repetitions} | {row.parts} | {' | '.join(cells)} |")
+        lines.append(f"| {program} | {row.guide} | {row.repetitions} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -412,8 +337,8 @@ CONCLUSIONS: Mapping[str, Callable[[Row], float | None]] = {
 
 
 def judged(rows: list[Row]) -> list[Row]:
-    """Rows of planted guides at the default budget."""
-    return [row for row in rows if not row.is_small and row.program != OF_TRAINED]
+    """Rows at the default budget."""
+    return [row for row in rows if not row.is_small]
 
 
 def blindness(rows: list[Row]) -> str:
@@ -466,24 +391,23 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     """Repeat, count and print."""
-    names = [*PARTS, "trained"]
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="a small run, whose figures say little")
-    options.add_argument("--only", nargs="+", default=names, choices=names, metavar="PART", help=", ".join(names))
-    options.add_argument("--made", action="store_true", help="rows of the parts in the work folder, no new ones")
-    options.add_argument("--work", type=Path, default=Path("runs/power"), help="folder of finished parts")
+    options.add_argument(
+        "--only", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="PART", help=", ".join(PARTS)
+    )
+    options.add_argument("--made", action="store_true", help="rows of what is in the work folder, nothing new")
+    options.add_argument("--work", type=Path, default=Path("runs/power"), help="folder of finished repetitions")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--json", help="write the rows to this file")
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
     rows: list[Row] = []
     for name in asked.only:
-        for cell in quick(PARTS.get(name, [])) if asked.quick else PARTS.get(name, []):
+        for cell in quick(PARTS[name]) if asked.quick else PARTS[name]:
             if row := made(cell, asked.work, new=not asked.made):
                 rows.append(row)
-                print(f"{name}, {row.guide}: fails {row.rates['whole']:.1%}", flush=True)
-        if name == "trained":
-            rows += trained_rows(asked.quick)
+                print(f"{name}, {row.program}, {row.guide}: fails {row.rates['whole']:.1%}", flush=True)
     show(rows)
     write(rows, asked.json)
 

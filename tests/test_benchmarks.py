@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,11 @@ import xarray as xr
 from agreement import limit
 from scipy.stats import binomtest
 
-from benchmarks import peers, power
+from benchmarks import peers, power, trained
 from benchmarks.planted import PROBLEMS, pair
 from benchmarks.structure import Bench, Plan, line, mean_error, sd_ratio
 from calibrant.evaluation import calibration, uniformity
+from calibrant.inference import posterior
 
 PLAN = Plan(size=8, train_data=600, model_epochs=2, guide_epochs=2, judged=60, compared=8, draws=500)
 
@@ -87,7 +89,7 @@ def test_planted_ranks_are_those_of_calibration(defect, arguments):
         assert float(np.abs((through[name] - without[name]) / error).max()) < limit(24), name
 
 
-CELL = power.Cell("two modes", "missing mode", power.Budget(20, 100, 200), 1, 2)
+CELL = power.Cell("two modes", "missing mode", 2, power.Budget(20, 100, 200))
 
 
 def test_a_row_of_the_check_is_made_and_kept(tmp_path, capsys):
@@ -104,8 +106,56 @@ def test_a_row_of_the_check_is_made_and_kept(tmp_path, capsys):
     assert power.made(replace(CELL, program="pair"), tmp_path, new=False) is None
 
 
+@pytest.fixture(scope="module")
+def trained_pca(tmp_path_factory):
+    """Trained for a moment: what is planted is seen whatever the rest is."""
+    monkeypatch = pytest.MonkeyPatch()
+    recipes = {name: replace(recipe, epochs=1) for name, recipe in trained._RECIPES.items()}
+    monkeypatch.setattr(trained, "_RECIPES", recipes)
+    yield trained.Trained("ppca, trained", tmp_path_factory.mktemp("power"))
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("defect", trained.TRAINED["ppca, trained"])
+def test_defects_of_trained_guides_are_those_that_are_named(trained_pca, defect):
+    """Sd ratios and mean shifts of 20,000 draws a datum, and the density against that of the draws."""
+    data = {"x": trained_pca.train[:8]}
+    as_it_is, planted = (
+        posterior(trained_pca.model, trained_pca.planted(name), data, 20_000, seed=seed)["posterior"]["z"].values[0]
+        for seed, name in enumerate((trained.AS_TRAINED, defect))
+    )
+    sd = as_it_is.std(0)
+    ratio, shift = planted.std(0) / sd, (planted.mean(0) - as_it_is.mean(0)) / sd
+    wanted_ratio, wanted_shift = np.ones_like(sd), np.zeros_like(sd)
+    number = re.search(r"\d+\.\d+", defect)
+    if defect.startswith("sd"):
+        wanted_ratio[:] = float(number.group())
+    if defect.startswith("mean"):
+        wanted_shift[:] = float(number.group())
+    if defect.startswith("one latent"):
+        wanted_ratio[:, 0] = 0.7
+    if defect == "low contrast":
+        low = data["x"].flatten(1).norm(dim=1) < trained_pca.train.flatten(1).norm(dim=1).quantile(0.3)
+        wanted_ratio[low] = 0.7
+        wanted_ratio[~low] = ratio[~low].mean()
+        assert ratio[~low].mean() > 1.1
+    if defect == "prior as posterior":
+        assert np.abs(planted.mean(0)).max() < limit(32) / np.sqrt(20_000)
+        assert np.abs(planted.std(0) - 1).max() < limit(32) * 0.005
+        return
+    if defect == "correlation ignored":
+        found = [np.corrcoef(planted[:, datum].T)[0, 1] for datum in range(8)]
+        assert np.abs(found).max() < limit(8) / np.sqrt(20_000)
+    if defect == "tails lost":  # that of a uniform number, with kurtosis 1.8
+        first = (planted[..., 0] - planted[..., 0].mean(0)) / planted[..., 0].std(0)
+        assert np.abs(first).max() < 1.8
+    # the sd of a sd of 20,000 draws is .005, for two of them .007
+    assert np.abs(ratio / wanted_ratio - 1).max() < limit(64) * 0.0071
+    assert np.abs(shift - wanted_shift).max() < limit(64) * 0.01 * max(1, wanted_ratio.max())
+
+
 def test_intervals_are_clopper_and_pearsons():
-    row = power.Row("pair", "exact", 80, 80, {}, {}, {"data": 128, "draws": 1000, "simulations": 2000})
+    row = power.Row("pair", "exact", 80, {}, {}, {"data": 128, "draws": 1000, "simulations": 2000})
     for count in (0, 3, 80):
         wanted = binomtest(count, 80).proportion_ci(method="exact")
         assert row.interval(count / 80) == pytest.approx((wanted.low, wanted.high))

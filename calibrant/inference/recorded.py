@@ -139,10 +139,10 @@ class _Inner(nn.Module):
 
 
 def _agree(ours: Outputs, theirs: Outputs) -> bool:
-    """Up to rounding, near an optimum that of sums much larger than what is left of them."""
+    """Up to rounding: at an optimum nothing is left of a gradient but that of the terms whose sum is maximised."""
     finite = [(a.isfinite(), b.isfinite()) for a, b in zip(ours, theirs, strict=True)]
     if not all(a.equal(b) for a, b in finite):
         return False
     pairs = [(a[kept], b[kept]) for a, b, (kept, _) in zip(ours, theirs, finite, strict=True)]
-    largest = max((float(b.norm()) for (_, b), whole in zip(pairs, theirs, strict=True) if whole.dim()), default=0.0)
+    largest = max(float(b.norm()) for _, b in pairs)
     return all(bool((a - b).norm() <= _SAME * b.norm() + _ROUNDING * largest) for a, b in pairs)
