@@ -89,15 +89,11 @@ def _cells(program: str, guides: Mapping[str, int], budget: Budget = BUDGET) -> 
 PARTS: Mapping[str, list[Cell]] = {
     "two modes": _cells("two modes", {"missing mode": POWER, "exact": FALSE_ALARMS}),
     "pair": _cells("pair", dict.fromkeys(STRONG, POWER) | dict.fromkeys(WEAK, SOME) | {"exact": FALSE_ALARMS}),
-    "gsm": _cells("gsm", dict.fromkeys(OF_GSM, SOME) | {"exact": POWER}),
-    "ppca": _cells("ppca", dict.fromkeys(OF_PPCA, SOME) | {"exact": POWER}),
-    "trained": [
-        Cell(program, guide, SOME if guide in (*STRONG, AS_TRAINED) else FEW)
-        for program, guides in TRAINED.items()
-        for guide in guides
-    ],
-    "small": _cells("pair", {"sd × 0.9": SOME, "mean + 0.1 sd": SOME, "tails lost": SOME, "exact": 400}, SMALL)
-    + _cells("two modes", {"exact": 400}, SMALL),
+    "gsm": _cells("gsm", dict.fromkeys(OF_GSM, FEW) | {"exact": SOME}),
+    "ppca": _cells("ppca", dict.fromkeys(OF_PPCA, FEW) | {"exact": SOME}),
+    "trained": [cell for program, guides in TRAINED.items() for cell in _cells(program, dict.fromkeys(guides, FEW))],
+    "small": _cells("pair", {"sd × 0.9": FEW, "mean + 0.1 sd": FEW, "tails lost": FEW, "exact": 200}, SMALL)
+    + _cells("two modes", {"exact": 200}, SMALL),
 }
 
 

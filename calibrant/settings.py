@@ -31,12 +31,42 @@ QUICK: Mapping[str, Any] = {
     "predictive_draws": 50,
     "contrast_images": 8,
     "contrast_levels": 5,
+    "remedy_steps": 200,
 }
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a run trains, samples and compares.
+class Effort:
+    """How much a check does; the defaults are the budget that its error rates and power are stated for.
+
+    Attributes:
+        draws: of the guide for a datum, and of each chain of the reference.
+        chains: of the reference.
+        warmup: adaptation steps of a chain (MCMC alone).
+        simulations: data that the model simulates, to calibrate the guide on.
+        predictive_draws: posterior predictive draws of a datum.
+        gap_data: how many data have their gap split; None for all.
+        contrast_images: images of the contrast experiment.
+        contrast_levels: its number of contrasts, from 0.1 to 10 times the noise.
+        remedies: whether remedies are tried.
+        remedy_steps: of the training of each richer guide that is tried.
+    """
+
+    draws: int = 1000
+    chains: int = 4
+    warmup: int = 1000
+    simulations: int = 2000
+    predictive_draws: int = 200
+    gap_data: int | None = None
+    contrast_images: int = 32
+    contrast_levels: int = 13
+    remedies: bool = False
+    remedy_steps: int = 2000
+
+
+@dataclass(frozen=True)
+class Settings(Effort):
+    """How a run trains, and how much its check does, as `Effort`.
 
     Attributes:
         structure: of the guide, one of `STRUCTURES`.
@@ -48,15 +78,7 @@ class Settings:
         seed: of everything random: the split, the first weights, the minibatches, the draws.
         train_data: how many training data are used; None for all.
         device: where to train. Posteriors and references are always computed on the CPU, in float64.
-        draws: draws of the guide a datum, and of each reference chain.
-        chains: reference chains.
-        warmup: adaptation steps of a reference chain (MCMC alone).
         held_out: how many test data are checked.
-        simulations: data that the model simulates, to calibrate the guide on.
-        predictive_draws: posterior predictive draws a datum.
-        remedies: whether remedies are tried.
-        contrast_images: images of the contrast experiment.
-        contrast_levels: its number of contrasts, from 0.1 to 10 times the noise.
     """
 
     structure: str = "faithful"
@@ -68,15 +90,9 @@ class Settings:
     seed: int = 0
     train_data: int | None = None
     device: str = "cpu"
-    draws: int = 1000
-    chains: int = 4
-    warmup: int = 300
     held_out: int = 128
-    simulations: int = 2000
-    predictive_draws: int = 200
-    remedies: bool = False
-    contrast_images: int = 32
-    contrast_levels: int = 13
+    warmup: int = 300
+    gap_data: int | None = 16
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from calibrant.binding import bind
 from calibrant.data import Data
 from calibrant.data import load as load_data
 from calibrant.errors import DataError, ProgramError, RunError
-from calibrant.evaluation.check import Effort, examine, judged
+from calibrant.evaluation.check import examine, judged
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.conclusion import conclude
 from calibrant.evaluation.remedies import remedy_sentences
@@ -46,7 +46,6 @@ from calibrant.userfile import is_user_spec
 
 _SMALL_BATCH, _SMALL_STEPS = 128, 2000  # noisier gradients take more steps, and cost less
 _STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
-_GAP_DATA = 16  # whose gap is split: `check` from Python splits all
 
 
 @dataclass(frozen=True)
@@ -576,7 +575,7 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
         save(found, job.folder / {**store.TREES, **store.DATASETS}[name])
 
     said: dict[str, Any] = {"train": job.splits["train"], "seed": settings.seed, "progress": progress, "keep": keep}
-    result = examine(job.name, job.model, job.guide, held, references, _effort(settings), **said)
+    result = examine(job.name, job.model, job.guide, held, references, settings, **said)
     config = store.read_config(job.folder)
     config["notes"] = list(dict.fromkeys([*job.notes, *result.config["notes"]]))
     config["checked"] = {
@@ -586,11 +585,6 @@ def _evaluate(job: _Job, progress: Progress) -> RunResult:
     }
     store.write_config(job.folder, config)
     return replace(result, config=config, history=store.load_history(job.folder))
-
-
-def _effort(settings: Settings) -> Effort:
-    common = {f.name for f in fields(Effort)} & {f.name for f in fields(Settings)}
-    return Effort(**{name: getattr(settings, name) for name in common}, gap_data=_GAP_DATA)
 
 
 def _checked(job: _Job) -> Data:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import calibrant as cal
 from calibrant.data import as_data
-from calibrant.errors import InferenceError
+from calibrant.errors import InferenceError, NonFiniteLoss
 from calibrant.evaluation import remedies, remedy_sentences
 from calibrant.evaluation.remedies import _has_weights, _richer, _trained, _TrainingData
 from calibrant.inference.trees import model_sha256
@@ -103,7 +103,7 @@ def tried(oblique, train):
     model, x, reference = oblique
     with pytest.MonkeyPatch.context() as patch:
         only(patch, collapsed=("collapsed", {}))
-        return remedies(model, Product(model, 0.5, 0.8), x, reference, train=train, steps=80)
+        return remedies(model, Product(model, 0.5, 0.8), x, reference, train=train, refine_steps=80)
 
 
 def test_every_part_of_the_gap_is_recovered_by_its_remedy(oblique, tried):
@@ -131,12 +131,12 @@ def test_a_dense_normal_recovers_the_correlation_too(oblique, train, monkeypatch
     model, x, reference = oblique
     only(monkeypatch, full=("full", {}))
     guide = Product(model, 0.5, 0.8)
-    result = remedies(model, guide, x, reference, train=train, epochs=50, steps=0)
+    result = remedies(model, guide, x, reference, train=train, steps=500, refine_steps=0)
     assert not misses(result, "full", "gap", 0.0, 0.02)
     assert not misses(result, "full", "recovered", 1.0, 0.02)
     assert value(result, "full", "fails") == 0
     assert remedy_sentences(result)[0].startswith("a full structure recovers ")
-    fresh = remedies(model, guide, x, reference, train=train, epochs=1, steps=0)
+    fresh = remedies(model, guide, x, reference, train=train, steps=10, refine_steps=0)
     assert misses(fresh, "full", "gap", 0.0, 0.02)
 
 
@@ -173,7 +173,7 @@ def test_a_wrong_scale_is_what_refining_and_resampling_mend(monkeypatch):
     only(monkeypatch)
     monkeypatch.setattr(MODULE, "_POOL_ROWS", 60_000)  # pools of part of the data, joined
     guide = Product(model, stretch=1.3)
-    result = remedies(model, guide, x, reference, steps=60)
+    result = remedies(model, guide, x, reference, refine_steps=60)
     assert not misses(result, "guide", "gap", guide.divergence(), 0.0)
     assert not misses(result, "refined", "recovered", 1.0, 0.01)
     assert not misses(result, "resampled", "recovered", 1.0, 0.01)
@@ -182,7 +182,7 @@ def test_a_wrong_scale_is_what_refining_and_resampling_mend(monkeypatch):
     for remedy in ("refined", "resampled"):
         assert not misses(result, remedy, "sd_error", 0.0, 0.03)
         assert value(result, remedy, "fails") == 0
-    nothing = remedies(model, guide, x, reference, steps=0, draws=500)
+    nothing = remedies(model, guide, x, reference, refine_steps=0, draws=500)
     assert abs(value(nothing, "refined", "recovered")) < 1e-5
     assert value(nothing, "refined", "fails") == value(nothing, "guide", "fails") > 0
     assert any(
@@ -200,7 +200,7 @@ def test_without_evidence_the_best_bound_stands_for_it(oblique, monkeypatch):
 
     monkeypatch.setattr(MODULE, "log_evidence", unknown)
     guide = Product(model, 0.3, 1.2)
-    result = remedies(model, guide, x, steps=50, draws=300)
+    result = remedies(model, guide, x, refine_steps=50, draws=300)
     assert result.attrs["evidence"] == "bound"
     assert value(result, "guide", "gap") < guide.divergence() + limit(1) * value(result, "guide", "gap_se")
     assert math.isnan(value(result, "resampled", "recovered"))
@@ -219,7 +219,7 @@ def test_a_reference_without_evidence_is_bridged(oblique, monkeypatch):
     groups["convergence"]["is_reference"][:1] = False  # no more than 5% are left out
     drawn = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
     guide = Product(model, 0.3, 1.1)
-    result = remedies(model, guide, x, drawn, steps=50, draws=500)
+    result = remedies(model, guide, x, drawn, refine_steps=50, draws=500)
     assert result.attrs["evidence"] == "bridge"
     assert (result.attrs["data"], result.attrs["left_out"]) == (DATA - 1, 1)
     assert not misses(result, "guide", "gap", guide.divergence(), 0.0)
@@ -334,6 +334,20 @@ def test_shared_latents_have_no_gap_of_a_datum():
     assert sentence.startswith("could not be tried: refining every datum, resampling by importance, ")
 
 
+def test_a_training_that_overflows_is_tried_again_with_a_lower_rate(oblique, train, monkeypatch):
+    rates = []
+
+    def overflows(*given, lr, **rest):
+        rates.append(lr)
+        if len(rates) == 1:
+            raise NonFiniteLoss("not finite", [])
+
+    monkeypatch.setattr(MODULE, "fit", overflows)
+    data = _TrainingData(cal.binding.bind(oblique[0], train), "given")
+    assert _has_weights(_trained(oblique[0], data, "full", {}, None, 100, 0, cal.progress.silent))
+    assert rates[1] < rates[0]
+
+
 def test_a_model_that_cannot_be_simulated_needs_training_data(monkeypatch):
     def model(size):
         with pyro.plate("data", size):
@@ -346,10 +360,10 @@ def test_a_model_that_cannot_be_simulated_needs_training_data(monkeypatch):
 
     only(monkeypatch, full=("full", {}))
     x = {"x": torch.linspace(-1, 2, 10)}
-    result = remedies(model, guide, x, steps=20, draws=200)
+    result = remedies(model, guide, x, refine_steps=20, draws=200)
     assert "none can be simulated" in str(result["reason"].sel(remedy="full").values)
     assert result.attrs["trained_on"] == "nothing"
-    given = remedies(model, guide, x, steps=0, draws=200, epochs=1, train={"x": torch.randn(100)})
+    given = remedies(model, guide, x, refine_steps=0, draws=200, steps=10, train={"x": torch.randn(100)})
     assert str(given["reason"].sel(remedy="full").values) == ""
 
 

@@ -35,37 +35,12 @@ from calibrant.inference.reference import exact_structure
 from calibrant.inference.reference import reference as sample_reference
 from calibrant.program import Program, as_program
 from calibrant.progress import Progress, silent
+from calibrant.settings import Effort
 
 Found = TypeVar("Found")
 Keep = Callable[[str, Any], None]
 
 _C2ST_DRAWS = 250  # half of what it takes by itself: an eighth of the time
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much a check does; the defaults are the budget that its error rates and power are stated for.
-
-    Attributes:
-        draws: of the guide for a datum, and of each chain of the reference.
-        chains: of the reference.
-        warmup: adaptation steps of a chain (MCMC alone).
-        simulations: of the calibration.
-        predictive_draws: posterior predictive draws of a datum.
-        gap_data: how many data have their gap split; None for all.
-        contrast_images, contrast_levels: of the contrast experiment.
-        remedies: whether remedies are tried.
-    """
-
-    draws: int = 1000
-    chains: int = 4
-    warmup: int = 1000
-    simulations: int = 2000
-    predictive_draws: int = 200
-    gap_data: int | None = None
-    contrast_images: int = 32
-    contrast_levels: int = len(LEVELS)
-    remedies: bool = False
 
 
 @dataclass
@@ -199,7 +174,8 @@ def examine(
         ),
     }
     if effort.remedies:
-        tried = partial(remedies, program, guide, data, reference, train=train, draws=effort.draws, **telling)
+        size: dict[str, Any] = {"draws": effort.draws, "steps": effort.remedy_steps}
+        tried = partial(remedies, program, guide, data, reference, train=train, **size, **telling)
         parts["remedies"] = ("no remedy could be tried", partial(tried, seed=seed + 6))
     for field, (without, function) in parts.items():
         found = _or_note(without, function, result.config["notes"])

@@ -91,9 +91,10 @@ def _wrong(failed: Sequence[Verdict]) -> list[str]:
         lines.setdefault(verdict.site, []).append(_fault(verdict))
     # Coverage follows from mean and sd: it is told where nothing else is.
     told = [fault for faults in lines.values() for fault in ([f for f in faults if f != _COVERAGE] or faults[:1])]
-    faults = [
-        f"{_name(site)}: {' and '.join(dict.fromkeys(f for f in found if f in told))}" for site, found in lines.items()
-    ]
+    faults = []
+    for site, found in lines.items():
+        kept = dict.fromkeys(fault for fault in found if fault in told)
+        faults += kept if site == "all latents" else [f"about `{site}`: {' and '.join(kept)}"]
     return [f"You can't believe the guide's uncertainty as it is. {'. '.join(_capital(fault) for fault in faults)}."]
 
 
@@ -110,7 +111,7 @@ def _fault(verdict: Verdict) -> str:
         return f"its best guesses are off{_entry(verdict)}"
     return {
         "coverage": _COVERAGE,
-        "correlation": "it does not see how they depend on each other",
+        "correlation": "it does not see how the latents depend on each other",
         "k-hat": "for many data it is so far from the posterior that weighing its draws can't mend it",
         "log joint": "on data that the model makes itself, its draws don't lie where the truth does",
     }[verdict.quantity]
@@ -119,10 +120,6 @@ def _fault(verdict: Verdict) -> str:
 def _entry(verdict: Verdict) -> str:
     """Where one entry of many has decided."""
     return " in one or more of its entries" if "the worst of" in verdict.sentence else ""
-
-
-def _name(site: str) -> str:
-    return f"about `{site}`" if site != "all latents" else "about all latents together"
 
 
 def _capital(text: str) -> str:

@@ -18,6 +18,7 @@ from calibrant.evaluation.compare import check_same_problem
 from calibrant.guides import refine
 from calibrant.inference.evidence import Evidence, evidence
 from calibrant.inference.gate import data_labels
+from calibrant.inference.importance import log_weights
 from calibrant.inference.posterior import posterior
 from calibrant.inference.reference import reference as sample_reference
 from calibrant.inference.trees import model_sha256
@@ -127,12 +128,6 @@ def with_reference(data: Data, reference: xr.DataTree) -> Data:
             f"{data_labels(reference)[:3].tolist()}… in the reference; compute it for these data (or give `index=`)"
         )
     return data[kept]
-
-
-def log_weights(tree: xr.DataTree) -> Array:
-    """log p − log q, `(data, draw)`: their mean is the ELBO."""
-    stats = tree["sample_stats"].dataset
-    return (stats["log_p"] - stats["log_q"]).isel(chain=0).transpose("data", "draw").values
 
 
 def _split(found: Evidence, amortized: Array, best: Array) -> xr.Dataset:

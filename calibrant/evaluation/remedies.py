@@ -20,15 +20,15 @@ from scipy.stats import t as student
 
 from calibrant.binding import bind, bind_fixed
 from calibrant.data import Data
-from calibrant.errors import CalibrantError, InferenceError, ProgramError
+from calibrant.errors import CalibrantError, InferenceError, NonFiniteLoss, ProgramError
 from calibrant.evaluation.compare import LEFT_OUT_LIMIT, check_same_problem, compare
-from calibrant.evaluation.gap import MAX_SE, log_weights, with_reference
+from calibrant.evaluation.gap import MAX_SE, with_reference
 from calibrant.evaluation.verdicts import verdicts
 from calibrant.guides import AmortizedGuide, CollapsedGuide, amortize, refine
 from calibrant.guides.families import choose_family
 from calibrant.inference.evidence import evidence
 from calibrant.inference.fit import fit
-from calibrant.inference.importance import importance, log_mean
+from calibrant.inference.importance import importance, log_mean, log_weights, reliable, weights
 from calibrant.inference.posterior import posterior
 from calibrant.inference.reference import log_evidence
 from calibrant.inference.trees import model_sha256
@@ -45,10 +45,9 @@ LEAST = 0.01  # of the gap: less is no remedy, however well it is known
 _POOL = 10  # draws of the guide for each that is kept
 _POOL_ROWS = 500_000  # of a pool at once
 _SIMULATED = 5_000  # training data
-_STEPS, _BATCH, _LR = 2_000, 256, 5e-3  # of a training
+_BATCH, _LR, _LOWER_LR = 256, 5e-3, 1e-3  # of a training; the lower one where gradients overflow
 _RANKS = {"mean-field": 0, "faithful": 1, "program": 1, "full": 2, "collapsed": 3}
 _SMALL = 8  # entries of a site
-_EQUAL = 1e-3  # nats
 _FLEXIBLE = ("dense", "low-rank", "flow")  # families that "auto" may be poorer than
 _STATISTICS = (
     *(name + end for name in ("elbo", "gain", "gap", "recovered", "sd_error", "mean_error") for end in ("", "_se")),
@@ -65,8 +64,8 @@ def remedies(
     train: Mapping[str, Any] | Data | None = None,
     covariates: Mapping[str, Any] | None = None,
     draws: int = 1000,
-    epochs: int | None = None,
-    steps: int = 500,
+    steps: int = 2000,
+    refine_steps: int = 500,
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.Dataset:
@@ -93,8 +92,8 @@ def remedies(
             of another distribution would let a richer guide gain.
         covariates: keyword → tensor, of `observed`.
         draws: of each remedy, a datum.
-        epochs: of each training; None for about 2,000 steps.
-        steps: of `guides.refine`.
+        steps: of the training of each richer guide, rounded up to whole epochs.
+        refine_steps: of `guides.refine`.
         seed: of draws, trainings and simulated data.
         progress: called with (stage, done, total, text).
 
@@ -119,20 +118,28 @@ def remedies(
     data = data if reference is None else with_reference(data, reference)
     richer = _richer(program, guided, data, seed)
     bench = _Bench(program, data, reference, draws, seed, 3 + len(richer), progress)
-    settings = {"draws": draws, "steps": steps, "seed": seed, "model_sha256": model_sha256(program)}
+    settings = {
+        "draws": draws,
+        "steps": steps,
+        "refine_steps": refine_steps,
+        "seed": seed,
+        "model_sha256": model_sha256(program),
+    }
     shared = [name for name, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]
     if shared:
         why = f"latents {shared} are shared: evidence and ELBO are of all data together, not of a datum"
         rows = [_Tried(name, why) for name in (GUIDE, REFINED, RESAMPLED, *richer)]
         return _table(rows, np.full(len(data), np.nan), "").assign_attrs({**bench.notes, **settings})
     rows = [bench.judge(GUIDE, lambda: guided, timed=False)]
-    rows.append(bench.judge(REFINED, lambda: refine(program, guided, data, steps=steps, seed=seed, progress=progress)))
+    rows.append(
+        bench.judge(REFINED, lambda: refine(program, guided, data, steps=refine_steps, seed=seed, progress=progress))
+    )
     rows.append(bench.resample(guided))
     if richer:
         training = _TrainingData.of(program, data, train, seed)
         bench.notes |= {"trained_on": training.source, "training_data": len(training.data or ())}
         for name, kind in richer.items():
-            make = partial(_trained, program, training, *kind, _encoder(guided), epochs, seed, prefixed(progress, name))
+            make = partial(_trained, program, training, *kind, _encoder(guided), steps, seed, prefixed(progress, name))
             rows.append(bench.judge(name, make))
     known, method = bench.evidence(rows)
     return _table(rows, known, method).assign_attrs({**bench.notes, **settings})
@@ -220,20 +227,29 @@ def _trained(
     structure: str,
     family: Family,
     encoder: Any,
-    epochs: int | None,
+    steps: int,
     seed: int,
     progress: Progress,
 ) -> PyroModule:
     """A new guide, trained for a copy of the program that nothing changes."""
-    if training.data is None:
+    data = training.data
+    if data is None:
         raise InferenceError(training.reason)
     frozen = copy.deepcopy(program).requires_grad_(False).eval()
     frozen.train = lambda mode=True: frozen  # type: ignore[method-assign]  # no dropout and no new batch statistics
-    guide = amortize(frozen, training.data, structure, family, encoder, seed=seed)
-    if _has_weights(guide):
-        count = epochs if epochs is not None else math.ceil(_STEPS / max(1, int(0.9 * len(training.data)) // _BATCH))
-        options: dict[str, Any] = {"batch_size": _BATCH, "lr": _LR, "patience": count}
-        fit(frozen, guide, training.data, epochs=count, **options, seed=seed, progress=progress)
+    epochs = math.ceil(steps / max(1, int(0.9 * len(data)) // _BATCH))
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": _BATCH, "patience": epochs, "seed": seed}
+
+    def fitted(lr: float) -> PyroModule:
+        guide = amortize(frozen, data, structure, family, encoder, seed=seed)
+        if _has_weights(guide):
+            fit(frozen, guide, data, lr=lr, **options, progress=progress)
+        return guide
+
+    try:
+        guide = fitted(_LR)
+    except NonFiniteLoss:
+        guide = fitted(_LOWER_LR)
     return guide.attach(program) if isinstance(guide, CollapsedGuide) else guide
 
 
@@ -303,10 +319,10 @@ class _Bench:
             if name == GUIDE:
                 raise
             return _Tried(name, str(error))
-        weights = log_weights(tree)
-        row = _Tried(name, "", guide, weights, log_mean(weights)[0], {"seconds": seconds, **self.compared(tree)})
+        logs = log_weights(tree)
+        row = _Tried(name, "", guide, logs, log_mean(logs)[0], {"seconds": seconds, **self.compared(tree)})
         with suppress(InferenceError):  # few draws, or a datum outside the support
-            row.numbers["khat_good"] = _good(importance(tree, 1), np.ptp(weights, axis=1))
+            row.numbers["khat_good"] = float(reliable(weights(tree)).mean())
         self.advance(name)
         return row
 
@@ -323,7 +339,11 @@ class _Bench:
         except CalibrantError as error:
             return _Tried(RESAMPLED, str(error))
         tree = _joined(trees)
-        numbers = {"seconds": time.perf_counter() - begun, "khat_good": _good(tree, math.inf), **self.compared(tree)}
+        numbers = {
+            "seconds": time.perf_counter() - begun,
+            "khat_good": float(reliable(tree["importance"].dataset).mean()),
+            **self.compared(tree),
+        }
         self.advance(RESAMPLED)
         return _Tried(RESAMPLED, "", None, None, tree["importance"].dataset["log_evidence"].values, numbers)
 
@@ -371,12 +391,6 @@ class _Bench:
             return known, method
         bounds = [row.bound for row in rows if row.bound is not None and np.isfinite(row.bound).all()]
         return max(bounds, key=lambda bound: float(bound.mean()), default=known), "bound"
-
-
-def _good(tree: xr.DataTree, ranges: Any) -> float:
-    """Share of data whose weights can be relied on, given the ranges of their logs: k-hat of equal weights is noise."""
-    group = tree["importance"].dataset
-    return float(((group["pareto_k"].values < group.attrs["good_k"]) | (ranges < _EQUAL)).mean())
 
 
 def _joined(trees: list[xr.DataTree]) -> xr.DataTree:

@@ -9,11 +9,11 @@ from scipy.stats import beta, binom
 from calibrant.evaluation.calibration import uniformity
 from calibrant.evaluation.judging import FALSE_PASS, Question, Statistic, Status, Verdict, limit, normal_statistic
 from calibrant.evaluation.words import ceil, number
+from calibrant.inference.importance import reliable
 
 SHARE_MARGIN = 0.1  # of the data, whose k-hat may be large
 JOINT_MARGIN = 0.15  # of the log joint: its mean in sds, and its sd
 GAP_MARGIN = 0.1  # nats
-NEARLY_EQUAL = 0.9  # of the draws: with so large an ESS, weights need no tail to be relied on
 
 
 def questions(weights: xr.Dataset | None, calibration: xr.DataTree | None) -> list[Question]:
@@ -51,19 +51,15 @@ def descriptions(weights: xr.Dataset | None) -> list[Verdict]:
 
 
 def _large_khat(weights: xr.Dataset) -> Statistic:
-    """The share of the data whose k-hat is too large; its interval is Clopper and Pearson's.
-
-    k-hat knows no scale: where the weights are nearly equal, it tells of what does not matter.
-    """
-    khat, good = weights["pareto_k"].values, float(weights.attrs["good_k"])
-    matters = ~(weights["ess"].values > NEARLY_EQUAL * weights.attrs["pool"])
-    large, count = int(((khat > good) & matters).sum()), len(khat)
+    """The share of the data whose weights can't be relied on; its interval is Clopper and Pearson's."""
+    relied = reliable(weights)
+    large, count = int((~relied).sum()), len(relied)
     tail = FALSE_PASS / 2
     low = float(beta.ppf(tail, large, count - large + 1)) if large else 0.0
     high = float(beta.isf(tail, large + 1, count - large)) if large < count else 1.0
     share = large / count
     p_value = float(binom.sf(large - 1, count, SHARE_MARGIN))
-    note = f"{good:.2f}"
+    note = f"{weights.attrs['good_k']:.2f}"
     return Statistic(
         f"{large} of {count}", note, share, np.sqrt(share * (1 - share) / count), low, high, p_value, False
     )

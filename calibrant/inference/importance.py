@@ -21,6 +21,7 @@ from calibrant.inference.trees import SAMPLE
 Array = npt.NDArray[np.float64]
 
 MIN_DRAWS = 100  # below, a tail is too short to be fitted
+NEARLY_EQUAL = 0.9  # of the draws: with so large an ESS, weights need no tail to be relied on
 
 _ROUNDING = 1e-6  # nats: k-hat, which knows no scale, would fit the noise of equal weights
 _OF_DRAWS = ("posterior", "sample_stats", "posterior_predictive", "log_likelihood")
@@ -53,13 +54,13 @@ def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr
         InferenceError: for a tree without `log_p` and `log_q`, with shared latents (their draws have one weight for all
             data together, which degenerates as data are added), with few draws, or weights that are not finite.
     """
-    log_weights = _log_weights(post)
-    pool = log_weights.shape[1]
+    logs = _checked_log_weights(post)
+    pool = logs.shape[1]
     count = pool if draws is None else draws
     if count < 1:
         raise InferenceError(f"draws={draws}: give the number of draws to keep, 1 or more")
-    smoothed, khat = _psis(log_weights)
-    offsets = np.random.default_rng(seed).random(len(log_weights))
+    smoothed, khat = _psis(logs)
+    offsets = np.random.default_rng(seed).random(len(logs))
     index = np.stack([_resample(w, count, u) for w, u in zip(np.exp(smoothed), offsets, strict=True)], 1)
     groups = {name: group.to_dataset() for name, group in post.children.items()}
     groups |= {name: _gathered(groups[name], index) for name in _OF_DRAWS if name in groups}
@@ -67,7 +68,7 @@ def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr
     settings = {**json.loads(old.get("settings", "{}")), "pool": pool, "resampled": count, "resampling_seed": seed}
     new = {"method": "importance", "independent_draws": 0, "draws_note": _NOTE, "settings": json.dumps(settings)}
     groups["posterior"] = groups["posterior"].assign_attrs({**old, **new})
-    groups["importance"] = _summary(log_weights, smoothed, khat, post["posterior"].coords["data"].values)
+    groups["importance"] = _summary(logs, smoothed, khat, post["posterior"].coords["data"].values)
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
@@ -90,27 +91,43 @@ def weights(post: xr.DataTree) -> xr.Dataset:
     Raises:
         InferenceError: as `importance`.
     """
-    log_weights = _log_weights(post)
-    smoothed, khat = _psis(log_weights)
-    summary = _summary(log_weights, smoothed, khat, post["posterior"].coords["data"].values)
-    elbo = log_weights.mean(1)
+    logs = _checked_log_weights(post)
+    smoothed, khat = _psis(logs)
+    summary = _summary(logs, smoothed, khat, post["posterior"].coords["data"].values)
+    elbo = logs.mean(1)
     with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
-        relative = np.exp(log_weights - summary["log_evidence"].values[:, None])
-        terms = {"elbo": (elbo, log_weights), "gap": (summary["log_evidence"].values - elbo, relative - log_weights)}
+        relative = np.exp(logs - summary["log_evidence"].values[:, None])
+        terms = {"elbo": (elbo, logs), "gap": (summary["log_evidence"].values - elbo, relative - logs)}
         for name, (value, influence) in terms.items():
             summary[name] = ("data", value)
             summary[f"{name}_se"] = ("data", influence.std(1, ddof=1) / math.sqrt(influence.shape[1]))
     return summary
 
 
-def _log_weights(post: xr.DataTree) -> Array:
-    """log p − log q, `(data, chain · draw)`, once they are known to be weights of each datum's own draws."""
+def log_weights(post: xr.DataTree) -> Array:
+    """log p − log q, `(data, chain · draw)`: its mean over the draws is the ELBO."""
+    stats = post["sample_stats"].dataset
+    found = (stats["log_p"] - stats["log_q"]).transpose("data", *SAMPLE).values.astype(np.float64)
+    return found.reshape(len(found), -1)
+
+
+def reliable(summary: xr.Dataset) -> npt.NDArray[np.bool_]:
+    """Whether the weights of a datum can be relied on, `(data,)`, given what `weights` or the group `importance` says.
+
+    k-hat knows no scale: where the weights are nearly equal, it tells of what does not matter.
+    """
+    small = summary["pareto_k"].values < summary.attrs["good_k"]
+    return np.asarray(small | (summary["ess"].values > NEARLY_EQUAL * summary.attrs["pool"]))
+
+
+def _checked_log_weights(post: xr.DataTree) -> Array:
+    """Log weights, once they are known to be those of each datum's own draws."""
     missing = {"posterior", "sample_stats"} - set(post.children)
     if missing or not {"log_p", "log_q"} <= set(post["sample_stats"].data_vars):
         raise InferenceError(
             "importance weights need `log_p` and `log_q` in `sample_stats`: give a tree of inference.posterior"
         )
-    group, stats = post["posterior"].dataset, post["sample_stats"].dataset
+    group = post["posterior"].dataset
     if group.attrs.get("method") == "importance":
         raise InferenceError("these draws are resampled already: give the tree of calibrant.inference.posterior")
     if shared := [name for name in latent_names(group) if "data" not in group[name].dims]:
@@ -118,18 +135,17 @@ def _log_weights(post: xr.DataTree) -> Array:
             f"latents {shared} are shared: a draw has one weight for all data together, whose noise grows with their "
             "number, not one a datum; use calibrant.inference.reference"
         )
-    log_weights = (stats["log_p"] - stats["log_q"]).transpose("data", *SAMPLE).values.astype(np.float64)
-    log_weights = log_weights.reshape(len(log_weights), -1)
-    if log_weights.shape[1] < MIN_DRAWS:
-        raise InferenceError(f"{log_weights.shape[1]} draws a datum are too few for a k-hat: {MIN_DRAWS} are needed")
-    usable = ~(np.isnan(log_weights) | np.isposinf(log_weights)).any(1) & np.isfinite(log_weights).any(1)
+    found = log_weights(post)
+    if found.shape[1] < MIN_DRAWS:
+        raise InferenceError(f"{found.shape[1]} draws a datum are too few for a k-hat: {MIN_DRAWS} are needed")
+    usable = ~(np.isnan(found) | np.isposinf(found)).any(1) & np.isfinite(found).any(1)
     if not usable.all():
         label = group["data"].values.tolist()[int((~usable).argmax())]
         raise InferenceError(
             f"datum {label!r} has weights that are not finite, or no draw inside the model's support: look at it and "
             "at its guide"
         )
-    return log_weights
+    return found
 
 
 def _psis(log_weights: Array) -> tuple[Array, Array]:
