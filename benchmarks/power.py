@@ -74,12 +74,13 @@ QUICK = 2
 
 @dataclass(frozen=True)
 class Cell:
-    """A row to be made: a guide of a program, and how many repetitions."""
+    """A row to be made: a guide of a program, and how many repetitions; `epochs` cut a training short."""
 
     program: str
     guide: str
     repetitions: int
     budget: Budget = BUDGET
+    epochs: int | None = None
 
 
 def _cells(program: str, guides: Mapping[str, int], budget: Budget = BUDGET) -> list[Cell]:
@@ -134,7 +135,7 @@ class Row:
 
 def quick(cells: list[Cell]) -> list[Cell]:
     """The first guide of the part and the last, twice each."""
-    return [replace(cell, repetitions=QUICK) for cell in (cells[0], cells[-1])]
+    return [replace(cell, repetitions=QUICK, epochs=1) for cell in (cells[0], cells[-1])]
 
 
 # -- a check -----------------------------------------------------------------------------------------------------------
@@ -260,7 +261,8 @@ def _pit(truth: Tensor, draws: Tensor, generator: Generator) -> Tensor:
 
 def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
     """A row from what is in the work folder, and from what is made for it if `new`; None without any repetition."""
-    text = json.dumps([cell.program, cell.guide, asdict(cell.budget)])
+    cut_short = [cell.epochs] if cell.program in TRAINED and cell.epochs is not None else []
+    text = json.dumps([cell.program, cell.guide, asdict(cell.budget), *cut_short])
     digest = hashlib.sha256(text.encode()).hexdigest()
     path, first = work / f"{digest[:12]}.jsonl", int(digest[:6], 16) * 10**6
     outcomes = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -280,7 +282,7 @@ def _looking(cell: Cell, work: Path) -> Callable[[int], tuple[xr.Dataset, xr.Dat
     if cell.program not in TRAINED:
         problem = PROBLEMS[cell.program]()
         return lambda seed: looked(problem, cell.guide, cell.budget, seed)
-    trained = Trained(cell.program, work)
+    trained = Trained(cell.program, work, cell.epochs)
 
     def look(seed: int) -> tuple[xr.Dataset, xr.Dataset, xr.DataTree]:
         post, ref, calibration = trained.sampled(cell.guide, **asdict(cell.budget), seed=seed)

@@ -163,19 +163,24 @@ TRAINED: Mapping[str, tuple[str, ...]] = {name: (*recipe.defects, AS_TRAINED) fo
 
 
 class Trained:
-    """A model and its guide, trained on 20,000 simulated data or read from the folder that keeps it."""
+    """A model and its guide, trained on 20,000 simulated data or read from the folder that keeps it.
 
-    def __init__(self, program: str, folder: Path) -> None:
+    Args:
+        epochs: None for as many as the recipe has.
+    """
+
+    def __init__(self, program: str, folder: Path, epochs: int | None = None) -> None:
         self.recipe = _RECIPES[program]
         self.model = self.recipe.model().eval().requires_grad_(False)
         self.train = sample_prior(self.model, 20_000, {}, seed=1)["x"]
         data = {"x": self.train}
         self.guide = cal.guides.amortize(self.model, data, self.recipe.structure, seed=0)
-        path = folder / f"{program}.pt"
+        path = folder / (f"{program}.pt" if epochs is None else f"{program}, {epochs} epochs.pt")
         if path.is_file():
             self.guide.load_state_dict(torch.load(path))
         else:
-            fit(self.model, self.guide, data, epochs=self.recipe.epochs, batch_size=256, lr=5e-3, patience=10**6)
+            epochs = epochs or self.recipe.epochs
+            fit(self.model, self.guide, data, epochs=epochs, batch_size=256, lr=5e-3, patience=epochs)
             torch.save(self.guide.state_dict(), path)
         self.guide.eval()
 

@@ -109,11 +109,7 @@ def test_a_row_of_the_check_is_made_and_kept(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def trained_pca(tmp_path_factory):
     """Trained for a moment: what is planted is seen whatever the rest is."""
-    monkeypatch = pytest.MonkeyPatch()
-    recipes = {name: replace(recipe, epochs=1) for name, recipe in trained._RECIPES.items()}
-    monkeypatch.setattr(trained, "_RECIPES", recipes)
-    yield trained.Trained("ppca, trained", tmp_path_factory.mktemp("power"))
-    monkeypatch.undo()
+    return trained.Trained("ppca, trained", tmp_path_factory.mktemp("power"), epochs=1)
 
 
 @pytest.mark.parametrize("defect", trained.TRAINED["ppca, trained"])

@@ -91,7 +91,7 @@ def _wrong(failed: Sequence[Verdict]) -> list[str]:
         lines.setdefault(verdict.site, []).append(_fault(verdict))
     # Coverage follows from mean and sd: it is told where nothing else is.
     told = [fault for faults in lines.values() for fault in ([f for f in faults if f != _COVERAGE] or faults[:1])]
-    faults = []
+    faults: list[str] = []
     for site, found in lines.items():
         kept = dict.fromkeys(fault for fault in found if fault in told)
         faults += kept if site == "all latents" else [f"about `{site}`: {' and '.join(kept)}"]
