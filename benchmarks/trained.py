@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 import xarray as xr
@@ -188,12 +189,13 @@ class Trained:
         self, defect: str, data: int, draws: int, simulations: int, seed: int
     ) -> tuple[xr.DataTree, xr.DataTree, xr.DataTree]:
         """Draws of the guide and of the reference for new data, and a calibration."""
-        held = {"x": sample_prior(self.model, data, {}, seed=seed)["x"]}
+        seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(4)]  # no stream is used twice
+        held = {"x": sample_prior(self.model, data, {}, seed=seeds[0])["x"]}
         guide = self.planted(defect)
         return (
-            posterior(self.model, guide, held, draws, seed=seed + 1),
-            reference(self.model, held, draws=1000, seed=seed + 2),
-            calibration(self.model, guide, held, simulations, draws, seed=seed + 3),
+            posterior(self.model, guide, held, draws, seed=seeds[1]),
+            reference(self.model, held, draws=1000, seed=seeds[2]),
+            calibration(self.model, guide, held, simulations, draws, seed=seeds[3]),
         )
 
     def planted(self, defect: str) -> PyroModule:

@@ -41,7 +41,7 @@ from calibrant.processes import processes_for, side_by_side
 from calibrant.program import Program, as_program, covariate_names, defaults, is_local, sampled, seeded, sites, trace
 from calibrant.progress import Progress, prefixed, silent
 from calibrant.refusals import running
-from calibrant.settings import DATA, MODELS, TRAINING, Request, Settings
+from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
 from calibrant.userfile import is_user_spec
 
 _SMALL_BATCH, _SMALL_STEPS = 128, 2000  # noisier gradients take more steps, and cost less
@@ -554,12 +554,24 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
     root = request.data_root or stored.get("data_root")
     splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
     splits, _, notes = _for_program(model, splits, request.site or stored.get("site", {}))
-    known = {f.name: config["settings"][f.name] for f in fields(Settings) if f.name in config["settings"]}
-    settings = Settings(**{**known, **{n: v for n, v in request.asked().items() if n not in TRAINING or n == "seed"}})
+    settings = Settings(
+        **{
+            **_made_with(config["settings"]),
+            **{n: v for n, v in request.asked().items() if n not in TRAINING or n == "seed"},
+        }
+    )
     splits["train"] = _part(splits["train"], settings.train_data)
     if exact_structure(model, splits["test"]) is None:
         require_passable(settings.chains, settings.draws)
     return _Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
+
+
+def _made_with(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run; of a quick one, not how little its check did."""
+    known = {f.name: stored[f.name] for f in fields(Settings) if f.name in stored}
+    little = {name: value for name, value in QUICK.items() if name not in TRAINING}
+    was_quick = all(known.get(name) == value for name, value in little.items())
+    return {name: value for name, value in known.items() if not (was_quick and name in little)}
 
 
 def _evaluate(job: _Job, progress: Progress) -> RunResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -102,7 +103,7 @@ def test_a_row_of_the_check_is_made_and_kept(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     exact = power.made(replace(CELL, guide="exact"), tmp_path)
     power.show([exact, row])
-    assert "MISSED" not in capsys.readouterr().out
+    assert "missed" not in capsys.readouterr().out
     assert power.made(replace(CELL, program="pair"), tmp_path, new=False) is None
 
 
@@ -116,10 +117,11 @@ def trained_pca(tmp_path_factory):
 def test_defects_of_trained_guides_are_those_that_are_named(trained_pca, defect):
     """Sd ratios and mean shifts of 20,000 draws a datum, and the density against that of the draws."""
     data = {"x": trained_pca.train[:8]}
-    as_it_is, planted = (
-        posterior(trained_pca.model, trained_pca.planted(name), data, 20_000, seed=seed)["posterior"]["z"].values[0]
+    trees = [
+        posterior(trained_pca.model, trained_pca.planted(name), data, 20_000, seed=seed)
         for seed, name in enumerate((trained.AS_TRAINED, defect))
-    )
+    ]
+    as_it_is, planted = (tree["posterior"]["z"].values[0] for tree in trees)
     sd = as_it_is.std(0)
     ratio, shift = planted.std(0) / sd, (planted.mean(0) - as_it_is.mean(0)) / sd
     wanted_ratio, wanted_shift = np.ones_like(sd), np.zeros_like(sd)
@@ -145,6 +147,12 @@ def test_defects_of_trained_guides_are_those_that_are_named(trained_pca, defect)
     if defect == "tails lost":  # that of a uniform number, with kurtosis 1.8
         first = (planted[..., 0] - planted[..., 0].mean(0)) / planted[..., 0].std(0)
         assert np.abs(first).max() < 1.8
+    entropy = [-tree["sample_stats"]["log_q"].values[0].mean(0) for tree in trees]
+    if defect == "tails lost":
+        wanted = trained.LATENTS * (math.log(12) - math.log(2 * math.pi * math.e)) / 2
+        np.testing.assert_allclose(entropy[1] - entropy[0], wanted, atol=0.06)  # of 20,000 draws ± .01
+    elif defect != "correlation ignored":
+        np.testing.assert_allclose(entropy[1] - entropy[0], np.log(wanted_ratio).sum(-1), atol=0.12)
     # the sd of a sd of 20,000 draws is .005, for two of them .007
     assert np.abs(ratio / wanted_ratio - 1).max() < limit(64) * 0.0071
     assert np.abs(shift - wanted_shift).max() < limit(64) * 0.01 * max(1, wanted_ratio.max())

@@ -70,7 +70,7 @@ def simulated(quantities: int = 1, sd: float = 1.0) -> xr.DataTree:
     )
     if sd == 0:
         recovery["z_score"][:], recovery["contraction"][:, :3] = np.inf, np.nan
-    group = xr.Dataset(variables, attrs={"guide_draws": 100})
+    group = xr.Dataset(variables, attrs={"guide_draws": 100, "latents": 2})
     return xr.DataTree.from_dict({"/prior_sbc": group, "/recovery": recovery})
 
 

@@ -434,7 +434,7 @@ def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
     lines = str(found).splitlines()
     assert found.conclusion.status == "pass"
     assert lines[0] == f"ppca: {found.conclusion}"
-    assert lines[0].startswith("ppca: You can believe the guide's uncertainty about data like the 80 that were checked")
+    assert lines[0].startswith("ppca: You can believe the guide's uncertainty about the 80 data that were checked")
     assert lines[1].startswith("  pass  `z`: ")
     assert len(lines) == 1 + len(found.verdicts)
 

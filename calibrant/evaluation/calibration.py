@@ -123,6 +123,7 @@ def calibration(
         results = _run_all(run, cast(held, *place), cast(cols, *place), simulations, progress)
     settings = {"simulations": simulations, "draws": draws, "seed": seed}
     attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
+    attrs["latents"] = sum(site.event_shape.numel() for site in found.values())
     return _tree(results, run, truth, program, seed, attrs)
 
 
@@ -140,7 +141,8 @@ def uniformity(tree: xr.DataTree) -> xr.Dataset:
         Dimension `quantity` (labels such as `z[3]`, `log_joint`; coordinate `site`): `bias` ± `bias_se` and `spread` ±
         `spread_se`, mean and sd of s; `ecdf_difference`, the largest distance between the PIT's distribution function
         and the uniform one; `p_value` of uniformity, for one quantity at a time: by the mean of s, its sd, and the
-        largest distance (Kolmogorov and Smirnov), all exact, three times the smallest.
+        largest distance (Kolmogorov and Smirnov), all exact, three times the smallest. Attributes: `simulations`,
+        `guide_draws`, and `latents`, how many numbers all of them are.
     """
     group = tree["prior_sbc"].dataset
     names = [str(name) for name in group.data_vars]
@@ -167,7 +169,7 @@ def uniformity(tree: xr.DataTree) -> xr.Dataset:
         "p_value": np.minimum(1.0, len(tests) * np.min(tests, 0)),
     }
     coords = {"quantity": np.array(labels, dtype=str), "site": ("quantity", np.array(owners, dtype=str))}
-    attrs = {"simulations": count, "guide_draws": group.attrs["guide_draws"]}
+    attrs = {"simulations": count, **{name: group.attrs[name] for name in ("guide_draws", "latents")}}
     return xr.Dataset({name: ("quantity", value) for name, value in variables.items()}, coords, attrs)
 
 

@@ -36,6 +36,7 @@ from calibrant.evaluation.plots import (
 )
 from calibrant.evaluation.results import RunResult
 from calibrant.inference.gate import scalars
+from calibrant.inference.importance import reliable
 from calibrant.inference.trees import SAMPLE
 
 if TYPE_CHECKING:
@@ -294,14 +295,15 @@ def importance(result: RunResult) -> str | None:
     good = float(result.weights.attrs["good_k"])
     with _figure(_WIDTH, 3.0) as figure:
         left, right = figure.subplots(1, 2)
-        _sorted_khat(left, result.weights["pareto_k"].values, good)
+        _sorted_khat(left, result.weights["pareto_k"].values, good, reliable(result.weights))
         _sorted_gap(right, result.weights["gap"].values, result.weights["gap_se"].values)
         return _uri(figure)
 
 
-def _sorted_khat(axes: Axes, khat: Array, good: float) -> None:
+def _sorted_khat(axes: Axes, khat: Array, good: float, relied: npt.NDArray[np.bool_]) -> None:
     """Sorted; what has no finite value stands at the edge, as a triangle that points out of the picture."""
-    khat = np.sort(khat)
+    order = np.argsort(khat, kind="stable")
+    khat, relied = khat[order], relied[order]
     finite = khat[np.isfinite(khat)]
     low = min(0.0, float(finite.min(initial=np.inf)))
     high = max(1.1, float(finite.max(initial=-np.inf)))
@@ -309,8 +311,8 @@ def _sorted_khat(axes: Axes, khat: Array, good: float) -> None:
     rank, at = np.arange(1, len(khat) + 1), np.clip(np.nan_to_num(khat, nan=high), low, high)
     parts = {"o": np.isfinite(khat), "v": np.isneginf(khat), "^": np.isposinf(khat) | np.isnan(khat)}
     for marker, of in parts.items():
-        for bad, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
-            chosen = of & ((at > good) == bad)
+        for is_relied, colour in ((True, COLOURS[0]), (False, COLOURS[1])):
+            chosen = of & (relied == is_relied)
             axes.plot(rank[chosen], at[chosen], marker, ms=4, color=colour, clip_on=False)
     axes.axhline(good, color=INK, lw=1.0, ls="--")
     axes.set(xlabel="datum, by k-hat", ylabel=f"k-hat (good up to {good:.2f})", ylim=(low, high))

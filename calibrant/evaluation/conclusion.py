@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from calibrant.evaluation.judging import Status, Verdict
+from calibrant.evaluation.unaided import LEAST_DATA
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
     if failed:
         return Conclusion("fail", [*_wrong(failed), *_where(comparison)])
     if open_ or not deciding:
-        return Conclusion("cannot tell", _unknown(open_, deciding))
+        return Conclusion("cannot tell", _unknown(open_, deciding, comparison))
     if unseen := _unseen(comparison):
         return Conclusion("cannot tell", [f"Nothing speaks against the guide, but {unseen}."])
     assert comparison is not None
@@ -60,7 +61,7 @@ def _unseen(comparison: xr.Dataset | None) -> str:
 
 def _right(comparison: xr.Dataset) -> list[str]:
     return [
-        f"You can believe the guide's uncertainty about data like the {comparison.sizes['data']} that were checked: on "
+        f"You can believe the guide's uncertainty about the {comparison.sizes['data']} data that were checked: on "
         "average over them, its best guesses, how sure it is of them, and its intervals agree with the reference "
         "posterior."
     ]
@@ -150,14 +151,20 @@ def _count(flagged: int, count: int) -> str:
     return "all" if flagged == count else str(flagged)
 
 
-def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict]) -> list[str]:
+def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> list[str]:
     if not deciding:
         return ["Nothing could be checked: there is neither a reference nor a diagnosis of the guide's own draws."]
     asked = [v.quantity if v.site == "all latents" else f"{v.quantity} of `{v.site}`" for v in open_]
     shown = ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
     known = len(deciding) - len(open_)
     passed = f" {known} of {len(deciding)} questions are answered well." if known else ""
+    if comparison is not None and comparison.attrs["cannot_tell"]:
+        left_out = comparison.attrs["share_left_out"]
+        return [
+            f"Not known yet: nothing is plainly wrong, but {left_out:.0%} of the data have no reference posterior, and "
+            f"might be those where the guide errs.{passed} Sample the reference with more warmup and draws."
+        ]
     return [
         f"Not known yet: nothing is plainly wrong, but these data and draws can't settle {shown}.{passed} Check more "
-        "data (--held-out), with more draws (--draws) and simulations (--simulations)."
+        f"data ({LEAST_DATA} at least), with more draws and simulations."
     ]

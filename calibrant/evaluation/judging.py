@@ -65,6 +65,7 @@ class Statistic:
         note: what the sentence adds.
         effect, se, low, high: the estimate, its standard error, and the interval at the level of a pass.
         p_inside: p-value of the hypothesis that the effect lies inside the margin; NaN without data.
+        margin: the largest effect that passes.
         signed: whether the effect has a direction.
     """
 
@@ -75,11 +76,13 @@ class Statistic:
     low: float
     high: float
     p_inside: float
+    margin: float
     signed: bool = True
 
-    def is_inside(self, margin: float) -> bool:
-        """Whether the interval is; one with NaN (no data) is not."""
-        return bool(-margin < self.low and self.high < margin)
+    @property
+    def is_inside(self) -> bool:
+        """Whether the interval lies inside the margin; one with NaN (no data) does not."""
+        return bool(-self.margin < self.low and self.high < self.margin)
 
     @property
     def reach(self) -> float:
@@ -95,19 +98,17 @@ class Question:
     Attributes:
         site, quantity: of the verdict.
         statistics: at least one.
-        margin: of all of them.
         level: of the coverage, where it is about that.
     """
 
     site: str
     quantity: str
     statistics: Sequence[Statistic]
-    margin: float
     level: float = np.nan
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that all effects lie inside the margin."""
+        """Of the hypothesis that all effects lie inside their margins."""
         known = [s.p_inside for s in self.statistics if not np.isnan(s.p_inside)]
         return min(1.0, len(self.statistics) * min(known, default=1.0))
 
@@ -129,8 +130,8 @@ def _telling(question: Question, questions: int) -> Statistic:
 
 
 def _not_outside(question: Question) -> tuple[Status, Statistic]:
-    widest = max(question.statistics, key=lambda s: s.reach)
-    passes = all(statistic.is_inside(question.margin) for statistic in question.statistics)
+    widest = max(question.statistics, key=lambda s: s.reach / s.margin)
+    passes = all(statistic.is_inside for statistic in question.statistics)
     return ("pass" if passes else "cannot tell"), widest
 
 
@@ -153,4 +154,4 @@ def normal_statistic(label: str, note: str, effect: float, se: float, margin: fl
     """A statistic with a direction and a Normal error; `width` is the `limit` of all that are asked about."""
     scale = max(se, 1e-300)
     p_value = float(ndtr(-(abs(effect) - margin) / scale) + ndtr(-(abs(effect) + margin) / scale))
-    return Statistic(label, note, effect, se, effect - width * se, effect + width * se, p_value)
+    return Statistic(label, note, effect, se, effect - width * se, effect + width * se, p_value, margin)

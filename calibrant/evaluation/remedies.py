@@ -560,11 +560,16 @@ def _afterwards(result: xr.Dataset, guide: xr.Dataset, row: xr.Dataset) -> str:
     fails, unclear, before, checks = _of(row, "fails"), _of(row, "unclear"), _of(guide, "fails"), result.attrs["checks"]
     if not math.isfinite(fails):
         return ""
+    against = "against the reference"
     if fails:
-        return f"; afterwards {fails:.0f} of {checks} checks {'fails' if fails == 1 else 'fail'} ({before:.0f} before)"
+        verb = "fails" if fails == 1 else "fail"
+        return f"; afterwards {fails:.0f} of {checks} checks {against} {verb} ({before:.0f} before)"
     if unclear:
-        return f"; afterwards no check fails, but {unclear:.0f} of {checks} cannot tell ({before:.0f} failed before)"
-    return f"; afterwards every check passes ({before:.0f} of {checks} failed before)"
+        return (
+            f"; afterwards no check {against} fails, but {unclear:.0f} of {checks} cannot tell ({before:.0f} failed "
+            "before)"
+        )
+    return f"; afterwards every check {against} passes ({before:.0f} of {checks} failed before)"
 
 
 def _sds(guide: xr.Dataset, row: xr.Dataset, limit: float) -> str:

@@ -12,7 +12,8 @@ from calibrant.evaluation.words import ceil, number
 from calibrant.inference.importance import reliable
 
 SHARE_MARGIN = 0.1  # of the data, whose k-hat may be large
-JOINT_MARGIN = 0.15  # of the log joint: its mean in sds, and its sd
+LEAST_DATA = 73  # fewer, all with good weights, still leave more than that share possible
+JOINT_MARGIN = 0.15  # of the log joint: its mean in sds, for two latents, and its sd
 GAP_MARGIN = 0.1  # nats
 
 
@@ -20,9 +21,9 @@ def questions(weights: xr.Dataset | None, calibration: xr.DataTree | None) -> li
     """Those that decide: is k-hat small for nearly all data, and is the log joint where it should be?"""
     found = []
     if weights is not None:
-        found.append(Question("all latents", "k-hat", [_large_khat(weights)], SHARE_MARGIN))
+        found.append(Question("all latents", "k-hat", [_large_khat(weights)]))
     if calibration is not None:
-        found.append(Question("all latents", "log joint", _log_joint(calibration), JOINT_MARGIN))
+        found.append(Question("all latents", "log joint", _log_joint(calibration)))
     return found
 
 
@@ -30,7 +31,7 @@ def verdict(question: Question, status: Status, decisive: Statistic) -> Verdict:
     """A verdict on one of these questions, in words."""
     words = _khat_words if question.quantity == "k-hat" else _joint_words
     effect, se, sentence = decisive.effect, decisive.se, words(status, decisive)
-    return Verdict(question.site, question.quantity, status, effect, se, question.margin, sentence)
+    return Verdict(question.site, question.quantity, status, effect, se, decisive.margin, sentence)
 
 
 def descriptions(weights: xr.Dataset | None) -> list[Verdict]:
@@ -59,16 +60,14 @@ def _large_khat(weights: xr.Dataset) -> Statistic:
     high = float(beta.isf(tail, large + 1, count - large)) if large < count else 1.0
     share = large / count
     p_value = float(binom.sf(large - 1, count, SHARE_MARGIN))
-    note = f"{weights.attrs['good_k']:.2f}"
-    return Statistic(
-        f"{large} of {count}", note, share, np.sqrt(share * (1 - share) / count), low, high, p_value, False
-    )
+    note, se = f"{weights.attrs['good_k']:.2f}", float(np.sqrt(share * (1 - share) / count))
+    return Statistic(f"{large} of {count}", note, share, se, low, high, p_value, SHARE_MARGIN, False)
 
 
 def _khat_words(status: Status, found: Statistic) -> str:
-    head = f"k-hat is above {found.note} for {found.label} data"
+    head = f"the importance weights can't be relied on for {found.label} data (k-hat above {found.note})"
     if status == "fail":
-        return f"{head}: there the weights have too heavy a tail for weighing to mend the guide"
+        return f"{head}: their tail is too heavy for weighing to mend the guide"
     if status == "pass":
         return f"{head}: weighing the guide's draws works for nearly all data"
     return f"{head}: cannot tell whether that is less than {SHARE_MARGIN:.0%} of all"
@@ -78,12 +77,16 @@ def _khat_words(status: Status, found: Statistic) -> str:
 
 
 def _log_joint(calibration: xr.DataTree) -> list[Statistic]:
-    """Where the log joint of the truth lies among the draws', in sds, and how widely it scatters, on the log scale."""
-    row = uniformity(calibration).sel(quantity="log_joint")
+    """Where the log joint of the truth lies among the draws', in sds, and how widely it scatters, on the log scale.
+
+    An error of 7.5% in the sds of all d latents moves it by 0.075 √(2d) sd, and widens it by 15%.
+    """
+    found = uniformity(calibration)
+    row, latents = found.sel(quantity="log_joint"), max(2, found.attrs["latents"])
     bias, bias_se, spread, spread_se = (float(row[name]) for name in ("bias", "bias_se", "spread", "spread_se"))
     width = limit(2)
     return [
-        normal_statistic("bias", "", bias, bias_se, JOINT_MARGIN, width),
+        normal_statistic("bias", "", bias, bias_se, JOINT_MARGIN * np.sqrt(latents / 2), width),
         normal_statistic("spread", "", float(np.log(spread)), spread_se / spread, JOINT_MARGIN, width),
     ]
 

@@ -50,8 +50,8 @@ def verdicts(
 
     Margins: sd within 10% (a factor of 1.1 either way), mean within 0.1 reference sd, coverage within 3 points,
     correlations within 0.1 (root mean square of a latent's with the others); k-hat good for 90% of the data; the log
-    joint of simulated latents within 0.15 sd and 15% of where the guide has it. If `cannot_tell` says that too many
-    data have no reference, no verdict on the comparison is "pass".
+    joint of simulated latents within 0.15 √(d / 2) sd, for d latents, two at least, and 15% of where the guide has it.
+    If `cannot_tell` says that too many data have no reference, no verdict on the comparison is "pass".
 
     Args:
         result: as `compare` returns it; None without a reference.
@@ -78,13 +78,13 @@ def _questions(result: xr.Dataset) -> list[Question]:
     width = _limit([len(group.labels) for group in groups], result.sizes["latent"])
     level = float(result.attrs["coverage_level"])
     asked = [
-        Question(group.site, quantity, _statistics(group, quantity, level, width), _INTERNAL_MARGINS[quantity], level)
+        Question(group.site, quantity, _statistics(group, quantity, level, width), level)
         for group in groups
         for quantity in ("sd", "mean", "coverage")
     ]
     if result.sizes["latent"] > 1:
         statistics = _correlation_statistics(result, width)
-        asked.append(Question("all latents", "correlation", statistics, CORRELATION_MARGIN))
+        asked.append(Question("all latents", "correlation", statistics))
     return asked
 
 
@@ -185,7 +185,7 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, wid
     """
     square, noise = square.reshape(-1), noise.reshape(-1)
     if not square.size:
-        return Statistic(label, note, np.nan, np.nan, np.nan, np.nan, np.nan, signed=False)
+        return Statistic(label, note, np.nan, np.nan, np.nan, np.nan, np.nan, margin, signed=False)
 
     def spread(true_square: float) -> float:
         return float(np.sqrt((2.0 * noise**2 + 4.0 * true_square * noise).sum())) / len(noise)
@@ -201,7 +201,7 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, wid
     low = float(np.sqrt(max(mean - lower * at_margin, 0.0)))
     high = float(np.sqrt(max(mean, 0.0) + width * at_margin))
     error = float(np.sqrt(root**2 + spread(root**2))) - root
-    return Statistic(label, note, root, error, low, high, p_value, signed=False)
+    return Statistic(label, note, root, error, low, high, p_value, margin, signed=False)
 
 
 def _correlation_statistics(result: xr.Dataset, width: float) -> list[Statistic]:
