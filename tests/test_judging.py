@@ -109,7 +109,7 @@ def comparison(flagged: int, count: int = 40) -> xr.Dataset:
         "c2st_p": ("data", np.where(np.arange(count) < flagged, 0.001, 0.5)),
         "c2st_flagged": ("data", np.arange(count) < flagged),
     }
-    return xr.Dataset(variables, {"data": np.arange(count)}, {"c2st_fdr": 0.1})
+    return xr.Dataset(variables, {"data": np.arange(count)}, {"c2st_fdr": 0.1, "cannot_tell": 0})
 
 
 def test_all_passes():
@@ -160,4 +160,7 @@ def test_what_is_not_known_is_named():
     assert found.status == "cannot tell"
     assert "can't settle mean of `z`" in str(found)
     assert "3 of 4 questions are answered well" in str(found)
+    few = comparison(0).assign_attrs(cannot_tell=1, share_left_out=0.25)
+    found = conclude([*PASSING, verdict("z", "mean", "cannot tell")], few)
+    assert "25% of the data have no reference posterior" in str(found)
     assert conclude([]).status == "cannot tell"
