@@ -91,8 +91,9 @@ def result(**parts: object) -> RunResult:
 
 
 def weighed(khat: list[float], gap: list[float]) -> xr.Dataset:
-    columns = {"pareto_k": khat, "gap": gap, "gap_se": np.full(len(gap), 0.1)}
-    return xr.Dataset({name: ("data", np.array(value)) for name, value in columns.items()}, attrs={"good_k": 0.67})
+    columns = {"pareto_k": khat, "ess": np.full(len(khat), 500.0), "gap": gap, "gap_se": np.full(len(gap), 0.1)}
+    variables = {name: ("data", np.array(value)) for name, value in columns.items()}
+    return xr.Dataset(variables, attrs={"good_k": 0.67, "pool": 1000})
 
 
 PICTURES = [check_plots.calibration_bands, check_plots.coverage_curves, check_plots.recovery, check_plots.importance]
