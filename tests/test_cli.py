@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -667,3 +668,12 @@ def test_all_held_out_data_get_a_reference_by_nuts(short_report, monkeypatch):
 def test_a_request_knows_what_was_asked_for():
     assert Request().asked() == {}
     assert Request(quick=True, settings={"epochs": 9}).asked() == {**QUICK, "epochs": 9}
+
+
+def test_later_checks_of_a_quick_run_have_the_full_budget():
+    quick = asdict(Settings(**{**QUICK, "epochs": 9, "structure": "full"}))
+    kept = workflow._made_with(quick)
+    assert (kept["epochs"], kept["train_data"], kept["structure"]) == (9, 8000, "full")
+    assert not {"draws", "simulations", "held_out", "remedy_steps"} & set(kept)
+    asked = asdict(Settings(draws=500))
+    assert workflow._made_with(asked) == asked
