@@ -312,7 +312,7 @@ def percentage(row: Row, rate: float | None) -> str:
     if rate is None:
         return ""
     low, high = row.interval(rate)
-    return f"{100 * rate:.3g} [{100 * low:.2g}, {100 * high:.3g}]"
+    return f"{100 * rate:.3g} [{100 * low:.3g}, {100 * high:.3g}]"
 
 
 def table(rows: list[Row], columns: Mapping[str, Callable[[Row], float | None]]) -> str:
