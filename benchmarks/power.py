@@ -344,7 +344,7 @@ def judged(rows: list[Row]) -> list[Row]:
 def blindness(rows: list[Row]) -> str:
     """What each check hardly ever sees, and what it nearly always sees: the interval of its power says so."""
     lines = [f"| check | blind to (power < {BLIND:.0%}) | sees (power > {SEES:.0%}) |", "|---|---|---|"]
-    wrong = [row for row in judged(rows) if not row.is_exact]
+    wrong = [row for row in judged(rows) if not row.is_exact and row.program in PROBLEMS]
     for check in (*VERDICTS, *TESTS):
         powers = {f"{row.guide} ({row.program})": row.interval(row.rates[check]) for row in wrong if check in row.rates}
         blind = [label for label, (_, high) in powers.items() if high < BLIND]
