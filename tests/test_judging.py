@@ -160,6 +160,9 @@ def test_what_is_not_known_is_named():
     assert found.status == "cannot tell"
     assert "can't settle mean of `z`" in str(found)
     assert "3 of 4 questions are answered well" in str(found)
+    assert "more data (73 at least)" in str(found)
+    enough = conclude([*PASSING, verdict("z", "mean", "cannot tell")], comparison(0, 80))
+    assert "Check more data, with more draws" in str(enough)
     few = comparison(0).assign_attrs(cannot_tell=1, share_left_out=0.25)
     found = conclude([*PASSING, verdict("z", "mean", "cannot tell")], few)
     assert "25% of the data have no reference posterior" in str(found)

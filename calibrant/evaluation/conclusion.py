@@ -164,7 +164,10 @@ def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict], comparison: 
             f"Not known yet: nothing is plainly wrong, but {left_out:.0%} of the data have no reference posterior, and "
             f"might be those where the guide errs.{passed} Sample the reference with more warmup and draws."
         ]
+    weighed = any(verdict.quantity == "k-hat" for verdict in deciding)
+    few = weighed and comparison is not None and comparison.sizes["data"] < LEAST_DATA
+    least = f" ({LEAST_DATA} at least)" if few else ""
     return [
         f"Not known yet: nothing is plainly wrong, but these data and draws can't settle {shown}.{passed} Check more "
-        f"data ({LEAST_DATA} at least), with more draws and simulations."
+        f"data{least}, with more draws and simulations."
     ]
