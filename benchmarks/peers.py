@@ -17,7 +17,6 @@ PRIT, PIET) are newer than the release that Python 3.11 has. Rows of sbi are lef
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from scipy.stats import beta, binom
 from torch import Generator, Tensor
 
 from benchmarks.planted import Problem, pair
-from benchmarks.power import Budget, pit_values, sbc_tree, trees
+from benchmarks.power import Budget, pit_values, repeated, sbc_tree, trees
 from benchmarks.structure import write
 from calibrant.evaluation import c2st, uniformity
 
@@ -131,13 +130,7 @@ def _sbi(theta: Tensor, draws: Tensor, one: list[Tensor], seed: int, forests: bo
 def made(defect: str, repetitions: int, work: Path, forests: bool) -> list[dict[str, dict[str, Any]]]:
     """All repetitions of a guide, those in the work folder and the missing ones."""
     path = work / f"peers-{defect.replace(' ', '-')}{'-forests' if forests else ''}.jsonl"
-    work.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines() if path.is_file() else []
-    for number in range(len(lines), repetitions):
-        lines.append(json.dumps(repetition(pair(), defect, number + 1, forests)))
-        with path.open("a") as file:
-            file.write(lines[-1] + "\n")
-    return [json.loads(line) for line in lines[:repetitions]]
+    return repeated(path, repetitions, lambda number: repetition(pair(), defect, number + 1, forests))
 
 
 def rows(outcomes: Mapping[str, list[dict[str, dict[str, Any]]]]) -> list[Row]:

@@ -65,6 +65,11 @@ def _whitened(values: Tensor, root: Tensor) -> Tensor:
     return values @ torch.linalg.inv(root).T
 
 
+def low_threshold(x: Tensor) -> float:
+    """The norm below which data are low in contrast, from many `(data, pixels)`."""
+    return float(x.norm(dim=1).quantile(LOW))
+
+
 def contrast_factor(x: Tensor, threshold: float) -> Tensor:
     """The sd of a guide whose 90% intervals are right on average and too narrow at low contrast, `(data, 1)`."""
     inside = 2 * ndtr(torch.tensor([NARROW * 1.6448536])) - 1
@@ -129,7 +134,7 @@ class LinearGaussian:
         covariance = torch.linalg.inv(precision)
         gain = covariance @ weights.T @ torch.cholesky_inverse(noise_root)
         sd = covariance.diagonal().sqrt()
-        threshold = self.simulate(_PILOT, Generator().manual_seed(0))[1].norm(dim=1).quantile(LOW).item()
+        threshold = low_threshold(self.simulate(_PILOT, Generator().manual_seed(0))[1])
         exact = Affine(gain, torch.linalg.cholesky(covariance), torch.zeros_like(sd))
         one = torch.ones(latents, 1, dtype=torch.float64)
         one[0] = 0.7
@@ -293,7 +298,7 @@ class ScaleMixture:
         self.gains = torch.tensor([2.0, 1.5, 1.0, 0.7], dtype=torch.float64)
         self.grid = torch.linspace(-6 * prior_sd, 6 * prior_sd, 400, dtype=torch.float64)
         self.sites = {"scale": None, "y": len(self.gains)}
-        threshold = self.simulate(_PILOT, Generator().manual_seed(0))[1].norm(dim=1).quantile(LOW).item()
+        threshold = low_threshold(self.simulate(_PILOT, Generator().manual_seed(0))[1])
         exact = ScaleGuide(self)
         self.guides = {
             "exact": exact,

@@ -27,6 +27,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +143,19 @@ def quick(cells: list[Cell]) -> list[Cell]:
 # -- a check -----------------------------------------------------------------------------------------------------------
 
 
-def looked(problem: Problem, defect: str, budget: Budget, seed: int) -> tuple[xr.Dataset, xr.Dataset, xr.DataTree]:
-    """What a check of new data and simulations looks at: the comparison, with C2ST of a datum; weights; calibration."""
+def sampled(problem: Problem, defect: str, budget: Budget, seed: int) -> tuple[xr.DataTree, xr.DataTree, xr.DataTree]:
+    """As `Trained.sampled`, of an exact sampler."""
     generator, guide = Generator().manual_seed(seed), problem.guides[defect]
-    post, ref = trees(problem, guide, budget, generator)
-    return classified(post, ref, seed), weights(post), ranks(problem, guide, budget, generator)
+    return *trees(problem, guide, budget, generator), ranks(problem, guide, budget, generator)
 
 
-def classified(post: xr.DataTree, ref: xr.DataTree, seed: int) -> xr.Dataset:
-    """The comparison, and the p-value of C2ST for the first datum among its attributes."""
-    one = c2st(post.isel(data=[0]), ref.isel(data=[0]), seed=seed)
-    return compare(post, ref).assign_attrs(c2st_p=float(one["c2st_p"][0]))
+def outcome(post: xr.DataTree, ref: xr.DataTree, calibration: xr.DataTree, seed: int) -> dict[str, Any]:
+    """Statuses by quantity, p-values by test; several p-values of one test are combined by Bonferroni.
 
-
-def outcome(comparison: xr.Dataset, weighed: xr.Dataset, calibration: xr.DataTree) -> dict[str, Any]:
-    """Statuses by quantity, p-values by test; several p-values of one test are combined by Bonferroni."""
-    found = verdicts(comparison, weighed, calibration)
+    C2ST is of the first datum.
+    """
+    comparison, one = compare(post, ref), c2st(post.isel(data=[0]), ref.isel(data=[0]), seed=seed)
+    found = verdicts(comparison, weights(post), calibration)
     statuses: dict[str, list[str]] = {}
     for verdict in found:
         statuses.setdefault(verdict.quantity, []).append(verdict.status)
@@ -167,7 +165,7 @@ def outcome(comparison: xr.Dataset, weighed: xr.Dataset, calibration: xr.DataTre
     labels, p_values = table["quantity"].values.tolist(), table["p_value"].values
     tests = {label: float(p) for label, p, one in zip(labels, p_values, named, strict=True) if one}
     tests["latents"] = float(p_values[~named].min()) * int((~named).sum())
-    return {"answers": answers, "p": tests | {"c2st": comparison.attrs["c2st_p"]}}
+    return {"answers": answers, "p": tests | {"c2st": float(one["c2st_p"][0])}}
 
 
 def worst(statuses: list[str]) -> str:
@@ -266,31 +264,33 @@ def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
     cut_short = [cell.epochs] if cell.program in TRAINED and cell.epochs is not None else []
     text = json.dumps([cell.program, cell.guide, asdict(cell.budget), *cut_short])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    path, first = work / f"{digest[:12]}.jsonl", int(digest[:6], 16) * 10**6
-    outcomes = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    outcomes = outcomes[: cell.repetitions]
-    if new and len(outcomes) < cell.repetitions:
-        work.mkdir(parents=True, exist_ok=True)
-        look = _looking(cell, work)
-        for number in range(len(outcomes), cell.repetitions):
-            outcomes.append(outcome(*look(first + number)))
-            with path.open("a") as file:
-                file.write(json.dumps(outcomes[-1]) + "\n")
+    first = int(digest[:6], 16) * 10**6
+
+    def repetition(number: int) -> dict[str, Any]:
+        source, seed = _source(cell.program, work, cell.epochs), first + number
+        if isinstance(source, Trained):
+            return outcome(*source.sampled(cell.guide, **asdict(cell.budget), seed=seed), seed)
+        return outcome(*sampled(source, cell.guide, cell.budget, seed), seed)
+
+    outcomes = repeated(work / f"{digest[:12]}.jsonl", cell.repetitions, repetition if new else None)
     return summary(cell, outcomes) if outcomes else None
 
 
-def _looking(cell: Cell, work: Path) -> Callable[[int], tuple[xr.Dataset, xr.Dataset, xr.DataTree]]:
-    """Seed → what a check of this guide looks at."""
-    if cell.program not in TRAINED:
-        problem = PROBLEMS[cell.program]()
-        return lambda seed: looked(problem, cell.guide, cell.budget, seed)
-    trained = Trained(cell.program, work, cell.epochs)
+def repeated(path: Path, count: int, repetition: Callable[[int], Any] | None) -> list[Any]:
+    """So many repetitions: those that the file keeps, and the missing ones, unless there is nothing to make them by."""
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if repetition is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(len(found), count):
+            found.append(repetition(number))
+            with path.open("a") as file:
+                file.write(json.dumps(found[-1]) + "\n")
+    return found[:count]
 
-    def look(seed: int) -> tuple[xr.Dataset, xr.Dataset, xr.DataTree]:
-        post, ref, calibration = trained.sampled(cell.guide, **asdict(cell.budget), seed=seed)
-        return classified(post, ref, seed), weights(post), calibration
 
-    return look
+@cache
+def _source(program: str, work: Path, epochs: int | None) -> Problem | Trained:
+    return Trained(program, work, epochs) if program in TRAINED else PROBLEMS[program]()
 
 
 def summary(cell: Cell, outcomes: list[dict[str, Any]]) -> Row:
@@ -356,8 +356,8 @@ def blindness(rows: list[Row]) -> str:
 def requirements(rows: list[Row]) -> Iterator[tuple[str, str]]:
     """What must hold, as far as the rows say: "holds", "missed", or "n?" where it held in too few to be sure of it."""
 
-    def shown(held: bool, surely: bool) -> str:
-        return "holds" if surely else "n?" if held else "missed"
+    def shown(held: bool, surely: bool = True) -> str:
+        return ("holds" if surely else "n?") if held else "missed"
 
     for row in judged(rows):
         name, failed, passed = f"{row.program}, {row.guide}", row.rates["whole"], row.passes["whole"]
@@ -367,12 +367,12 @@ def requirements(rows: list[Row]) -> Iterator[tuple[str, str]]:
             continue
         if row.guide in (*STRONG, "missing mode"):
             yield f"{name}: power ≥ 95%: {rate}", shown(failed >= POWERFUL, low >= POWERFUL)
-        yield f"{name}: fails ({rate}) or cannot tell, never passes ({passed:.1%})", shown(passed == 0, passed == 0)
+        yield f"{name}: fails ({rate}) or cannot tell, never passes ({passed:.1%})", shown(passed == 0)
     for row in rows:
         if row.is_small:
             passed = row.passes["whole"]
             text = f"{row.program}, {row.guide}, 20 data and 100 draws: never passes ({passed:.1%})"
-            yield text, shown(passed == 0, passed == 0)
+            yield text, shown(passed == 0)
 
 
 def show(rows: list[Row]) -> None:

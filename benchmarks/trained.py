@@ -22,7 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 import calibrant as cal
-from benchmarks.planted import LOW, contrast_factor
+from benchmarks.planted import contrast_factor, low_threshold
 from calibrant.evaluation import calibration
 from calibrant.inference import fit, posterior, reference
 from calibrant.program import sample_prior
@@ -32,8 +32,8 @@ SHAPE, LATENTS = (1, 3, 3), 4
 
 # Mean and Cholesky factor of a Normal distribution, `(rows, n)` and `(rows, n, n)`, and the observations → others.
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-# Given the data that the guide was trained on; None for lost tails.
-Defect = Callable[[Tensor], Change] | None
+# Given the data that the guide was trained on: a distribution and the observations → another distribution.
+Defect = Callable[[Tensor], Callable[[Any, Tensor], Any]]
 
 
 def _times(factor: float, mean: Tensor, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +97,8 @@ class _Planted(Messenger):
             message["fn"] = self.change(message["fn"])
 
 
-def _changed(change: Change, x: Tensor, fn: Any) -> Any:
-    """Of a Normal vector: as such, or as white noise that is coloured."""
+def _changed(change: Change, fn: Any, x: Tensor) -> Any:
+    """A Normal vector: as such, or as white noise that is coloured."""
     if isinstance(fn, dist.MultivariateNormal):
         mean, root = change(fn.loc, fn.scale_tril, x)
         return dist.MultivariateNormal(mean, scale_tril=root)
@@ -139,20 +139,25 @@ def scale_mixture() -> PyroModule:
     return cal.models.create("gsm", shape=SHAPE, latents=LATENTS)
 
 
-def _threshold(x: Tensor) -> float:
-    return float(x.flatten(1).norm(dim=1).quantile(LOW))
+def _always(change: Change) -> Defect:
+    """A change that knows no training data."""
+    return lambda train: partial(_changed, change)
+
+
+def _without_tails(fn: Any, x: Tensor) -> UniformNoise:
+    return UniformNoise(fn.loc, fn.scale_tril)
 
 
 _SPREAD: Mapping[str, Defect] = {
-    **{f"sd × {factor}": lambda x, factor=factor: partial(_times, factor) for factor in (0.8, 0.9, 1.1, 1.25)},
-    "low contrast": lambda x: partial(_low_contrast, _threshold(x)),
+    **{f"sd × {factor}": _always(partial(_times, factor)) for factor in (0.8, 0.9, 1.1, 1.25)},
+    "low contrast": lambda train: partial(_changed, partial(_low_contrast, low_threshold(train.flatten(1)))),
 }
 _REST: Mapping[str, Defect] = {
-    **{f"mean + {sds} sd": lambda x, sds=sds: partial(_plus, sds) for sds in (0.3, 0.1)},
-    "correlation ignored": lambda x: _uncorrelated,
-    "prior as posterior": lambda x: _prior,
-    "one latent × 0.7": lambda x: _one_narrow,
-    "tails lost": None,
+    **{f"mean + {sds} sd": _always(partial(_plus, sds)) for sds in (0.3, 0.1)},
+    "correlation ignored": _always(_uncorrelated),
+    "prior as posterior": _always(_prior),
+    "one latent × 0.7": _always(_one_narrow),
+    "tails lost": lambda train: _without_tails,
 }
 _CLEAR = ("sd × 0.8", "sd × 1.25", "low contrast")
 _RECIPES = {
@@ -203,17 +208,11 @@ class Trained:
         guide = copy.deepcopy(self.guide)
         if defect == AS_TRAINED:
             return guide
-        whole, make = guide.forward, self.recipe.defects[defect]
-        change = make(self.train) if make is not None else None
+        whole, change = guide.forward, self.recipe.defects[defect](self.train)
 
         def forward(observed: Mapping[str, Tensor], size: int) -> None:
-            plant = partial(_changed, change, observed["x"]) if change is not None else _without_tails
-            with _Planted(self.recipe.site, plant):
+            with _Planted(self.recipe.site, lambda fn: change(fn, observed["x"])):
                 whole(observed, size)
 
         guide.forward = forward
         return guide
-
-
-def _without_tails(fn: Any) -> UniformNoise:
-    return UniformNoise(fn.loc, fn.scale_tril)

@@ -554,12 +554,8 @@ def _reopen(folder: Path, spec: str | None, request: Request) -> _Job:
     root = request.data_root or stored.get("data_root")
     splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
     splits, _, notes = _for_program(model, splits, request.site or stored.get("site", {}))
-    settings = Settings(
-        **{
-            **_made_with(config["settings"]),
-            **{n: v for n, v in request.asked().items() if n not in TRAINING or n == "seed"},
-        }
-    )
+    asked = {name: value for name, value in request.asked().items() if name not in TRAINING or name == "seed"}
+    settings = Settings(**(_made_with(config["settings"]) | asked))
     splits["train"] = _part(splits["train"], settings.train_data)
     if exact_structure(model, splits["test"]) is None:
         require_passable(settings.chains, settings.draws)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import xarray as xr
 from scipy.stats import beta, binom
@@ -12,7 +14,7 @@ from calibrant.evaluation.words import ceil, number
 from calibrant.inference.importance import reliable
 
 SHARE_MARGIN = 0.1  # of the data, whose k-hat may be large
-LEAST_DATA = 73  # fewer, all with good weights, still leave more than that share possible
+LEAST_DATA = math.ceil(math.log(FALSE_PASS / 2) / math.log(1 - SHARE_MARGIN))  # fewer may all be good by chance
 JOINT_MARGIN = 0.15  # of the log joint: its mean in sds, for two latents, and its sd
 GAP_MARGIN = 0.1  # nats
 
