@@ -1,0 +1,28 @@
+"""CIFAR-10."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from calibrant.data.dataset import Data
+from calibrant.data.labelled_images import published_splits, read_part
+from calibrant.data.registry import register_data
+
+
+@register_data(
+    "cifar10",
+    description="60,000 photographs of 10 kinds of things, 32×32, colour, labelled",
+    source="Krizhevsky 2009",
+    licence="none stated; cite the technical report",
+    folder="cifar-10-batches-py",
+    downloads=True,
+)
+def cifar10(root: Path, download: bool) -> dict[str, Data]:
+    """CIFAR-10: `x` (3, 32, 32), `y` 0 to 9; the last 5,000 training images are the validation set."""
+    from torchvision.datasets import CIFAR10
+
+    folder = root / "cifar-10-batches-py"
+    parts = [read_part("cifar10", folder, CIFAR10, root, download, train=train) for train in (True, False)]
+    return published_splits("cifar10", *((part.data.transpose(0, 3, 1, 2), np.asarray(part.targets)) for part in parts))

@@ -1,0 +1,48 @@
+"""Evaluation: trees in; xarray, verdicts and a report out."""
+
+from calibrant.evaluation.checking import Check, check
+from calibrant.evaluation.judgements.against_reference import verdicts
+from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
+from calibrant.evaluation.judgements.decisions import Verdict
+from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
+from calibrant.evaluation.judgements.on_predictions import predictive_sentences
+from calibrant.evaluation.remedying.sentences import remedy_sentences
+from calibrant.evaluation.remedying.trying import remedies
+from calibrant.evaluation.reporting.page import report
+from calibrant.evaluation.results import RunResult
+from calibrant.evaluation.statistics.classifier import c2st
+from calibrant.evaluation.statistics.comparison import compare
+from calibrant.evaluation.statistics.contrast_curves import contrast_experiment
+from calibrant.evaluation.statistics.gaps import gap
+from calibrant.evaluation.statistics.predictive_tests import predictive_check
+from calibrant.evaluation.statistics.ranks import pit
+from calibrant.evaluation.statistics.simulation_ranks import calibration, uniformity
+from calibrant.inference.reweighting import weights
+
+__all__ = [
+    "Check",
+    "Conclusion",
+    "RunResult",
+    "Verdict",
+    "c2st",
+    "calibration",
+    "check",
+    "compare",
+    "conclude",
+    "contrast_experiment",
+    "contrast_verdicts",
+    "gap",
+    "pit",
+    "predictive_check",
+    "predictive_sentences",
+    "remedies",
+    "remedy_sentences",
+    "report",
+    "uniformity",
+    "verdicts",
+    "weights",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

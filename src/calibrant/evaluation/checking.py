@@ -1,0 +1,245 @@
+"""One call from a model and its guide to verdicts and a conclusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+from pyro.nn import PyroModule
+
+from calibrant.binding import bind
+from calibrant.data.dataset import Data
+from calibrant.errors import CalibrantError
+from calibrant.evaluation.judgements.against_reference import verdicts
+from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
+from calibrant.evaluation.judgements.decisions import Verdict
+from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
+from calibrant.evaluation.remedying.sentences import remedy_sentences
+from calibrant.evaluation.remedying.trying import remedies
+from calibrant.evaluation.reporting.page import report
+from calibrant.evaluation.results import RunResult
+from calibrant.evaluation.statistics.classifier import c2st
+from calibrant.evaluation.statistics.comparison import compare
+from calibrant.evaluation.statistics.contrast_curves import LEVELS, contrast_experiment
+from calibrant.evaluation.statistics.gaps import gap
+from calibrant.evaluation.statistics.predictive_tests import predictive_check
+from calibrant.evaluation.statistics.simulation_ranks import calibration
+from calibrant.inference.drawing import posterior
+from calibrant.inference.references.sampling import exact_structure
+from calibrant.inference.references.sampling import reference as sample_reference
+from calibrant.inference.reweighting import weights
+from calibrant.program.contract import Program, as_program
+from calibrant.progress import Progress, silent
+from calibrant.settings import Effort
+
+Found = TypeVar("Found")
+Keep = Callable[[str, Any], None]
+
+_C2ST_DRAWS = 250  # half of what it takes by itself: an eighth of the time
+
+
+@dataclass
+class Check:
+    """What a check found; printed, its conclusion and a line for every verdict.
+
+    Attributes:
+        result: trees and statistics.
+        verdicts: on the guide, then on the contrast experiment.
+        conclusion: what they come to.
+    """
+
+    result: RunResult
+    verdicts: list[Verdict]
+    conclusion: Conclusion
+
+    def save(self, path: str | Path, command: str = "") -> Path:
+        """Write the report, one HTML file; `command` is what it says was run."""
+        return report([self.result], path, command)
+
+    def summary(self) -> str:
+        """The conclusion, a line for every verdict, and what remedies do."""
+        rows = [(verdict.status, verdict.sentence) for verdict in self.verdicts]
+        width = max((len(status) for status, _ in rows), default=0)
+        tried = remedy_sentences(self.result.remedies) if self.result.remedies is not None else []
+        lines = [f"  {status:<{width}}  {sentence}" for status, sentence in rows]
+        return "\n".join([f"{self.result.name}: {self.conclusion}", *lines, *(f"  {sentence}" for sentence in tried)])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def check(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    reference: xr.DataTree | None = None,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    draws: int = 1000,
+    chains: int = 4,
+    warmup: int = 1000,
+    simulations: int = 2000,
+    remedies: bool = False,
+    train: Data | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Check:
+    """Can the guide's uncertainty be believed, and if not, what is wrong and what helps?
+
+    - Against the reference posterior of every datum: `compare`, `c2st`, `gap`.
+    - Without it: the guide's importance weights (`weights`) on these data, and on data that the model simulates the
+      ranks of the latents among the guide's draws (`calibration`).
+    - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
+      exactly, the data are images, and the model has a Gaussian noise to measure contrast in.
+
+    What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted.
+    The verdicts' error rates are those of `evaluation.judging`; benchmarks/power.py measures them and the power, for
+    128 data and the defaults here.
+
+    Args:
+        model: the program, in `eval()`.
+        guide: its guide, in `eval()`.
+        observed: site → tensor, or a `Data`: a hundred data or so, which the guide was not trained on.
+        reference: a reference tree of the same data, where there is one; else it is sampled.
+        covariates: keyword → tensor.
+        draws: draws of the guide, and of each chain of the reference.
+        chains: chains of the reference.
+        warmup: adaptation steps of a chain (MCMC alone).
+        simulations: data that the model simulates.
+        remedies: whether remedies are tried (`remedies`): refining, weighing, richer guides. It takes a few trainings.
+        train: training data of the richer guides; the model's own simulations where there are none.
+        seed: of the draws.
+        progress: called with (stage, done, total, text).
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract.
+        InferenceError: for settings that can't pass the gate, or a reference of other data or weights.
+    """
+    data, program = bind(model, observed, covariates), as_program(model)
+    effort = Effort(draws, chains, warmup, simulations, remedies=remedies)
+    if reference is None:
+        reference = sample_reference(program, data, "auto", chains, warmup, draws, seed=seed + 1, progress=progress)
+    result = examine(_name(program), program, guide, data, reference, effort, train=train, seed=seed, progress=progress)
+    found = judged(result)
+    return Check(result, found, conclude(found, result.comparison))
+
+
+def judged(result: RunResult) -> list[Verdict]:
+    """All verdicts on a result: on the guide, then on the contrast experiment."""
+    contrast = contrast_verdicts(result.contrast) if result.contrast is not None else []
+    return [*verdicts(result.comparison, result.weights, result.calibration), *contrast]
+
+
+def examine(
+    name: str,
+    program: PyroModule,
+    guide: Program,
+    data: Data,
+    reference: xr.DataTree,
+    effort: Effort,
+    *,
+    train: Data | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    keep: Keep = lambda name, found: None,
+) -> RunResult:
+    """Everything that a check looks at; `keep(field, value)` is told every part of the result as it is found."""
+    telling: dict[str, Any] = {"progress": progress}
+    amortized = posterior(program, guide, data, effort.draws, seed=seed, **telling)
+    keep("amortized", amortized)
+    comparison = _compared(amortized, reference, seed, progress)
+    keep("comparison", comparison)
+    result = RunResult(name, program, {"notes": []}, amortized, reference, comparison)
+    some = data if effort.gap_data is None else data[: min(effort.gap_data, len(data))]
+    counts: dict[str, Any] = {"simulations": effort.simulations, "draws": effort.draws}
+    parts: dict[str, tuple[str, Callable[[], Any]]] = {
+        "weights": ("no diagnosis of importance weights", partial(weights, amortized)),
+        "calibration": (
+            "no calibration by simulation",
+            partial(calibration, program, guide, data, **counts, seed=seed + 4, **telling),
+        ),
+        "predictive": (
+            "no predictive check",
+            partial(predictive_check, program, guide, data, draws=effort.predictive_draws, seed=seed + 5, **telling),
+        ),
+        "contrast": ("no contrast experiment", partial(_contrast, program, guide, data, effort, seed + 2, progress)),
+        "gap": (
+            "no approximation and amortization gap",
+            partial(gap, program, guide, some, reference, draws=effort.draws, seed=seed + 3, **telling),
+        ),
+    }
+    if effort.remedies:
+        size: dict[str, Any] = {"draws": effort.draws, "steps": effort.remedy_steps}
+        tried = partial(remedies, program, guide, data, reference, train=train, **size, **telling)
+        parts["remedies"] = ("no remedy could be tried", partial(tried, seed=seed + 6))
+    for field, (without, function) in parts.items():
+        found = _or_note(without, function, result.config["notes"])
+        if found is not None:
+            setattr(result, field, found)
+            keep(field, found)
+    return result
+
+
+def _or_note(without: str, function: Callable[[], Found], notes: list[str]) -> Found | None:
+    """What the function finds; where it refuses the model, the guide or the data, the reason among the notes."""
+    try:
+        return function()
+    except CalibrantError as error:
+        notes.append(f"{without}: {error}")
+        return None
+
+
+def _compared(amortized: xr.DataTree, reference: xr.DataTree, seed: int, progress: Progress) -> xr.Dataset:
+    """The comparison with the reference, and the classifier test of all data that it holds."""
+    progress("compare", 0, 2)
+    comparison = compare(amortized, reference)
+    progress("compare", 1, 2)
+    try:
+        tested = c2st(amortized, reference, draws=_C2ST_DRAWS, seed=seed)
+    except CalibrantError:  # without local continuous latents
+        return comparison
+    finally:
+        progress("compare", 2, 2)
+    return comparison.merge(tested, join="left").assign_attrs({**comparison.attrs, **tested.attrs})
+
+
+def _name(program: PyroModule) -> str:
+    recipe = getattr(program, "recipe", None)
+    target = getattr(program, "function", program)
+    return recipe.name if recipe is not None else getattr(target, "__name__", type(target).__name__)
+
+
+def _contrast(
+    program: PyroModule, guide: Program, data: Data, effort: Effort, seed: int, progress: Progress
+) -> xr.Dataset:
+    if not has_contrast(program, data):
+        raise CalibrantError(
+            "it takes images, Gaussian noise (model.likelihood.scale), one vector latent and an exact posterior"
+        )
+    return contrast_experiment(
+        program,
+        guide,
+        data,
+        levels=np.geomspace(LEVELS[0], LEVELS[-1], effort.contrast_levels).tolist(),
+        images=min(effort.contrast_images, len(data)),
+        chains=effort.chains,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def has_contrast(program: PyroModule, data: Data) -> bool:
+    """Whether the contrast experiment has a meaning, one vector latent, and an exact posterior that makes it quick."""
+    structure = exact_structure(program, data)
+    if structure is None or getattr(getattr(program, "likelihood", None), "scale", None) is None:
+        return False
+    if sum(prod(event) > 1 for event in structure.latents.values()) != 1:
+        return False
+    shape = np.shape(data.batch([0])[0][data.observed_names[0]])[1:]
+    return len(data.observed_names) == 1 and len(data) >= 2 and len(shape) >= 2

@@ -1,0 +1,1 @@
+"""What measurements come to: verdicts with stated error rates, and sentences."""

@@ -1,0 +1,141 @@
+"""Verdicts on the contrast experiment: what the model's exact posterior does, and whether the guide shows it.
+
+The model is asked for the normative pattern: near the prior where the image lies below the noise, falling with
+contrast. A flat curve is the model's own failure, and a guide that shows it flat has passed. Flatness is tested before
+ranks are looked at, because the ranks of a flat curve are noise. As in `verdicts`, statements are about the images
+that were shown: errors are those of the draws, and with m statistics the limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard
+errors out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy.special import ndtri
+
+from calibrant.evaluation.judgements.against_reference import SD_MARGIN
+from calibrant.evaluation.judgements.decisions import Status, Verdict
+from calibrant.evaluation.statistics.comparison import LEFT_OUT_LIMIT
+
+ERROR = 1e-5  # probability that any of the statements is wrong
+FLAT = 0.05  # prior sd: a curve that moves less is flat, however well its course is known
+START = 0.8  # of the prior sd, at the lowest contrast
+MONOTONE = -0.9  # Spearman's rank correlation
+
+_LINEAR_THEORY = (
+    " (theory: with a linear decoder, Gaussian noise and a Normal prior the posterior covariance does not depend on "
+    "the image)"
+)
+
+Array = npt.NDArray[np.float64]
+
+
+def contrast_verdicts(result: xr.Dataset) -> list[Verdict]:
+    """Judge a contrast experiment: the model first, then its guide.
+
+    Args:
+        result: as `contrast_experiment` returns it.
+
+    Returns:
+        `site` "model": the exact posterior sd, which should fall from the prior's (at least 0.8 of it at the lowest
+        contrast, Spearman at most −0.9). `site` "guide": the posterior sd and, where there is a scale, its coefficient
+        of variation, which should agree with the exact ones within a factor of 1.1 at every contrast. If more than 5%
+        of the references fail the gate, no verdict is "pass".
+    """
+    found = [_model(result), _guide(result, "posterior_sd", "posterior sd")]
+    if result.attrs["scale"]:
+        found.append(_guide(result, "scale_cv", f"sd/mean of `{result.attrs['scale']}`"))
+    return found
+
+
+def _curve(result: xr.Dataset, name: str, source: str) -> tuple[Array, Array]:
+    """Mean over images at every contrast, and its Monte Carlo error."""
+    values, errors = (result[f"{name}_by_image{end}"].sel(source=source).values for end in ("", "_se"))
+    count = np.maximum(np.isfinite(values).sum(1), 1)
+    se = np.sqrt(np.nansum(errors**2, 1)) / count
+    return np.where(np.isfinite(values).any(1), np.nansum(values, 1) / count, np.nan), se
+
+
+def _known(result: xr.Dataset) -> bool:
+    return bool(1.0 - result.attrs["share_reference"] <= LEFT_OUT_LIMIT)
+
+
+def _limit(result: xr.Dataset) -> float:
+    checks = result.sizes["contrast"] * (2 + bool(result.attrs["scale"]))
+    return float(-ndtri(ERROR / (2 * checks)))
+
+
+def _model(result: xr.Dataset) -> Verdict:
+    prior = result.attrs["prior_sd"]
+    curve, se = (part / prior for part in _curve(result, "posterior_sd", "exact"))
+    kind = "exact" if result.attrs["reference_method"] == "exact" else "reference"
+    head = f"model: the {kind} posterior sd"
+    change, change_se = float(curve[-1] - curve[0]), float(np.hypot(se[0], se[-1]))
+    status, said = _shape(curve, se, result, _limit(result))
+    if status == "pass" and not _known(result):
+        status, said = "cannot tell", f"{said}, but {_missing(result)}"
+    return Verdict("model", "contrast", status, change, change_se, FLAT, f"{head} {said}", primary=False)
+
+
+def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[Status, str]:
+    """What the exact curve, in prior sd, does over contrast."""
+    if not np.isfinite(curve).all():
+        return "cannot tell", f"is not known at every contrast: {_missing(result)}"
+    noise = bool((np.abs(curve - curve.mean()) <= limit * se).all())
+    if noise and limit * se.max() > FLAT:
+        return "cannot tell", f"is not known well enough: its errors are up to {se.max():.2f} of the prior sd"
+    if noise or np.ptp(curve) < FLAT:
+        theory = _LINEAR_THEORY if result.attrs["structure"] == "linear-gaussian" else ""
+        return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: it should fall"
+    rank, start, end = result.attrs["spearman_exact"], curve[0], curve[-1]
+    spearman = f"{rank:.2f}".replace("-", "−")
+    course = f"goes from {start:.2f} to {end:.2f} of the prior as contrast rises (Spearman {spearman})"
+    if _rises(curve, se, limit):
+        return "fail", f"{course}: it should fall steadily"
+    if start + limit * se[0] < START:
+        return "fail", f"{course}: it should start near the prior, where the image lies below the noise"
+    if rank > MONOTONE or start < START:
+        return "cannot tell", f"{course}: too near to the limit for its errors"
+    return "pass", f"{course.replace('goes', 'falls', 1)}: as it should"
+
+
+def _rises(curve: Array, se: Array, limit: float) -> bool:
+    """Whether the curve is higher at some contrast than at a lower one, beyond errors and what counts as flat."""
+    rise = curve[None, :] - curve[:, None] - limit * np.hypot(se[None, :], se[:, None])
+    return bool((np.triu(rise, 1) > FLAT).any())
+
+
+def _guide(result: xr.Dataset, name: str, words: str) -> Verdict:
+    """The largest deviation from the exact curve, on the log scale, where too narrow and too wide are alike."""
+    (exact, exact_se), (ours, ours_se) = (_curve(result, name, source) for source in ("exact", "amortized"))
+    error = np.log(np.maximum(ours, 1e-12) / exact)
+    se = np.hypot(ours_se / np.maximum(ours, 1e-12), exact_se / exact)
+    low, high, margin = error - _limit(result) * se, error + _limit(result) * se, float(np.log1p(SD_MARGIN))
+    inside, outside = (low > -margin) & (high < margin), (low > margin) | (high < -margin)
+    known = np.isfinite(error)
+    worst = int(np.argmax(np.where(known, np.maximum(np.abs(low), np.abs(high)), -1.0)))
+    if outside.any():
+        worst = int(np.argmax(np.where(outside, np.abs(error), -1.0)))
+    effect, effect_se = float(np.expm1(error[worst])), float(np.exp(error[worst]) * se[worst])
+    at = f"at contrast {result['contrast'].values[worst]:.2g} × noise"
+    status: Status = "fail" if outside.any() else "pass" if inside.all() and _known(result) else "cannot tell"
+    amount = f"{abs(effect):.0%} ± {max(effect_se, 0.001):.1%}"
+    if status == "fail":
+        side = "too small" if effect < 0 else "too large"
+        said = f"its {words} is {side} by up to {amount} {at}"
+    elif not known.all() or not _known(result):
+        said = f"cannot tell whether its {words} follows the exact curve: {_missing(result)}"
+    elif status == "pass":
+        said = f"its {words} follows the exact curve within {_bound(max(-low.min(), high.max())):.0%} at every contrast"
+    else:
+        said = f"cannot tell whether its {words} follows the exact curve within {SD_MARGIN:.0%}: off by {amount} {at}"
+    return Verdict("guide", name, status, effect, effect_se, SD_MARGIN, f"guide: {said}", primary=False)
+
+
+def _bound(log_error: float) -> float:
+    return float(np.ceil(100 * np.expm1(log_error)) / 100)
+
+
+def _missing(result: xr.Dataset) -> str:
+    return f"{1.0 - result.attrs['share_reference']:.0%} of the images × contrasts have no reference posterior"

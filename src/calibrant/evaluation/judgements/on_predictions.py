@@ -1,0 +1,196 @@
+"""Predictive checks in plain language: descriptions with their errors, never a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy.special import gammainccinv, ndtr, ndtri
+
+from calibrant.evaluation.statistics.data_statistics import BANDS
+
+FALSE_ALARM = 0.01  # of any difference being named where there is none
+
+
+def predictive_sentences(result: xr.Dataset) -> list[str]:
+    """What a predictive check found, the model's own data first; "±" is one standard error.
+
+    A difference is named where it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, m of them in all, and where no
+    replicate of the data set is as far off (standard errors know nothing of heavy tails, where something may still be
+    named of a true model in some per cent of checks). That none is named says how few data there are as much as how
+    good the model is; the size that would have been seen stands beside it.
+
+    Args:
+        result: as `predictive_check` returns it.
+    """
+    sizes = result.sizes
+    checks = 2 * sizes["statistic"] + 2 * sizes["latent"] + sizes["statistic"] + 2 * sizes["observed"]
+    limit = float(-ndtri(FALSE_ALARM / (2 * checks)))
+    found = [*_tails(result, limit), *_entries(result, limit)]
+    if "prior_p" not in result:
+        return ["the prior is improper: the model generates no data of its own to compare", *found]
+    return [*_prior(result, limit), *_aggregate(result, limit), *found]
+
+
+def _prior(result: xr.Dataset, limit: float) -> Iterator[str]:
+    quiet, visible = [], 0.0
+    order = np.argsort(-np.abs(np.nan_to_num(result["prior_mean_difference"].values)), kind="stable")
+    for label in result["statistic"].values[order].tolist():
+        one = result.sel(statistic=label)
+        said = list(_one_prior(one, label, limit))
+        yield from said
+        if not said:
+            quiet.append(f"`{label}`")
+            visible = max(visible, limit * float(one["prior_mean_difference_se"].fillna(0.0)))
+    if quiet:
+        yield (
+            f"in {', '.join(quiet)} the model's own data do not visibly differ from the data (means {visible:.2f} sd "
+            "apart would show)"
+        )
+
+
+def _one_prior(one: xr.Dataset, label: str, limit: float) -> Iterator[str]:
+    observed = one["observed_statistic"].values
+    ours, theirs = float(one["prior_mean"]), float(observed.mean())
+    difference, ratio = float(one["prior_mean_difference"]), float(one["prior_sd_ratio"])
+    if float(one["prior_p"]) > _smallest(one, "statistic"):
+        return
+    if np.isnan(difference):
+        constant = observed.std() <= 1e-12 * abs(theirs)
+        data = "all data" if constant else "the data on average"
+        yield f"`{label}` is {theirs:.3g} for {data}, and {ours:.3g} for the model's own data on average"
+        return
+    error, ratio_error = float(one["prior_mean_difference_se"]), float(one["prior_sd_ratio_se"])
+    varies = f"from datum to datum {_number(ratio, ratio_error)} times as much"
+    wider = abs(np.log(ratio)) > limit * ratio_error / ratio
+    if abs(difference) > limit * error:
+        mean = _mean(one, label, ours, theirs, error * float(observed.std()))
+        yield f"{mean}; it varies {varies}" if wider else mean
+    elif wider:
+        yield f"`{label}` of the model's own data varies {varies} as that of the data"
+    elif float(one["prior_wasserstein"]) > _by_chance(limit, *(float(one[f"prior_{name}"]) for name in _NULL)):
+        yield f"`{label}` is distributed differently in the model's own data and in the data, with like mean and sd"
+
+
+def _by_chance(limit: float, mean: Any, sd: Any) -> Any:
+    """The distance that chance exceeds as seldom as a normal variable `limit` sd: its law is skewed, nearly a Gamma."""
+    shape = (mean / sd) ** 2
+    return mean / shape * gammainccinv(shape, ndtr(-limit))
+
+
+def _smallest(result: xr.Dataset, dim: str) -> float:
+    """A bound that a p-value keeps where no replicate is as far off."""
+    return 1.5 / (float(result.attrs[f"{dim}_replicates"]) + 1.0)
+
+
+def _mean(one: xr.Dataset, label: str, ours: float, theirs: float, error: float) -> str:
+    if label.partition(" of ")[0] in BANDS:
+        times, where = float(np.exp(ours - theirs)), label.partition(" of ")[0].split()[1]
+        found = _number(times, times * error)
+        return f"the model's own data have {found} times the data's power at {where} frequencies (`{label}`)"
+    smallest = min(float(one[name].min()) for name in ("observed_statistic", "prior_statistic"))
+    if smallest >= 0 and theirs > 0:
+        return f"the model's own data have {_number(ours / theirs, error / theirs)} times the `{label}` of the data"
+    away = _number(abs(float(one["prior_mean_difference"])), float(one["prior_mean_difference_se"]))
+    side = "above" if ours > theirs else "below"
+    return f"`{label}` of the model's own data lies on average {away} sd {side} that of the data"
+
+
+_COMPARED = ("mean_difference", "sd_ratio", "mean_difference_se", "sd_ratio_se", "wasserstein", "p")
+_NULL = ("wasserstein_null", "wasserstein_null_sd")
+
+
+def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
+    for site in dict.fromkeys(result["site"].values.tolist()):
+        part = result.isel(latent=np.flatnonzero(result["site"].values == site))
+        value = {name: part[f"aggregate_{name}"].values for name in (*_COMPARED, *_NULL)}
+        shift = np.abs(value["mean_difference"]) / value["mean_difference_se"]
+        spread = np.abs(np.log(value["sd_ratio"])) * value["sd_ratio"] / value["sd_ratio_se"]
+        excess = value["wasserstein"] - value["wasserstein_null"]
+        chance = _by_chance(limit, *(value[name] for name in _NULL))
+        far = (shift > limit) | (spread > limit) | (value["wasserstein"] > chance)
+        far &= value["p"] < _smallest(result, "latent")
+        if not far.any():
+            visible = limit * float(value["mean_difference_se"].max())
+            yield (
+                f"`{site}`: pooled over the data, the guide's draws do not visibly differ from the prior (means "
+                f"{visible:.2f} sd apart would show)"
+            )
+            continue
+        worst = part.isel(latent=int(np.where(far, excess, -np.inf).argmax()))
+        mean, sd = (
+            _number(float(worst[f"aggregate_{name}"]), float(worst[f"aggregate_{name}_se"]))
+            for name in ("mean_difference", "sd_ratio")
+        )
+        many = f" in {int(far.sum())} of {len(far)} latents, most in `{worst['latent'].item()}`" if len(far) > 1 else ""
+        yield (
+            f"`{site}`: pooled over the data, the guide's draws differ from the prior{many}: mean {mean} prior sd off, "
+            f"sd {sd} times the prior's, 1-Wasserstein distance {float(worst['aggregate_wasserstein']):.2f} prior sd "
+            f"({float(worst['aggregate_wasserstein_null']):.2f} by chance)"
+        )
+
+
+def _tails(result: xr.Dataset, limit: float) -> Iterator[str]:
+    level = float(result.attrs["level"])
+    inside = f"the central {level:.0%} of what the datum's own posterior predicts"
+    chance = float(np.sqrt(level * (1.0 - level) / result.sizes["data"]))
+    said = False
+    for label in result.sortby("extreme", ascending=False)["statistic"].values.tolist():
+        one = result.sel(statistic=label)
+        share, error = float(one["extreme"]), float(one["extreme_se"])
+        own = _Own(one, "extreme", chance)
+        wrong = own.share > 1.0 - level + limit * own.error
+        wanted = min(own.share, 1.0 - level) if own.known else 1.0 - level
+        if share - wanted > limit * np.hypot(error, chance):
+            said = True
+            yield f"`{label}` lies outside {inside} for {_percent(share, error)} of the data{own.words(wrong)}"
+    if not said:
+        most = f"for {1 - level:.0%} of the data" + " or for the model's own" * ("extreme_null" in result)
+        yield f"no statistic lies outside {inside} visibly more often than {most}"
+
+
+def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
+    for site in result["observed"].values.tolist():
+        for level in sorted({0.5, float(result.attrs["level"])}):
+            one = result.sel(observed=site, level=level)
+            held, error = float(one["coverage"]), float(one["coverage_se"])
+            own = _Own(one, "coverage")
+            wrong = own.share < level - limit * own.error
+            head = f"{level:.0%} predictive intervals hold {_percent(held, error)} of the entries of `{site}`"
+            wanted = level if wrong or not own.known else own.share
+            far = limit * np.hypot(error, 0.0 if wrong or not own.known else own.error)
+            tail = own.words(wrong)
+            if held < wanted - far:
+                tail += ": too few, the data spread more than predicted"
+            elif held > wanted + far:
+                more = "more is expected even of a true model, since each datum is used twice"
+                tail += f": {more}" if wanted == level else ": too many, the data spread less than predicted"
+            yield head + tail
+
+
+class _Own:
+    """The same share of the model's own data, NaN where it has none."""
+
+    def __init__(self, one: xr.Dataset, name: str, least: float = 0.0) -> None:
+        self.known = f"{name}_null" in one
+        self.share, self.error = np.nan, np.nan
+        if self.known:
+            self.share, self.error = float(one[f"{name}_null"]), max(float(one[f"{name}_null_se"]), least)
+
+    def words(self, wrong: bool) -> str:
+        """In brackets; `wrong` where an exact posterior could not give such a share."""
+        if not self.known:
+            return ""
+        rest = ", for which the guide's posterior is wrong" if wrong else ""
+        return f" ({_percent(self.share, self.error)} for the model's own data{rest})"
+
+
+def _number(value: float, se: float) -> str:
+    digits = int(np.clip(-np.floor(np.log10(se)), 2, 4)) if se > 0 else 2
+    return f"{value:.{digits}f} ± {se:.{digits}f}"
+
+
+def _percent(value: float, se: float) -> str:
+    return f"{100 * value:.1f}% ± {100 * se:.1f}%"

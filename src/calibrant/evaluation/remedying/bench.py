@@ -1,0 +1,227 @@
+"""What remedies are worth, on the same data and against the same reference."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from pyro.nn import PyroModule
+
+from calibrant.data.dataset import Data
+from calibrant.errors import CalibrantError, InferenceError
+from calibrant.evaluation.judgements.against_reference import verdicts
+from calibrant.evaluation.statistics.comparison import LEFT_OUT_LIMIT, compare
+from calibrant.evaluation.statistics.gaps import MAX_SE
+from calibrant.evaluation.statistics.joining import check_same_problem
+from calibrant.inference.bounds.evidence import evidence
+from calibrant.inference.drawing import posterior
+from calibrant.inference.references.sampling import log_evidence
+from calibrant.inference.reweighting import importance, log_mean, log_weights, reliable, weights
+from calibrant.progress import Progress
+
+Array = npt.NDArray[np.float64]
+GUIDE, REFINED, RESAMPLED = "guide", "refined", "resampled"
+_POOL = 10  # draws of the guide for each that is kept
+_POOL_ROWS = 500_000  # of a pool at once
+_STATISTICS = (
+    *(name + end for name in ("elbo", "gain", "gap", "recovered", "sd_error", "mean_error") for end in ("", "_se")),
+    *("coverage", "fails", "unclear", "khat_good", "seconds"),
+)
+
+
+@dataclass
+class Tried:
+    """A remedy, and what is known of it datum by datum.
+
+    Attributes:
+        reason: why it could not be tried, or "".
+        weights: log p − log q at its draws, `(data, draw)`; None for resampling.
+        bound: `(data,)`, the log of the mean weight: in expectation no more than log p(x).
+        numbers: statistics of the row.
+    """
+
+    name: str
+    reason: str = ""
+    guide: PyroModule | None = None
+    weights: Array | None = None
+    bound: Array | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> Array | None:
+        """`(data,)`: the ELBO, or what stands for it."""
+        return self.bound if self.weights is None else self.weights.mean(1)
+
+
+_NOTES = {"checks": 0, "comparison": "no reference given", "trained_on": "nothing", "training_data": 0}
+
+
+@dataclass
+class Bench:
+    """The data and the reference that all remedies are judged by."""
+
+    program: PyroModule
+    data: Data
+    reference: xr.DataTree | None
+    draws: int
+    seed: int
+    total: int
+    progress: Progress
+    done: int = 0
+    notes: dict[str, Any] = field(default_factory=lambda: dict(_NOTES))
+
+    def advance(self, name: str) -> None:
+        """One remedy more is measured."""
+        self.done += 1
+        self.progress("remedies", self.done, self.total, name)
+
+    def judge(self, name: str, make: Callable[[], PyroModule], timed: bool = True) -> Tried:
+        """A guide, once it is made."""
+        begun = time.perf_counter()
+        try:
+            guide = make()
+            seconds = time.perf_counter() - begun if timed else 0.0
+            # The same noise for all: what is common to guide and refined guide cancels in the difference.
+            tree = posterior(self.program, guide, self.data, self.draws, seed=self.seed + 1)
+        except CalibrantError as error:
+            if name == GUIDE:
+                raise
+            return Tried(name, str(error))
+        logs = log_weights(tree)
+        row = Tried(name, "", guide, logs, log_mean(logs)[0], {"seconds": seconds, **self.compared(tree)})
+        with suppress(InferenceError):  # few draws, or a datum outside the support
+            row.numbers["khat_good"] = float(reliable(weights(tree)).mean())
+        self.advance(name)
+        return row
+
+    def resample(self, guide: PyroModule) -> Tried:
+        """The guide's draws, resampled; the pool is made and left part by part."""
+        begun, pool = time.perf_counter(), _POOL * self.draws
+        parts = np.array_split(np.arange(len(self.data)), math.ceil(len(self.data) * pool / _POOL_ROWS))
+        trees = []
+        try:
+            for number, index in enumerate(part for part in parts if len(part)):
+                seed = self.seed + 2 + number
+                drawn = posterior(self.program, guide, self.data[index], pool, seed=seed)
+                trees.append(importance(drawn, self.draws, seed))
+        except CalibrantError as error:
+            return Tried(RESAMPLED, str(error))
+        tree = _joined(trees)
+        numbers = {
+            "seconds": time.perf_counter() - begun,
+            "khat_good": float(reliable(tree["importance"].dataset).mean()),
+            **self.compared(tree),
+        }
+        self.advance(RESAMPLED)
+        return Tried(RESAMPLED, "", None, None, tree["importance"].dataset["log_evidence"].values, numbers)
+
+    def compared(self, tree: xr.DataTree) -> dict[str, float]:
+        """Statistics against the reference, where it can be compared with."""
+        if self.reference is None:
+            return {}
+        check_same_problem(tree, self.reference)
+        try:
+            comparison = compare(tree, self.reference)
+        except InferenceError as error:  # all latents discrete, few draws
+            self.notes["comparison"] = str(error)
+            return {}
+        if not comparison.sizes["data"]:
+            self.notes["comparison"] = "no datum has a reference posterior"
+            return {}
+        found = [verdict.status for verdict in verdicts(comparison)]
+        self.notes |= {"checks": len(found), "comparison": ""}
+        ratio, ratio_se = (comparison[name].values for name in ("sd_ratio", "sd_ratio_se"))
+        sd, sd_se = _root(np.log(ratio), ratio_se / ratio)
+        mean, mean_se = _root(comparison["mean_error"].values, comparison["mean_error_se"].values)
+        return {
+            "sd_error": sd,
+            "sd_error_se": sd_se,
+            "mean_error": mean,
+            "mean_error_se": mean_se,
+            "coverage": float(comparison["coverage"].mean()),
+            "fails": found.count("fail"),
+            "unclear": found.count("cannot tell"),
+        }
+
+    def evidence(self, rows: list[Tried]) -> tuple[Array, str]:
+        """log p(x) of the data that are judged, NaN for the others, and how it is known."""
+        guides = [(row.guide, row.weights) for row in rows if row.guide is not None and row.weights is not None]
+        guides = [(guide, weights) for guide, weights in guides if np.isfinite(weights).all()]
+        known, method = np.full(len(self.data), np.nan), "exact"
+        if self.reference is None:
+            with suppress(InferenceError):
+                known = log_evidence(self.program, self.data).cpu().numpy()
+        elif guides:
+            best, weights = max(guides, key=lambda one: float(one[1].mean()))
+            found = evidence(self.program, best, self.data, self.reference, weights, MAX_SE, self.seed + 1_000)
+            known, method = found.log_evidence, "exact" if "exact" in found.method else "bridge"
+        if np.isfinite(known).mean() >= 1 - LEFT_OUT_LIMIT:
+            return known, method
+        bounds = [row.bound for row in rows if row.bound is not None and np.isfinite(row.bound).all()]
+        return max(bounds, key=lambda bound: float(bound.mean()), default=known), "bound"
+
+
+def _joined(trees: list[xr.DataTree]) -> xr.DataTree:
+    """Trees of parts of the data as one."""
+
+    def whole(name: str) -> xr.Dataset:
+        parts = [tree[name].to_dataset() for tree in trees]
+        if len(parts) == 1 or "data" not in parts[0].dims:
+            return parts[0]
+        return xr.concat(parts, "data", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+    return xr.DataTree.from_dict({f"/{name}": whole(name) for name in trees[0].children})
+
+
+def _mean(values: Array) -> tuple[float, float]:
+    """Over data, with its standard error, which a single datum does not tell."""
+    se = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), se
+
+
+def _root(errors: Array, noise: Array) -> tuple[float, float]:
+    """Root mean square of errors `(data, latent)` without the part of their noise, and its standard error."""
+    square, se = _mean((errors**2 - noise**2).mean(1))
+    root = math.sqrt(max(square, 0.0))
+    return root, math.sqrt(square + se) - root if square > 0 else math.sqrt(max(se, 0.0))
+
+
+def results_table(rows: list[Tried], known: Array, method: str) -> xr.Dataset:
+    kept = np.isfinite(known)
+    with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
+        for row in rows:
+            row.numbers |= _worth(row, rows[0], known, kept, method)
+    names = [row.name for row in rows]
+    variables: dict[str, Any] = {
+        name: ("remedy", np.array([row.numbers.get(name, math.nan) for row in rows])) for name in _STATISTICS
+    }
+    variables["reason"] = ("remedy", np.array([row.reason for row in rows], dtype=str))
+    attrs = {"data": int(kept.sum()), "left_out": int((~kept).sum()), "evidence": method}
+    return xr.Dataset(variables, coords={"remedy": names}, attrs=attrs)
+
+
+def _worth(row: Tried, guide: Tried, known: Array, kept: npt.NDArray[np.bool_], method: str) -> dict[str, float]:
+    """ELBO, gap and what is recovered, over the same data for all."""
+    if row.reached is None or guide.reached is None or not kept.any():
+        return {}
+    numbers = {}
+    if row.weights is not None:
+        numbers["elbo"], numbers["elbo_se"] = _mean(row.reached[kept])
+    elif method == "bound":  # which may be its own
+        return {}
+    gap, first = known[kept] - row.reached[kept], known[kept] - guide.reached[kept]
+    numbers["gap"], numbers["gap_se"] = _mean(gap)
+    if row is guide:
+        return numbers
+    gain = row.reached[kept] - guide.reached[kept]
+    numbers["gain"], numbers["gain_se"] = _mean(gain)
+    share = gain.mean() / first.mean()
+    numbers["recovered"], numbers["recovered_se"] = float(share), _mean((gain - share * first) / first.mean())[1]
+    return numbers

@@ -1,0 +1,115 @@
+"""What would make a guide better: remedies, tried on the data of the check and measured, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from calibrant.binding import bind_fixed
+from calibrant.data.dataset import Data
+from calibrant.evaluation.remedying.bench import GUIDE, REFINED, RESAMPLED, Bench, Tried, results_table
+from calibrant.evaluation.remedying.richer import TrainingData, encoder_kind, richer_guides, trained_guide
+from calibrant.evaluation.statistics.gaps import with_reference
+from calibrant.inference.refining import refine
+from calibrant.inference.trees import model_sha256
+from calibrant.program.contract import Program, as_program
+from calibrant.program.latents import sites
+from calibrant.program.refusals import check_program
+from calibrant.progress import Progress, prefixed, silent
+
+
+def remedies(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    reference: xr.DataTree | None = None,
+    *,
+    train: Mapping[str, Any] | Data | None = None,
+    covariates: Mapping[str, Any] | None = None,
+    draws: int = 1000,
+    steps: int = 2000,
+    refine_steps: int = 500,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Try what could make a guide better, and measure by how much.
+
+    The remedies: "refined", variational parameters of each datum's own (`guides.refine`); "resampled", Pareto-smoothed
+    importance resampling from ten times as many draws of the guide; and each structure or family richer than the
+    guide's that the program allows ("faithful", "full", "full, flow", "collapsed"), trained afresh for the model as it
+    is. A guide of the user's own is taken for the poorest, since its structure can't be read.
+
+    All are judged on `observed`. Gap = log p(x) − ELBO. log p(x) is exact where the program or the reference knows it,
+    else it is bridged to the reference from the remedy with the largest ELBO. Where more than 5% of the data have
+    neither, it is replaced by the best importance bound of any remedy: gaps are then too small and shares too large,
+    and that of resampling, whose bound it may be, is not given. Resampled draws have no ELBO; their gap is log p(x)
+    less the importance bound of the pool, which is no less than the divergence of a draw from the posterior (before
+    smoothing: Domke & Sheldon 2018, arXiv 1808.09034), so that what they recover is a lower bound.
+
+    Args:
+        model: the program, in `eval()`; neither it nor the guide is changed.
+        guide: its guide, in `eval()`.
+        observed: site → tensor, or a `Data`: two data or more, which neither the guide nor `train` has.
+        reference: a reference tree, joined on the coordinate `data`; without one, posteriors are not compared.
+        train: data to train richer guides on; None for data simulated from the model, which show less than real data
+            of another distribution would let a richer guide gain.
+        covariates: keyword → tensor, of `observed`.
+        draws: of each remedy, a datum.
+        steps: of the training of each richer guide, rounded up to whole epochs.
+        refine_steps: of `guides.refine`.
+        seed: of draws, trainings and simulated data.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        Dimension `remedy`, the guide as it is ("guide") first. In nats a datum: `elbo`; `gain`, by how much the gap is
+        smaller than the guide's; `gap`. `recovered`: gain over the guide's gap. Against the reference: `sd_error` (root
+        mean square log sd ratio) and `mean_error` (root mean square, in reference sd), both without the part of Monte
+        Carlo noise; `coverage`; `fails` and `unclear`, how many verdicts are "fail" and "cannot tell". Each `…_se` is a
+        standard error over the data, which holds the Monte Carlo error of each. `khat_good`: share of the data whose
+        k-hat can be relied on (of the pool, for resampling). `seconds` that the remedy took. `reason`: why a remedy
+        could not be tried; else empty.
+        Attributes: `data`, how many were judged; `left_out`, how many were not, for want of log p(x); `evidence`
+        ("exact", "bridge" or "bound"); `trained_on` ("given", "simulated" or "nothing"); `training_data`;
+        `checks`, how many verdicts there are; `comparison`, why there is none; the settings; `model_sha256`.
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract.
+        InferenceError: for a reference of other data or weights.
+    """
+    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
+    check_program(program, *data.tensors())
+    data = data if reference is None else with_reference(data, reference)
+    richer = richer_guides(program, guided, data, seed)
+    bench = Bench(program, data, reference, draws, seed, 3 + len(richer), progress)
+    settings = {
+        "draws": draws,
+        "steps": steps,
+        "refine_steps": refine_steps,
+        "seed": seed,
+        "model_sha256": model_sha256(program),
+    }
+    shared = [name for name, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]
+    if shared:
+        why = f"latents {shared} are shared: evidence and ELBO are of all data together, not of a datum"
+        rows = [Tried(name, why) for name in (GUIDE, REFINED, RESAMPLED, *richer)]
+        return results_table(rows, np.full(len(data), np.nan), "").assign_attrs({**bench.notes, **settings})
+    rows = [bench.judge(GUIDE, lambda: guided, timed=False)]
+    rows.append(
+        bench.judge(REFINED, lambda: refine(program, guided, data, steps=refine_steps, seed=seed, progress=progress))
+    )
+    rows.append(bench.resample(guided))
+    if richer:
+        training = TrainingData.of(program, data, train, seed)
+        bench.notes |= {"trained_on": training.source, "training_data": len(training.data or ())}
+        for name, kind in richer.items():
+            make = partial(
+                trained_guide, program, training, *kind, encoder_kind(guided), steps, seed, prefixed(progress, name)
+            )
+            rows.append(bench.judge(name, make))
+    known, method = bench.evidence(rows)
+    return results_table(rows, known, method).assign_attrs({**bench.notes, **settings})

@@ -1,0 +1,283 @@
+"""Pictures of a run: training, contrast, agreement with the reference, gaps, posteriors by ArviZ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from calibrant.evaluation.reporting.style import (
+    COLOURS,
+    INK,
+    LINES,
+    MARKERS,
+    STYLE,
+    WIDTH,
+    cycled,
+    data_uri,
+    new_figure,
+    plain_axes,
+)
+from calibrant.evaluation.results import RunResult
+from calibrant.evaluation.statistics.ranks import pit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+Array = npt.NDArray[np.float64]
+
+
+def training_curves(results: Sequence[RunResult]) -> str | None:
+    """ELBO of training and held-out data over epochs; the steep start is cut off."""
+    trained = [(i, r) for i, r in enumerate(results) if len(r.history) > 1]
+    if not trained:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    with new_figure(WIDTH, 3.2) as figure:
+        axes = figure.subplots()
+        late: list[float] = []
+        for i, result in trained:
+            epochs = [row["epoch"] for row in result.history]
+            for key, style, width in (("train", ":", 1.4), ("validation", "-", 2.0)):
+                values = [row[key] for row in result.history]
+                late += values[len(values) // 10 :]
+                words = "held out" if key == "validation" else "training"
+                axes.plot(
+                    epochs,
+                    values,
+                    style,
+                    color=cycled(COLOURS, i),
+                    lw=width,
+                    label=f"{words}, {plain_axes(result.name)}",
+                )
+        late = [value for value in late if np.isfinite(value)]
+        if late and np.ptp(late) > 0:
+            axes.set_ylim(min(late) - 0.02 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("ELBO (nats per datum)")
+        figure.legend(loc="outside upper center", ncols=2)
+        return data_uri(figure)
+
+
+_PANELS = (
+    ("posterior_sd", "posterior sd / prior sd", "linear"),
+    ("mean_norm", "norm of posterior mean", "log"),
+    ("signal_variance", "variance of posterior mean\nover images", "log"),
+    ("scale_cv", "sd / mean of the scale", "linear"),
+)
+
+
+def contrast_curves(results: Sequence[RunResult]) -> str | None:
+    """The contrast experiment of all models: exact as lines, the guide as markers with error bars."""
+    shown = [(i, r.name, r.contrast) for i, r in enumerate(results) if r.contrast is not None]
+    if not shown:
+        return None
+    panels = [p for p in _PANELS if any(np.isfinite(c[p[0]].values).any() for _, _, c in shown)]
+    with new_figure(WIDTH, 6.2) as figure:
+        grid = figure.subplots(2, 2, sharex=True).ravel()
+        for axes, (name, label, scale) in zip(grid, panels, strict=False):
+            for i, model, contrast in shown:
+                _contrast_curve(axes, contrast, name, i, plain_axes(model))
+            axes.set(xscale="log", yscale=scale, ylabel=label)
+            axes.axvline(1.0, color="#999999", lw=0.8, ls=(0, (1, 2)))
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("contrast (1 = noise-equivalent)")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        grid[0].axhline(1.0, color=INK, lw=1.0, ls="--")
+        grid[0].annotate(
+            "prior", (1.0, 1.0), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+        )
+        grid[0].set_ylim(0.0, max(1.15, grid[0].get_ylim()[1]))
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        return data_uri(figure)
+
+
+def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: str) -> None:
+    unit = contrast.attrs["prior_sd"] if name == "posterior_sd" else 1.0
+    x, log = contrast["contrast"].values, {n: s for n, _, s in _PANELS}[name] == "log"
+    kind = "exact" if contrast.attrs["reference_method"] == "exact" else "reference"
+    for source in ("exact", "amortized"):
+        y, se = (contrast[f"{name}{end}"].sel(source=source).values / unit for end in ("", "_se"))
+        if log:  # what noise leaves below zero has no place on a logarithmic axis
+            y = np.where(y > 0, y, np.nan)
+        if source == "exact":
+            axes.plot(x, y, ls=cycled(LINES, i), color=cycled(COLOURS, i), lw=2.0, label=f"{kind}, {model}")
+        else:
+            style: dict[str, Any] = {"ms": 5, "mfc": "white", "mew": 1.5, "elinewidth": 1.2, "capsize": 2}
+            label = f"guide, {model}"
+            axes.errorbar(x, y, se, fmt=cycled(MARKERS, i), color=cycled(COLOURS, i), label=label, **style)
+
+
+def agreement(result: RunResult, sites: int = 4) -> str | None:
+    """For every site: posterior means of guide against reference, and the ratios of their sds."""
+    if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
+        return None
+    comparison = result.comparison
+    names = list(dict.fromkeys(comparison["site"].values.tolist()))[:sites]
+    if not names:
+        return None
+    with new_figure(WIDTH, 3.1 * len(names)) as figure:
+        for (left, right), name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
+            part = comparison.isel(latent=np.flatnonzero(comparison["site"].values == name))
+            _means(left, result, name, comparison["data"].values)
+            _ratios(right, part["sd_ratio"].values.ravel(), name)
+        return data_uri(figure)
+
+
+def _means(axes: Axes, result: RunResult, name: str, labels: np.ndarray) -> None:
+    assert result.reference is not None
+    theirs, ours = (
+        tree["posterior"][name].sel(data=labels).mean(("chain", "draw")).transpose("data", ...).values.ravel()
+        for tree in (result.reference, result.amortized)
+    )
+    axes.plot(theirs, ours, ".", ms=3, alpha=min(1.0, max(0.15, 500 / len(ours))), color=COLOURS[0], rasterized=True)
+    ends = [min(theirs.min(), ours.min()), max(theirs.max(), ours.max())]
+    axes.plot(ends, ends, color=INK, lw=1.0, ls="--")
+    axes.set(xlabel=f"reference mean of {plain_axes(name)}", ylabel=f"guide's mean of {plain_axes(name)}")
+
+
+def _ratios(axes: Axes, ratio: Array, name: str) -> None:
+    ratio = np.clip(ratio, 0.05, 20.0)
+    low, high = min(0.5, float(ratio.min())), max(2.0, float(ratio.max()))
+    bins = np.geomspace(low, high, int(np.clip(2 * len(ratio) ** 0.5, 10, 50))).tolist()
+    axes.hist(ratio, bins, histtype="stepfilled", color=COLOURS[0])
+    axes.axvline(1.0, color=INK, lw=1.0, ls="--")
+    axes.set_xscale("log")
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False)
+    axes.minorticks_off()
+    axes.set(xlabel=f"sd of guide / sd of reference, {plain_axes(name)}", ylabel="data × latents")
+
+
+def gaps(result: RunResult) -> str | None:
+    """Both parts of the gap of every datum, one upon the other, the largest first."""
+    split = known_gaps(result)
+    if split is None:
+        return None
+    split = split.sortby("gap", ascending=False)
+    rank, lower, upper = (np.arange(split.sizes["data"]), *(split[n].values for n in ("approximation", "amortization")))
+    with new_figure(WIDTH, 2.5) as figure:
+        axes = figure.subplots()
+        axes.bar(rank, lower, 1.0, color=COLOURS[0], label="approximation")
+        axes.bar(rank, upper, 1.0, lower, color=COLOURS[4], label="amortization")
+        axes.set(xlabel="datum, by gap", ylabel="nats", xlim=(-0.5, len(rank) - 0.5))
+        axes.set_xticks([])
+        figure.legend(loc="outside upper center", ncols=2)
+        return data_uri(figure)
+
+
+def known_gaps(result: RunResult) -> xr.Dataset | None:
+    """The data whose gap is known; None where there are none."""
+    if result.gap is None:
+        return None
+    known = result.gap.isel(data=np.flatnonzero(np.isfinite(result.gap["gap"] + result.gap["approximation"])))
+    return known if known.sizes["data"] else None
+
+
+def scores(comparison: xr.Dataset) -> xr.DataArray:
+    """How far the guide is off, `(data, latent)`: the larger of |mean error| (reference sd) and |log sd ratio|."""
+    error, ratio = abs(comparison["mean_error"]), abs(np.log(comparison["sd_ratio"].clip(1e-12)))
+    return error.where(error > ratio, ratio)
+
+
+def scalar_draws(tree: xr.DataTree, label: Hashable, latents: Sequence[str]) -> xr.Dataset:
+    """Draws of single latents (`scale`, `z[3]`, `z[1,2]`) of one datum, each a variable `(chain, draw)`."""
+    posterior = tree["posterior"].dataset
+    found = {}
+    for latent in latents:
+        site, _, index = latent.partition("[")
+        draws = posterior[site].sel(data=label).transpose("chain", "draw", ...)
+        position: tuple[Any, ...] = tuple(int(i) for i in index.rstrip("]").split(",")) if index else ()
+        found[latent] = (("chain", "draw"), draws.values[(slice(None), slice(None), *position)].astype(np.float64))
+    return xr.Dataset(found, coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values})
+
+
+def typical_datum(comparison: xr.Dataset) -> Hashable:
+    """The datum whose largest error is the median one."""
+    largest = scores(comparison).max("latent")
+    return largest.sortby(largest)["data"].values[(largest.sizes["data"] - 1) // 2].item()
+
+
+def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
+    """ArviZ's own plots: `dist`, `forest` and `trace` of a typical datum, `ecdf_pit` over all data.
+
+    Those latents are shown whose errors are largest over all data.
+    """
+    comparison = result.comparison
+    if comparison is None or result.reference is None or not comparison.sizes["data"] or not comparison.sizes["latent"]:
+        return {}
+    import arviz_plots
+
+    average = scores(comparison).mean("data")
+    chosen = average.sortby(average, ascending=False)["latent"].values[:latents].tolist()
+    label = typical_datum(comparison)
+    ours, theirs = (scalar_draws(tree, label, chosen) for tree in (result.amortized, result.reference))
+    both = {"reference": _one_chain(theirs, ours), "guide": _one_chain(ours, theirs)}
+    trees = {name: xr.DataTree.from_dict({"/posterior": draws}) for name, draws in both.items()}
+    values = xr.DataTree.from_dict({"/pit": _pit_values(result, chosen)})
+    rows = -(-len(chosen) // _ACROSS)
+    grid: dict[str, Any] = {"col_wrap": _ACROSS, "figure_kwargs": _size(2.0 * rows + 0.4)}
+    bare = {"point_estimate_text": False}
+    reference = xr.DataTree.from_dict({"/posterior": theirs})
+    return {
+        "dist": _arviz(arviz_plots.plot_dist, trees, "model", visuals=bare, **grid),
+        "forest": _arviz(arviz_plots.plot_forest, trees, "model", figure_kwargs=_size(0.6 * len(chosen) + 1.2)),
+        "trace": _arviz(arviz_plots.plot_trace, reference, visuals={"trace": {"alpha": 0.6, "width": 0.6}}, **grid),
+        "ecdf_pit": _arviz(arviz_plots.plot_ecdf_pit, values, group="pit", **grid),
+    }
+
+
+_ACROSS = 3
+
+
+def _size(height: float) -> dict[str, Any]:
+    return {"figsize": (WIDTH, height), "figsize_units": "inches", "layout": "constrained"}
+
+
+def _one_chain(draws: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+    """As many draws as both sides have, evenly spaced, as one chain: ArviZ overlays trees of one shape."""
+    count = min(side.sizes["chain"] * side.sizes["draw"] for side in (draws, other))
+    flat = {name: value.values.ravel() for name, value in draws.data_vars.items()}
+    thin = np.linspace(0, draws.sizes["chain"] * draws.sizes["draw"] - 1, count).astype(int)
+    found = {name: (("chain", "draw"), values[thin][None]) for name, values in flat.items()}
+    return xr.Dataset(found, coords={"chain": [0], "draw": np.arange(count)})
+
+
+def _pit_values(result: RunResult, latents: Sequence[str], total: int = 2000) -> xr.Dataset:
+    """PIT values of single latents over all data, about `total` of them, as one chain."""
+    assert result.reference is not None
+    assert result.comparison is not None
+    each = max(1, total // result.comparison.sizes["data"])
+    available = min(
+        t["posterior"].sizes["chain"] * t["posterior"].sizes["draw"] for t in (result.amortized, result.reference)
+    )
+    values = pit(result.amortized, result.reference, draws=min(each, available // 20))["pit"].dataset
+    tree = xr.DataTree.from_dict({"/posterior": values})
+    parts = [scalar_draws(tree, label, latents) for label in values["data"].values.tolist()]
+    joined = xr.concat([part.assign_coords(draw=np.arange(part.sizes["draw"])) for part in parts], "draw")
+    return joined.assign_coords(draw=np.arange(joined.sizes["draw"]))
+
+
+def _arviz(function: Callable[..., Any], tree: Any, legend: str | None = None, **options: Any) -> str:
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+
+    before = plt.get_backend()
+    plt.switch_backend("agg")
+    try:
+        with plt.rc_context({**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+            plot = function(tree, backend="matplotlib", **options)
+            if legend is not None:
+                plot.add_legend(legend, title="")
+            figure = plot.viz["figure"].item()
+            uri = data_uri(figure)
+            plt.close(figure)
+        return uri
+    finally:
+        plt.switch_backend(before)

@@ -1,0 +1,227 @@
+"""Numbers and tables of the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from calibrant.evaluation.judgements.decisions import Verdict
+from calibrant.evaluation.judgements.wording import number
+from calibrant.evaluation.remedying.sentences import remedy_sentences
+from calibrant.evaluation.reporting import run_plots
+from calibrant.evaluation.results import RunResult
+from calibrant.evaluation.statistics.simulation_ranks import uniformity
+from calibrant.inference.references.gate import convergence_of
+
+_LISTED = 10  # data that failed the gate
+_QUANTITIES = 8  # of a calibration, in the table
+
+
+def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
+    """Exact log evidence and ELBO of the same data, and the standard error of the ELBO, means over data in nats.
+
+    None where the exact evidence is not known.
+    """
+    if result.reference is None or "convergence" not in result.reference.children:
+        return None
+    convergence = result.reference["convergence"].to_dataset()
+    if "log_evidence" not in convergence:
+        return None
+    evidence = convergence["log_evidence"]
+    stats = result.amortized["sample_stats"].dataset
+    bound = (stats["log_p"] - stats["log_q"]).sel(data=evidence["data"])
+    draws = bound.sizes["chain"] * bound.sizes["draw"]
+    error = float(np.sqrt((bound.var(("chain", "draw"), ddof=1) / draws).sum())) / bound.sizes["data"]
+    return float(evidence.mean()), float(bound.mean()), error
+
+
+def number_rows(result: RunResult) -> list[tuple[str, str]]:
+    trained, rows = result.config.get("fit") or {}, []
+    if trained:
+        rows.append(("ELBO of the validation data", f"{trained['elbo']:.2f} ± {trained['elbo_se']:.2f} nats per datum"))
+        rows.append(("epochs", f"{trained['epochs']} ({trained['stopped']})"))
+    gap = evidence_gap(result)
+    if gap is not None:
+        evidence, bound, error = gap
+        rows.append(("exact log evidence of the checked data", f"{evidence:.2f} nats per datum"))
+        rows.append(("ELBO of the same data", f"{bound:.2f} ± {error:.2f} nats per datum"))
+        rows.append(("gap that the guide leaves", f"{evidence - bound:.2f} ± {error:.2f} nats per datum"))
+    if result.contrast is not None:
+        noise, informative, all_ = (result.contrast.attrs[name] for name in ("noise", "n_informative", "n_latents"))
+        rows.append(("standard deviation of the noise", f"{noise:.3g} data units"))
+        rows.append(("latents that respond to the images", f"{informative} of {all_}"))
+    return rows
+
+
+def setting_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Data, model, guide and settings of a run, a line each."""
+    parts = {
+        "data": config.get("data"),
+        "model": (config.get("model") or {}).get("arguments"),
+        "guide": config.get("guide"),
+    }
+    rows = []
+    for part, values in {**parts, "settings": config.get("settings")}.items():
+        for name, value in (values or {}).items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            rows.append((f"{part}: {name}", text))
+    return rows
+
+
+def site_names(comparison: xr.Dataset) -> list[str]:
+    shared = comparison["shared_site"].values.tolist() if "shared_site" in comparison.coords else []
+    return list(dict.fromkeys([*comparison["site"].values.tolist(), *shared]))
+
+
+def site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> dict[str, str]:
+    """Statistics of one site over data and latents, and what the verdicts say of it."""
+    prefix = "" if site in comparison["site"].values else "shared_"
+    part = comparison.isel({f"{prefix}latent": np.flatnonzero(comparison[f"{prefix}site"].values == site)})
+    ratio, error, se, coverage = (
+        part[f"{prefix}{name}"].values.ravel() for name in ("sd_ratio", "mean_error", "mean_error_se", "coverage")
+    )
+    row = {
+        "site": site,
+        "size": str(part.sizes[f"{prefix}latent"]),
+        "level": f"{comparison.attrs['coverage_level']:.0%}",
+    }
+    if len(ratio) and np.isfinite(ratio).all():
+        low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+        row["sd"] = f"{middle:.2f} ({low:.2f} – {high:.2f})"
+        row["mean"] = f"{np.sqrt(max(float((error**2 - se**2).mean()), 0.0)):.2f}"
+        row["coverage"] = f"{coverage.mean():.0%}"
+    else:
+        row |= {"sd": "–", "mean": "–", "coverage": "–"}
+    sentences = [verdict.sentence for verdict in found if verdict.site == site and verdict.status != "pass"]
+    return {**row, "verdict": "; ".join(sentences) or f"`{site}`: agrees with the reference"}
+
+
+def gap_table(result: RunResult) -> dict[str, Any] | None:
+    """Both parts of the gap over the data where they are known, and why they are not for others."""
+    if result.gap is None:
+        return None
+    known = run_plots.known_gaps(result)
+    names = ("gap", "approximation", "amortization")
+    reasons = result.gap["reason"].values[result.gap["reason"].values != ""].tolist()
+    return {
+        "data": result.gap.sizes["data"],
+        "known": known.sizes["data"] if known is not None else 0,
+        "rows": [_gap_row(known, name) for name in names] if known is not None else [],
+        "evidence": ", ".join(sorted(set(known["method"].values.tolist()))) if known is not None else "",
+        "reason": reasons[0] if reasons else "",
+    }
+
+
+def _gap_row(known: xr.Dataset, name: str) -> dict[str, str]:
+    values, errors = known[name].values, known[f"{name}_se"].values
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return {
+        "name": {"gap": "together"}.get(name, name),
+        "mean": f"{values.mean():.2f} ± {np.sqrt((errors**2).sum()) / len(errors):.2g}",
+        "median": f"{middle:.2f} ({low:.2f} – {high:.2f})",
+    }
+
+
+def calibration_table(result: RunResult) -> dict[str, Any] | None:
+    """The quantities of simulated data whose ranks are furthest from uniform, the log joint first."""
+    if result.calibration is None:
+        return None
+    found = uniformity(result.calibration)
+    worst = found.sortby("ecdf_difference", ascending=False)["quantity"].values.tolist()
+    shown = ["log_joint", *(name for name in worst if name != "log_joint")][:_QUANTITIES]
+    return {
+        "simulations": f"{found.attrs['simulations']:,}",
+        "draws": f"{found.attrs['guide_draws']:,}",
+        "quantities": found.sizes["quantity"],
+        "rows": [_quantity_row(found.sel(quantity=name), name) for name in shown],
+    }
+
+
+def _quantity_row(row: xr.Dataset, name: str) -> dict[str, str]:
+    bias, spread = (number(float(row[part]), float(row[f"{part}_se"])) for part in ("bias", "spread"))
+    p_value = float(row["p_value"])
+    return {
+        "name": name,
+        "bias": bias,
+        "spread": spread,
+        "difference": f"{float(row['ecdf_difference']):.3f}",
+        "p": f"{p_value:.2g}" if p_value >= 1e-4 else "< 0.0001",
+    }
+
+
+def remedy_table(result: RunResult) -> dict[str, Any] | None:
+    """What the remedies that were tried do, a row each, and in words."""
+    if result.remedies is None:
+        return None
+    rows = [_remedy_row(result.remedies.sel(remedy=name), str(name)) for name in result.remedies["remedy"].values]
+    return {"sentences": remedy_sentences(result.remedies), "rows": rows}
+
+
+def _remedy_row(row: xr.Dataset, name: str) -> dict[str, str]:
+    def cell(part: str, form: str = "") -> str:
+        value = float(row[part])
+        if not np.isfinite(value):
+            return "–"
+        if form or np.isnan(row[f"{part}_se"]):  # one datum has no standard error
+            return format(value, form or ".2f")
+        return number(value, float(row[f"{part}_se"]))
+
+    fails, unclear = cell("fails", ".0f"), cell("unclear", ".0f")
+    return {
+        "name": name,
+        "reason": str(row["reason"].values),
+        "gap": cell("gap"),
+        "gain": cell("gain"),
+        "sd": cell("sd_error"),
+        "mean": cell("mean_error"),
+        "khat": cell("khat_good", ".0%"),
+        "verdicts": fails if fails == "–" else f"{fails} / {unclear}",
+        "seconds": cell("seconds", ".0f"),
+    }
+
+
+def gate_table(result: RunResult) -> dict[str, Any] | None:
+    """How many data have a reference posterior, why others have none, and how these differ."""
+    if result.reference is None:
+        return None
+    gate = convergence_of(result.reference)
+    failed = gate.isel(data=~gate["is_reference"].values)
+    reasons = list(zip(failed["data"].values.tolist(), failed["reason"].values.tolist(), strict=True))
+    differences = []
+    if result.comparison is not None and len(reasons):
+        kept, left = (result.comparison[f"observed_rms_{part}"].values for part in ("kept", "left_out"))
+        for name, a, b in zip(result.comparison["observed_site"].values.tolist(), kept, left, strict=True):
+            differences.append((name, f"{a:.3g}", f"{b:.3g}"))
+    posterior = result.reference["posterior"]
+    return {
+        "method": posterior.attrs.get("method", "unknown"),
+        "data": gate.sizes["data"],
+        "passed": int(gate["is_reference"].sum()),
+        "reasons": reasons[:_LISTED],
+        "more": max(0, len(reasons) - _LISTED),
+        "differences": differences,
+        "worst": _worst_diagnostics(gate),
+        "draws": f"{posterior.sizes['chain']} × {posterior.sizes['draw']}",
+    }
+
+
+def _worst_diagnostics(gate: xr.Dataset) -> list[tuple[str, str]]:
+    """The worst value over data of each diagnostic that was computed."""
+    known = {
+        "rhat": ("largest R-hat", "max", ".3f"),
+        "ess_bulk": ("smallest bulk ESS", "min", ".0f"),
+        "ess_tail": ("smallest tail ESS", "min", ".0f"),
+        "divergences": ("most divergences of a datum", "max", ".0f"),
+        "bfmi": ("smallest E-BFMI", "min", ".2f"),
+        "grid_error": ("largest numerical error (posterior sd)", "max", ".1g"),
+    }
+    rows = []
+    for name, (words, which, form) in known.items():
+        values = gate[name].values if name in gate else np.array([])
+        if np.isfinite(values).any():
+            rows.append((words, f"{getattr(np, f'nan{which}')(values):{form}}"))
+    return rows

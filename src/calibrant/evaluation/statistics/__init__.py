@@ -1,0 +1,1 @@
+"""What is measured: arrays and trees in, xarray out."""

@@ -1,0 +1,296 @@
+"""Classifier two-sample test: can draws of the guide be told from draws of the reference, datum by datum?
+
+A classifier learns to tell the two apart and is judged on draws that it has not seen (Lopez-Paz & Oquab 2017, ICLR).
+Its accuracy is 1/2 where the joint posteriors agree, and the p-value is that of permuted labels, so that it holds for
+any classifier, number of draws and of latents.
+
+The classifier is a ridge regression of the labels ±1 on features of all latents together, by kernels: its held-out
+scores are A y with a matrix A that does not depend on the labels y, and permutations are further columns of y. Nothing
+that is computed before the labels come in (ranks, whitening, bandwidth) knows which side a draw is from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy.linalg import cho_factor, cho_solve
+from scipy.special import ndtri
+from scipy.stats import false_discovery_control, rankdata
+
+from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.joining import check_same_problem
+from calibrant.inference.diagnostics import ess
+from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.trees import Latent, data_labels, draw_blocks, latent_names, scalars
+
+Array = npt.NDArray[np.float64]
+
+MAX_PERMUTATIONS = 2000  # of a datum that the first permutations do not reach
+FEW_REACH = 10  # so few permutations that reach the observed statistic call for more
+
+_PENALTY = 10.0  # of the ridge, where the kernel's mean diagonal is 1
+_CONSTANT = 1e-12
+
+
+def c2st(
+    post: xr.DataTree,
+    ref: xr.DataTree,
+    *,
+    draws: int = 500,
+    folds: int = 5,
+    permutations: int = 200,
+    fdr: float = 0.1,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Test for every datum whether draws of the guide can be told from draws of the reference.
+
+    All local continuous latents of a datum are tested jointly. The trees are joined on the coordinate `data`; data
+    whose reference fails the convergence gate are left out. Both sides give equally many draws, evenly spaced. Draws
+    that are not independent (attribute `independent_draws` 0: Markov chains, resampled draws) are thinned to their
+    smallest effective sample size over the latents, their distances from the median and their principal axes, and folds
+    are contiguous parts of the draws, so that what is left of their correlation does not reach from the draws that
+    train to those that test.
+
+    Args:
+        post: tree to be judged, usually of `posterior`.
+        ref: tree to judge by, usually of `reference`.
+        draws: of each side, at most; time grows with their third power.
+        folds: parts of the draws, each predicted by a classifier that has learned from the others.
+        permutations: of the labels, within folds. Where fewer than 10 of them reach the observed statistic, more are
+            made, up to data / fdr (at most 2,000), so that a single wrong datum can be flagged among all.
+        fdr: rate of false discoveries among the data flagged (Benjamini & Hochberg 1995).
+        seed: of the permutations.
+
+    Returns:
+        Dimension `data`: `c2st`, the cross-validated accuracy (1/2 where nothing can be told apart; it grows with the
+        draws towards that of the best classifier); `c2st_null` and `c2st_null_sd`, mean and standard deviation of the
+        accuracy with permuted labels; `c2st_p`, (1 + permutations that reach the observed statistic) / (1 +
+        permutations), where the statistic is the correlation of held-out scores and labels, which also counts how sure
+        the classifier is; `c2st_draws`, draws used of each side; `c2st_flagged`. A datum with fewer than `4 folds`
+        draws after thinning is not tested: NaN, and not flagged.
+
+    Raises:
+        InferenceError: as `compare`; without a local continuous latent, for settings out of range.
+    """
+    _check_settings(draws, folds, permutations, fdr)
+    check_same_problem(post, ref)
+    names, labels = _local_latents(post, ref), _labels(post, ref)
+    most = max(permutations, min(math.ceil(len(labels) / fdr), MAX_PERMUTATIONS))
+    generators = np.random.default_rng(seed).spawn(len(labels))
+    found: dict[int, _Test] = {}
+    sides = zip(_per_datum(post, names, labels), _per_datum(ref, names, labels), strict=True)
+    for i, (ours, theirs) in enumerate(sides):
+        _check_finite(ours, scalars(ref["posterior"].dataset, names), labels.tolist()[i])
+        if _usable(theirs):
+            samples = _alike(_nearly_independent(post, ours), _nearly_independent(ref, theirs), draws)
+            found[i] = _test(*samples, folds, permutations, most, generators[i])
+    columns = np.array(list(found.values()), dtype=np.float64).reshape(len(found), len(_Test._fields)).T
+    result = xr.Dataset({f"c2st{name}": ("data", column) for name, column in zip(_SUFFIXES, columns, strict=True)})
+    result = result.assign(
+        c2st_draws=result["c2st_draws"].astype(int), c2st_flagged=("data", _flagged(columns[3], fdr))
+    )
+    attrs = {"c2st_folds": folds, "c2st_permutations": permutations, "c2st_fdr": fdr}
+    return result.assign_coords(data=labels[list(found)]).assign_attrs(attrs)
+
+
+class _Test(NamedTuple):
+    accuracy: float
+    null: float
+    null_sd: float
+    p: float
+    draws: int
+
+
+_SUFFIXES = ("", "_null", "_null_sd", "_p", "_draws")
+
+
+def _check_settings(draws: int, folds: int, permutations: int, fdr: float) -> None:
+    if folds < 2 or permutations < 20 or not 0.0 < fdr < 1.0 or draws < 4 * folds:
+        raise InferenceError(
+            f"draws={draws}, folds={folds}, permutations={permutations}, fdr={fdr}: give 2 folds and 20 permutations "
+            "or more, four draws a fold or more, and a rate of false discoveries between 0 and 1"
+        )
+
+
+def _local_latents(post: xr.DataTree, ref: xr.DataTree) -> list[str]:
+    ours, theirs = post["posterior"].dataset, ref["posterior"].dataset
+    common = [name for name in latent_names(theirs) if name in ours]
+    local = [name for name in common if "data" in theirs[name].dims]
+    names = [name for name in local if not all(_is_discrete(side[name]) for side in (ours, theirs))]
+    if not names:
+        raise InferenceError(
+            f"of the latents {common} none is local and continuous: there are no draws of a datum to tell apart"
+        )
+    return names
+
+
+def _is_discrete(draws: xr.DataArray) -> bool:
+    values = draws.values
+    return all(bool((some == np.rint(some)).all()) for some in (values[:, :10], values))
+
+
+def _labels(post: xr.DataTree, ref: xr.DataTree) -> np.ndarray:
+    """Labels of the joined data that pass the gate."""
+    gate = convergence_of(ref)
+    passed = set(gate["data"].values[gate["is_reference"].values].tolist()) & set(data_labels(ref).tolist())
+    labels = data_labels(post)
+    return labels[[label in passed for label in labels.tolist()]]
+
+
+def _per_datum(tree: xr.DataTree, names: list[str], labels: np.ndarray) -> Iterator[Array]:
+    """Draws `(chain, draw, latent)` of every datum."""
+    place = {label: i for i, label in enumerate(data_labels(tree).tolist())}
+    for block in draw_blocks(tree["posterior"].dataset, names, [place[label] for label in labels.tolist()]):
+        yield from block
+
+
+def _check_finite(guide: Array, latents: list[Latent], label: Hashable) -> None:
+    finite = np.isfinite(guide).all((0, 1))
+    if not finite.all():
+        latent = latents[int(finite.argmin())].label
+        raise InferenceError(f"draws of the guide are not finite in `{latent}` for datum {label!r}")
+
+
+def _usable(reference: Array) -> bool:
+    """`compare` leaves out data whose reference is not finite or does not vary, and so does this test."""
+    return bool(np.isfinite(reference).all() and (reference.max((0, 1)) > reference.min((0, 1))).all())
+
+
+def _nearly_independent(tree: xr.DataTree, draws: Array) -> Array:
+    """Draws `(draw, latent)`, thinned where those of the tree may be correlated."""
+    flat = draws.reshape(-1, draws.shape[2])
+    return flat if tree["posterior"].attrs.get("independent_draws", 0) else _spaced(flat, _effective(draws))
+
+
+def _effective(draws: Array) -> int:
+    """Smallest effective sample size of a posterior's draws `(chain, draw, latent)`.
+
+    A test of whole distributions sees spread and direction too: distances from the median, in each latent and over
+    all, and the principal axes.
+    """
+    centred = (draws - np.median(draws, axis=(0, 1))) / np.maximum(draws.std((0, 1)), _CONSTANT)
+    axes = centred @ np.linalg.eigh(np.cov(centred.reshape(-1, draws.shape[2]).T).reshape(draws.shape[2], -1))[1]
+    length = np.linalg.norm(centred, axis=2, keepdims=True)
+    sizes = ess(np.concatenate((centred, np.abs(centred), axes, length), axis=2))
+    return max(1, math.floor(min(sizes.min(), draws.shape[0] * draws.shape[1])))
+
+
+def _alike(ours: Array, theirs: Array, most: int) -> tuple[Array, Array]:
+    """Equally many draws of both sides."""
+    count = min(len(ours), len(theirs), most)
+    return _spaced(ours, count), _spaced(theirs, count)
+
+
+def _spaced(draws: Array, count: int) -> Array:
+    return draws[np.linspace(0, len(draws) - 1, count).astype(int)]
+
+
+# -- the test ----------------------------------------------------------------------------------------------------------
+
+
+def _test(
+    ours: Array, theirs: Array, folds: int, permutations: int, most: int, generator: np.random.Generator
+) -> _Test:
+    count = len(ours)
+    if count < 4 * folds:
+        return _Test(math.nan, math.nan, math.nan, math.nan, count)
+    fold = np.tile(np.arange(count) * folds // count, 2)
+    side = np.repeat([1.0, -1.0], count)
+    predict = held_out(kernel(np.concatenate((ours, theirs))), fold)
+    accuracy, observed = _scores(predict, side[:, None])
+    null, statistics = _scores(predict, _permuted(side, fold, permutations, generator))
+    if (statistics >= observed).sum() < FEW_REACH and most > permutations:
+        more = _scores(predict, _permuted(side, fold, most - permutations, generator))[1]
+        statistics = np.concatenate((statistics, more))
+    # Exact in two stages too: more permutations are made only where the p-value is below FEW_REACH / (1 + permutations)
+    # and they cannot make it smaller more often than they would if they were always made.
+    p = (1.0 + (statistics >= observed).sum()) / (1.0 + len(statistics))
+    return _Test(float(accuracy[0]), float(null.mean()), float(null.std(ddof=1)), float(p), count)
+
+
+def kernel(draws: Array) -> Array:
+    """Similarity of draws `(draw, latent)` of both sides, `(draw, draw)`, centred, with a mean diagonal of 1.
+
+    The mean of three parts of equal weight, all of normal scores: Hermite polynomials up to degree 4 of each latent
+    (location, spread, skewness, tails); after whitening, squares and products of all pairs; and a Gaussian kernel with
+    the median distance as its width (modes, shapes).
+    """
+    scores = ndtri((rankdata(draws, axis=0) - 0.5) / len(draws))
+    square = scores**2
+    marginal = np.concatenate(
+        (
+            scores,
+            (square - 1.0) / math.sqrt(2.0),
+            (square - 3.0) * scores / math.sqrt(6.0),
+            (square**2 - 6.0 * square + 3.0) / math.sqrt(24.0),
+        ),
+        axis=1,
+    )
+    white = _whitened(scores)
+    products = white @ white.T
+    length = np.diagonal(products)
+    distance = length[:, None] + length - 2.0 * products
+    width = np.median(distance[np.triu_indices(len(draws), 1)])
+    parts = (marginal @ marginal.T, products**2, np.exp(-distance / width))
+    return np.mean([_centred(part) for part in parts], axis=0)
+
+
+def _whitened(scores: Array) -> Array:
+    """Scores with nearly the identity as covariance: errors along a narrow direction of the posterior become visible.
+
+    The covariance is shrunk for few draws of many latents (Ledoit & Wolf 2004, Journal of Multivariate Analysis 88(2)).
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    values, vectors = np.linalg.eigh(ledoit_wolf(scores)[0])
+    return scores @ vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
+
+
+def _centred(part: Array) -> Array:
+    part = part - part.mean(0)
+    part -= part.mean(1, keepdims=True)
+    return part / max(np.trace(part) / len(part), _CONSTANT)
+
+
+def held_out(similarity: Array, fold: npt.NDArray[np.intp]) -> Array:
+    """Matrix that takes labels to the scores of ridge regressions fitted without the fold that they score.
+
+    With G = (K + λ)⁻¹, the residual of a fold F that was left out is G_FF⁻¹ (G y)_F: one inverse serves all folds.
+    """
+    identity = np.eye(len(similarity))
+    inverse = cho_solve(cho_factor(similarity + _PENALTY * identity, check_finite=False), identity, check_finite=False)
+    result = np.zeros_like(similarity)
+    for part in np.unique(fold):
+        inside, outside = np.flatnonzero(fold == part), np.flatnonzero(fold != part)
+        solved = np.linalg.solve(inverse[np.ix_(inside, inside)], inverse[np.ix_(inside, outside)])
+        result[np.ix_(inside, outside)] = -solved
+    return result
+
+
+def _permuted(side: Array, fold: npt.NDArray[np.intp], permutations: int, generator: np.random.Generator) -> Array:
+    """Labels `(draw, permutation)`, permuted within folds: every fold stays half and half, as it was observed."""
+    labels = np.tile(side[:, None], (1, permutations))
+    for part in np.unique(fold):
+        inside = fold == part
+        labels[inside] = generator.permuted(labels[inside], axis=0)
+    return labels
+
+
+def _scores(predict: Array, labels: Array) -> tuple[Array, Array]:
+    """Accuracy, and correlation of scores and labels, of every column of labels `(draw, column)`."""
+    scores = predict @ labels
+    agreement = scores * labels
+    return (agreement > 0.0).mean(0), agreement.mean(0) / np.sqrt((scores**2).mean(0))
+
+
+def _flagged(p: Array, fdr: float) -> npt.NDArray[np.bool_]:
+    flagged = np.zeros(len(p), dtype=bool)
+    tested = np.isfinite(p)
+    if tested.any():
+        flagged[tested] = false_discovery_control(p[tested]) <= fdr
+    return flagged

@@ -1,0 +1,236 @@
+"""Compare two posteriors of the same data, datum by datum and latent by latent.
+
+Every standard error is the delta method in influence-function form: a statistic of two samples changes to first order
+by the mean of one number per draw (its influence), so its Monte Carlo variance is the variance of that number divided
+by the effective number of draws, summed over both sides. This holds for any posterior shape (skewness and kurtosis
+enter by themselves) and for the joint error of numerator and reference sd. Independent draws count fully; for MCMC the
+effective sample size of the influence series itself is taken (arviz_stats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.correlations import CORRELATION_ROWS, PER_DATUM, correlation_error
+from calibrant.evaluation.statistics.joining import (
+    Side,
+    common_latents,
+    is_discrete,
+    joined_labels,
+    require_same_problem,
+    select_rows,
+)
+from calibrant.evaluation.statistics.marginals import Draws, marginal_statistics
+from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.trees import Latent, draw_blocks, scalars, shared_draws
+
+Array = npt.NDArray[np.float64]
+LEFT_OUT_LIMIT = 0.05
+
+
+def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Dataset:
+    """Compare amortized draws with reference draws of the same posteriors.
+
+    The trees are joined on the coordinate `data`. Data whose reference fails the convergence gate are left out of all
+    statistics and listed under `left_out`. Results are in units of the reference's posterior sd; each `…_se` is the
+    Monte Carlo standard error from both sides.
+
+    Args:
+        post: tree to be judged, usually of `posterior`; group `posterior`, variables `(chain, draw, data, …)`.
+        ref: tree to judge by, usually of `reference`; without group `convergence` the gate is computed from its draws.
+        level: mass of the central interval whose coverage is measured.
+
+    Returns:
+        Dimensions `data` (the data kept) and `latent` (`scale`, `z[3]`, `z[1,2]`; coordinates `site`, `index`):
+        `mean_error` (amortized − reference mean), `sd_ratio` (amortized / reference), `wasserstein` (1-Wasserstein
+        distance), `coverage` (mass of the reference in the amortized central interval), each with `…_se`. What equal
+        posteriors would give at these sample sizes is `wasserstein_null` ± `wasserstein_null_se` (noise alone makes the
+        distance positive) and a coverage of `level` ± `coverage_null_se`.
+        Per datum with two or more latents: `correlation_error`, the root-mean-square difference of the entries of the
+        correlation matrices of all latents, with `correlation_error_se`. Both come from the unbiased mean square
+        `correlation_mean_square` (± `…_se`), which is what may be averaged over data: it is negative by chance where
+        the matrices agree, then with standard error `correlation_null_se`. `correlation_noise` is the mean sampling
+        variance of an entry, which has been subtracted.
+        Shared latents (no dimension `data`): `shared_mean_error` … along `shared_latent`.
+        Along `left_out`: `reason`. Along `observed_site`: `observed_rms_kept`, `observed_rms_left_out`, the mean over
+        data of the root-mean-square of each observed site.
+        Attributes: `n_joined`, `n_left_out`, `share_left_out`, `cannot_tell` (1 beyond 5% left out), `coverage_level`,
+        `discrete` (latents whose draws are whole numbers on both sides: they are not compared, since an sd means
+        nothing where one value is nearly certain), `amortized_method`, `reference_method`,
+        `amortized_draws`, `reference_draws` (per datum), `model_sha256`.
+
+    Raises:
+        InferenceError: labels that are not unique or do not meet, different observations, covariates, weights, latents
+            or event shapes, draws that are too few or (amortized) not finite.
+    """
+    if not 0.0 < level < 1.0:
+        raise InferenceError(f"`level` is {level}: give the mass of the central interval, between 0 and 1")
+    amortized, reference = Side.read(post, "amortized"), Side.read(ref, "reference")
+    joined = joined_labels(amortized, reference)
+    require_same_problem(amortized, reference, joined)
+    common = common_latents(amortized, reference)
+    names = [name for name in common if not all(is_discrete(side.posterior[name]) for side in (amortized, reference))]
+    if not names:
+        raise InferenceError(
+            f"the latents {common} are all discrete, and their means in posterior sds say nothing: compare the "
+            'probabilities of their values, (tree["posterior"]["NAME"] == value).mean(("chain", "draw"))'
+        )
+    local = [name for name in names if "data" in reference.posterior[name].dims]
+    shared = [name for name in names if name not in local]
+
+    reasons = _gate_reasons(ref, joined)
+    candidates = joined[[not reason for reason in reasons]]
+    rows, defects = _local_statistics(amortized, reference, local, candidates, level)
+    reasons = [defects.get(label, reason) for label, reason in zip(joined.tolist(), reasons, strict=True)]
+    kept = np.array([not reason for reason in reasons], dtype=bool)
+
+    latents = scalars(reference.posterior, local)
+    result = _assemble(rows, latents, joined[kept])
+    if shared:
+        statistics = _shared_statistics(amortized, reference, shared, level) if kept.any() else {}
+        result = result.merge(_assemble_shared(statistics, scalars(reference.posterior, shared)))
+    result = result.assign_coords(left_out=joined[~kept])
+    result = result.assign(reason=("left_out", np.array([reason for reason in reasons if reason], dtype=str)))
+    result = result.merge(_observed_difference(amortized, reference, joined, kept))
+    left = [name for name in common if name not in names]
+    return result.assign_attrs(_attributes(amortized, reference, kept, level), discrete=", ".join(left))
+
+
+def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
+    """Why each joined datum has no reference posterior, empty where it has one."""
+    gate = convergence_of(ref)
+    labels = gate["data"].values.tolist()
+    passed = dict(zip(labels, gate["is_reference"].values.tolist(), strict=True))
+    reason = dict(zip(labels, gate["reason"].values.tolist(), strict=True))
+    return [
+        "" if passed.get(label, False) else (reason.get(label, "no entry in `convergence`") or "failed the gate")
+        for label in joined.tolist()
+    ]
+
+
+def _local_statistics(
+    amortized: Side, reference: Side, names: list[str], labels: np.ndarray, level: float
+) -> tuple[list[dict[str, Array]], dict[Hashable, str]]:
+    """Statistics of every datum, and why data without usable reference draws have none."""
+    if not names:
+        return [_EMPTY for _ in labels], {}
+    latents = scalars(reference.posterior, names)
+    ours, theirs = _per_datum(amortized, names, labels), _per_datum(reference, names, labels)
+    rows: list[dict[str, Array]] = []
+    defects: dict[Hashable, str] = {}
+    for label, a, r in zip(labels.tolist(), ours, theirs, strict=True):
+        _check_finite(a, latents, f"datum {label!r}")
+        if defect := _defect(r, latents):
+            defects[label] = defect
+        else:
+            rows.append(marginal_statistics(a, r, level) | correlation_error(a, r))
+    return rows, defects
+
+
+def _shared_statistics(amortized: Side, reference: Side, names: list[str], level: float) -> dict[str, Array]:
+    latents = scalars(reference.posterior, names)
+    a = Draws(shared_draws(amortized.posterior, names), amortized.independent)
+    r = Draws(shared_draws(reference.posterior, names), reference.independent)
+    _check_finite(a, latents, "the shared latents")
+    if defect := _defect(r, latents):
+        raise InferenceError(f"the reference of the shared latents cannot be used: {defect}")
+    return marginal_statistics(a, r, level)
+
+
+def _per_datum(side: Side, names: list[str], labels: np.ndarray) -> Iterator[Draws]:
+    for block in draw_blocks(side.posterior, names, side.rows(labels)):
+        for values in block:
+            yield Draws(values, side.independent)
+
+
+def _check_finite(draws: Draws, latents: list[Latent], what: str) -> None:
+    """A guide that gives NaN is at fault itself; leaving the datum out would hide that."""
+    finite = np.isfinite(draws.flat).all(0)
+    if not finite.all():
+        raise InferenceError(f"amortized draws of `{latents[int(finite.argmin())].label}` are not finite for {what}")
+
+
+def _defect(reference: Draws, latents: list[Latent]) -> str:
+    """Why statistics in units of the reference sd do not exist, empty if they do."""
+    finite = np.isfinite(reference.flat).all(0)
+    if not finite.all():
+        return f"draws that are not finite in `{latents[int(finite.argmin())].label}`"
+    constant = reference.flat.max(0) == reference.flat.min(0)
+    return f"constant draws of `{latents[int(constant.argmax())].label}`" if constant.any() else ""
+
+
+_PER_LATENT = (
+    *(f"{name}{suffix}" for name in ("mean_error", "sd_ratio", "wasserstein", "coverage") for suffix in ("", "_se")),
+    "wasserstein_null",
+    "wasserstein_null_se",
+    "coverage_null_se",
+    *CORRELATION_ROWS,
+)
+_EMPTY: dict[str, Array] = {name: np.empty(0) for name in _PER_LATENT} | {name: np.array(np.nan) for name in PER_DATUM}
+
+
+def _assemble(rows: list[dict[str, Array]], latents: list[Latent], labels: np.ndarray) -> xr.Dataset:
+    def stacked(name: str, *shape: int) -> Array:
+        return np.array([row[name] for row in rows], dtype=np.float64).reshape(len(rows), *shape)
+
+    variables: dict[str, tuple[tuple[str, ...], Array]] = {
+        name: (("data", "latent"), stacked(name, len(latents))) for name in _PER_LATENT
+    }
+    variables |= {name: (("data",), stacked(name)) for name in PER_DATUM}
+    return xr.Dataset(variables, coords={"data": labels, **_latent_coords(latents, "")})
+
+
+def _assemble_shared(statistics: dict[str, Array], latents: list[Latent]) -> xr.Dataset:
+    missing = np.full(len(latents), np.nan)
+    variables = {f"shared_{name}": ("shared_latent", statistics.get(name, missing)) for name in _PER_LATENT}
+    return xr.Dataset(variables, coords=_latent_coords(latents, "shared_"))
+
+
+def _latent_coords(latents: list[Latent], prefix: str) -> dict[str, tuple[str, np.ndarray]]:
+    dim = f"{prefix}latent"
+    return {
+        dim: (dim, np.array([x.label for x in latents], dtype=str)),
+        f"{prefix}site": (dim, np.array([x.site for x in latents], dtype=str)),
+        f"{prefix}index": (dim, np.array([x.position for x in latents], dtype=str)),
+    }
+
+
+def _observed_difference(
+    amortized: Side, reference: Side, joined: np.ndarray, kept: npt.NDArray[np.bool_]
+) -> xr.Dataset:
+    """How large the observations of kept and of left-out data are, so that a biased selection shows."""
+    side = reference if "observed_data" in reference.tree.children else amortized
+    observed = side.group("observed_data")
+    sites = [str(s) for s, v in observed.data_vars.items() if "data" in v.dims and np.issubdtype(v.dtype, np.number)]
+    means: dict[str, list[float]] = {"observed_rms_kept": [], "observed_rms_left_out": []}
+    for site in sites:
+        values = select_rows(observed[site], side, joined).astype(np.float64)
+        rms = np.sqrt(np.nanmean(values.reshape(len(joined), -1) ** 2, axis=1))
+        for name, part in (("observed_rms_kept", rms[kept]), ("observed_rms_left_out", rms[~kept])):
+            means[name].append(float(part.mean()) if len(part) else np.nan)
+    coords = {"observed_site": np.array(sites, dtype=str)}
+    return xr.Dataset({name: ("observed_site", np.array(v)) for name, v in means.items()}, coords=coords)
+
+
+def _attributes(
+    amortized: Side, reference: Side, kept: npt.NDArray[np.bool_], level: float
+) -> dict[str, str | int | float]:
+    n_left_out = int((~kept).sum())
+    share = n_left_out / len(kept)
+    return {
+        "n_joined": len(kept),
+        "n_left_out": n_left_out,
+        "share_left_out": share,
+        "cannot_tell": int(share > LEFT_OUT_LIMIT),
+        "coverage_level": level,
+        "amortized_method": amortized.method,
+        "reference_method": reference.method,
+        "amortized_draws": amortized.draws,
+        "reference_draws": reference.draws,
+        "model_sha256": amortized.model_sha256 or reference.model_sha256,
+    }

@@ -1,0 +1,74 @@
+"""How far the correlations of a guide are from those of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrant.evaluation.statistics.marginals import BLOCKS, TINY, Draws, cut_into_blocks
+
+Array = npt.NDArray[np.float64]
+
+
+def correlation_error(a: Draws, r: Draws) -> dict[str, Array]:
+    """Root-mean-square difference of the correlation matrices' entries, without the part that sampling noise adds.
+
+    The scatter of blocks gives the covariance V of the mean difference d, also for MCMC. Then |d|² − tr V is unbiased
+    for the squared difference |δ|², with variance 2 tr V² + 4 δᵀVδ (normal d). The traces are taken from the Gram
+    matrix of the blocks: V itself, one row per pair of latents, is never formed.
+    """
+    if a.values.shape[-1] < 2:
+        rows = {name: np.full(a.values.shape[-1], np.nan) for name in CORRELATION_ROWS}
+        return {name: np.array(np.nan) for name in PER_DATUM} | rows
+    blocks = _correlation_blocks(a.flat) - _correlation_blocks(r.flat)
+    mean, n = blocks.mean(0), BLOCKS - 1
+    scatter = (blocks - mean) @ (blocks - mean).T / (n * BLOCKS * len(mean))
+    noise = np.trace(scatter)  # tr V, here and below per pair of latents
+    # Unbiased tr V² of a normal sample with n degrees of freedom.
+    trace_square = n**2 / ((n - 1) * (n + 2)) * ((scatter**2).sum() - noise**2 / n)
+    square = mean @ mean / len(mean) - noise
+    along = (blocks @ mean).var(ddof=1) / (BLOCKS * len(mean) ** 2) - trace_square  # δᵀVδ
+    square_se = np.sqrt(2.0 * trace_square + 4.0 * max(along, 0.0))
+    error = np.sqrt(max(square, 0.0))
+    return {
+        "correlation_error": error,
+        "correlation_error_se": np.sqrt(error**2 + square_se) - error,
+        "correlation_mean_square": square,
+        "correlation_mean_square_se": square_se,
+        "correlation_null_se": np.sqrt(2.0 * trace_square),
+        "correlation_noise": noise,
+    } | _correlation_rows(mean, ((blocks - mean) ** 2).sum(0) / (n * BLOCKS), a.values.shape[-1])
+
+
+def _correlation_rows(mean: Array, variance: Array, latents: int) -> dict[str, Array]:
+    """The same mean square for each latent's row of the matrix alone, and its noise: one wrong pair stays visible."""
+    upper = np.triu_indices(latents, 1)
+
+    def row(pairs: Array) -> Array:
+        total = sum(np.bincount(side, weights=pairs, minlength=latents) for side in upper)
+        return np.asarray(total) / (latents - 1)
+
+    return {"correlation_row_mean_square": row(mean**2 - variance), "correlation_row_noise": row(variance)}
+
+
+def _correlation_blocks(x: Array) -> Array:
+    """Correlation of every pair of latents from each block, `(block, pair)`, linearised so that blocks are unbiased."""
+    u = cut_into_blocks(x)
+    u = (u - u.mean((0, 1))) / np.maximum(u.std((0, 1)), TINY)
+    products = u.transpose(0, 2, 1) @ u / u.shape[1]
+    squares = np.diagonal(products, axis1=1, axis2=2)
+    rho = products.mean(0)
+    upper = np.triu_indices(x.shape[1], 1)
+    half_sum = (squares[:, upper[0]] + squares[:, upper[1]]) / 2.0
+    return products[:, upper[0], upper[1]] - rho[upper] * (half_sum - 1.0)
+
+
+CORRELATION_ROWS = ("correlation_row_mean_square", "correlation_row_noise")
+PER_DATUM = (
+    "correlation_error",
+    "correlation_error_se",
+    "correlation_mean_square",
+    "correlation_mean_square_se",
+    "correlation_null_se",
+    "correlation_noise",
+)

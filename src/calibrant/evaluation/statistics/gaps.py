@@ -1,0 +1,154 @@
+"""What a guide's ELBO leaves of the log evidence, and why: its family, or its encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+
+from calibrant.binding import bind_fixed
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.joining import check_same_problem
+from calibrant.inference.bounds.evidence import Evidence, evidence
+from calibrant.inference.drawing import posterior
+from calibrant.inference.references.sampling import reference as sample_reference
+from calibrant.inference.refining import refine
+from calibrant.inference.reweighting import log_weights
+from calibrant.inference.trees import data_labels, model_sha256
+from calibrant.program.contract import Program, as_program
+from calibrant.program.latents import sites
+from calibrant.program.refusals import check_program
+from calibrant.progress import Progress, silent
+
+Array = npt.NDArray[np.float64]
+
+MAX_SE = 0.1  # nats
+
+
+def gap(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    reference: xr.DataTree | None = None,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    draws: int = 1000,
+    steps: int = 500,
+    lr: float = 0.05,
+    max_se: float = MAX_SE,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Split log p(x) − ELBO of every datum into approximation and amortization gap.
+
+    With q the guide, q* the guide refined for the datum (`guides.refine`) and ELBO(q) = E_q[log p(x, z) − log q(z | x)]
+    (Cremer, Li & Duvenaud 2018, arXiv 1801.03558):
+
+        gap           = log p(x) − ELBO(q)    = KL(q ‖ p)
+        approximation = log p(x) − ELBO(q*)   = KL(q* ‖ p)
+        amortization  = ELBO(q*) − ELBO(q)
+
+    Another family or structure helps against the first part; a larger encoder, more data or longer training against
+    the second.
+
+    q* is the best found by an optimisation over elementwise affine maps, on the line, of q's continuous latents. So
+    `approximation` is an upper bound, up to its error, of what the best of these maps would leave, and `amortization` a
+    lower bound of what they could gain. Where the maps lead to the whole family, as for independent Normals, Laplaces
+    and LogNormals, that is the best of the family. What no map reaches stays as the encoder gave it and counts as
+    approximation: correlations, shapes, a flow's bends, angles, directions, probabilities of discrete latents. And a
+    map may lead out of a family (Gamma, Beta), to less than its best member leaves.
+
+    log p(x) is exact where the reference is (closed form or quadrature). Else it is by bridge sampling between draws of
+    q* and of the reference (`inference.evidence.bridge`); where these two are too far from each other, between a
+    Normal fitted to half of the reference draws and the other half.
+
+    Args:
+        model: the program, in `eval()`, without shared latents.
+        guide: its guide, in `eval()`.
+        observed: site → tensor, or a `Data`.
+        reference: a tree of `inference.reference`, joined on the coordinate `data`; None to sample it.
+        covariates: keyword → tensor.
+        draws: of the guide before and after refining, a datum.
+        steps: of `refine`.
+        lr: of `refine`.
+        max_se: the largest standard error with which a bridged log evidence is given, nats; 0.1 is that of about a
+            hundred effective draws, and with fewer the error itself is not known.
+        seed: of the draws.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        Dimension `data` (those that the reference has), in nats, each with `…_se` (Monte Carlo standard error, of
+        paired draws in differences): `log_evidence`, `elbo`, `elbo_refined`, `gap`, `approximation`, `amortization`.
+        `method` is how log p(x) is known: "exact", "bridge" or "normal bridge". Where the reference fails the gate, or
+        no bridge has an error below `max_se`, it is empty, `reason` says why, and what needs log p(x) is NaN. These
+        data are no random part of all: they tend to be those with large gaps.
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract; for a guide without a continuous
+            local site, which can't be refined.
+        InferenceError: for a program with shared latents; a reference of other data or weights.
+    """
+    data, program = bind_fixed(model, observed, covariates), as_program(model)
+    check_program(program, *data.tensors())
+    _refuse_shared(program, data)
+    if reference is None:
+        reference = sample_reference(program, data, seed=seed + 2, progress=progress)
+    data = with_reference(data, reference)
+    tree = posterior(program, guide, data, draws, seed=seed + 1, progress=progress)
+    check_same_problem(tree, reference)
+    refined = refine(program, guide, data, steps=steps, lr=lr, seed=seed, progress=progress)
+    # The same noise for both: what is common to them cancels in the difference.
+    other = posterior(program, refined, data, draws, seed=seed + 1, progress=progress)
+    amortized, best = log_weights(tree), log_weights(other)
+    found = evidence(program, refined, data, reference, best, max_se, seed + 3)
+    progress("gap", len(data), len(data))
+    attrs = {"draws": draws, "steps": steps, "seed": seed, "max_se": max_se, "model_sha256": model_sha256(program)}
+    return _split(found, amortized, best).assign_coords(data=data.labels()).assign_attrs(attrs)
+
+
+def _refuse_shared(program: PyroModule, data: Data) -> None:
+    if shared := [n for n, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]:
+        raise InferenceError(
+            f"latents {shared} are shared: evidence and ELBO are of all data together, so that no datum has a gap of "
+            "its own; hold them fixed in the program (a buffer with their posterior mean, say) to split the gap of "
+            "the others"
+        )
+
+
+def with_reference(data: Data, reference: xr.DataTree) -> Data:
+    kept = np.isin(data.labels(), data_labels(reference))
+    if not kept.any():
+        raise InferenceError(
+            f"the reference has none of the data: `data` is {data.labels()[:3].tolist()}… here and "
+            f"{data_labels(reference)[:3].tolist()}… in the reference; compute it for these data (or give `index=`)"
+        )
+    return data[kept]
+
+
+def _split(found: Evidence, amortized: Array, best: Array) -> xr.Dataset:
+    """Estimates, and standard errors from what every draw adds to them and what the reference draws add."""
+    known, elbo, refined = found.log_evidence, amortized.mean(1), best.mean(1)
+    terms = {
+        "log_evidence": (known, found.influence, found.variance),
+        "elbo": (elbo, amortized, 0.0),
+        "elbo_refined": (refined, best, 0.0),
+        "gap": (known - elbo, found.influence - amortized, found.variance),
+        "approximation": (known - refined, found.influence - best, found.variance),
+        "amortization": (refined - elbo, best - amortized, 0.0),
+    }
+    variables: dict[str, Any] = {
+        "method": ("data", found.method.astype(str)),
+        "reason": ("data", found.reason.astype(str)),
+    }
+    with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
+        for name, (value, influence, rest) in terms.items():
+            error = np.sqrt(influence.var(1, ddof=1) / influence.shape[1] + rest)
+            variables[name] = ("data", value)
+            variables[f"{name}_se"] = ("data", np.where(np.isnan(value), np.nan, error))
+    return xr.Dataset(variables)

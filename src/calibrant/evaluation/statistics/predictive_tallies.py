@@ -1,0 +1,201 @@
+"""What a predictive check runs: posterior and prior predictive draws, a block of data after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.data_statistics import Function, Statistic, choose_statistics
+from calibrant.inference.trees import Latent
+from calibrant.program.contract import Program, Values
+from calibrant.program.simulation import refuse_factors
+from calibrant.program.supports import is_improper, layers
+from calibrant.program.tracing import guide_trace, is_local, latent_values, sampled, trace
+
+Array = npt.NDArray[np.float64]
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+GRID = np.linspace(0.0, 1.0, 101)
+MIN_DRAWS = 20
+ELEMENTS = 2**21  # entries that one run of the program draws
+KEPT = 2**22  # entries of replicated statistics or prior draws that are kept
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What is run, and on what."""
+
+    model: Program
+    guide: Program
+    data: Data
+    device: torch.device
+    statistics: list[Statistic]
+    latents: list[Latent]
+    entries: int  # of one run, a datum
+    levels: tuple[float, ...]
+    level: float
+    proper: bool
+
+    @classmethod
+    def read(
+        cls,
+        model: Program,
+        guide: Program,
+        data: Data,
+        device: torch.device,
+        own: Mapping[str, Function] | None,
+        level: float,
+    ) -> Runs:
+        rows, cols = data.batch(torch.arange(min(len(data), 1000), device="cpu"), device, torch.float64)
+        size = len(next(iter(rows.values())))
+        values = latent_values(guide_trace(guide, rows, size, cols))
+        run = trace(model, size, cols, values)
+        refuse_factors(run)
+        nodes = sampled(run)
+        if shared := [name for name in values if not is_local(nodes[name])]:
+            raise InferenceError(
+                f"latents {shared} are shared: their draw moves all data at once, so that no replicate of a datum is "
+                "independent of the others; hold them fixed in the program (a buffer with their posterior mean, say) "
+                "to check the rest"
+            )
+        statistics = choose_statistics({name: nodes[name]["fn"] for name in rows}, rows, own)
+        latents = [Latent(name, index) for name, value in values.items() for index in np.ndindex(*value.shape[1:])]
+        entries = len(latents) + sum(prod(value.shape[1:]) for value in rows.values())
+        proper = not any(is_improper(site["fn"]) for site in nodes.values())
+        levels = tuple(sorted({*LEVELS, level}))
+        return cls(model, guide, data, device, statistics, latents, entries, levels, level, proper)
+
+    def coords(self) -> dict[str, Any]:
+        return {
+            "data": self.data.labels(),
+            "statistic": np.array([s.label for s in self.statistics], dtype=str),
+            "observation": ("statistic", np.array([s.site for s in self.statistics], dtype=str)),
+            "latent": np.array([x.label for x in self.latents], dtype=str),
+            "site": ("latent", np.array([x.site for x in self.latents], dtype=str)),
+            "index": ("latent", np.array([x.position for x in self.latents], dtype=str)),
+            "observed": np.array(self.data.observed_names, dtype=str),
+            "level": np.array(self.levels),
+            "u": GRID,
+        }
+
+    def replicates(self, draws: int, columns: int) -> int:
+        """How many replicates of `columns` numbers a datum are kept."""
+        return min(draws, max(MIN_DRAWS, KEPT // (len(self.data) * max(1, columns))))
+
+    def blocks(self, draws: int) -> Iterator[tuple[Tensor, list[int]]]:
+        """Positions of data, and how many draws of each datum are made at once."""
+        rows = max(1, ELEMENTS // max(1, self.entries))
+        parts = [min(rows, draws - done) for done in range(0, draws, rows)]
+        for index in torch.arange(len(self.data), device="cpu").split(max(1, rows // draws)):
+            yield index, parts
+
+    def simulate(self, observed: Values, covariates: Values, repeats: int, from_guide: bool) -> Simulated:
+        """Latents of guide or prior, and what the program makes of them, each datum `repeats` times in a row."""
+        rows, cols = (
+            {name: value.repeat_interleave(repeats, 0) for name, value in part.items()}
+            for part in (observed, covariates)
+        )
+        size = len(next(iter(rows.values())))
+        held = latent_values(guide_trace(self.guide, rows, size, cols)) if from_guide else {}
+        nodes = sampled(trace(self.model, size, cols, held))
+        names = list(dict.fromkeys(latent.site for latent in self.latents))
+        flat = [nodes[name]["value"].double().reshape(size, -1) for name in names]
+        kept = {name: _kept(nodes[name]) for name in rows}
+        values = {name: torch.where(kept[name], nodes[name]["value"].double(), rows[name]) for name in rows}
+        return Simulated(torch.cat(flat, 1) if flat else torch.zeros(size, 0), values, kept, repeats)
+
+    def of(self, values: Values) -> Tensor:
+        """The statistics of rows, `(rows, statistic)`."""
+        return torch.stack([statistic(values) for statistic in self.statistics], 1)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Draws of some data, those of a datum in a row."""
+
+    latents: Tensor  # (data · draws, latent)
+    values: Values  # site → (data · draws, *event)
+    kept: Values  # the same, whether an entry is not masked
+    repeats: int
+
+    def by_datum(self, values: Tensor) -> Tensor:
+        """`(data, draws, …)`."""
+        return values.reshape(-1, self.repeats, *values.shape[1:])
+
+
+def _kept(site: Mapping[str, Any]) -> Tensor:
+    """Which entries of a site count: those that no mask, in its distribution or around it, takes out."""
+    value, fn = site["value"], site["fn"]
+    kept = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    masks = [] if site["mask"] is None else [(site["mask"], site["fn"].batch_shape)]
+    masks += [(layer._mask, layer.batch_shape) for layer in layers(fn) if isinstance(layer, dist.MaskedDistribution)]
+    for mask, batch in masks:
+        mask = torch.as_tensor(mask, dtype=torch.bool, device=value.device).expand(batch)
+        kept = kept & mask.reshape(*batch, *[1] * (value.dim() - len(batch)))
+    return kept
+
+
+class Tally:
+    """What is known of some data after so many posterior draws: of entries, only how many draws lie below."""
+
+    def __init__(self, runs: Runs, observed: Values) -> None:
+        self.runs, self.observed = runs, observed
+        self.below = {name: torch.zeros_like(value) for name, value in observed.items()}
+        self.ties = {name: torch.zeros_like(value) for name, value in observed.items()}
+        self.kept: Values = {}
+        self.draws = 0
+        self.statistics: list[Tensor] = []
+        self.latents: list[Tensor] = []
+
+    def add(self, run: Simulated) -> None:
+        self.draws += run.repeats
+        self.kept = {name: run.by_datum(kept)[:, 0] for name, kept in run.kept.items()}
+        for name, value in self.observed.items():
+            drawn = run.by_datum(run.values[name])
+            self.below[name] += (drawn < value[:, None]).sum(1)
+            self.ties[name] += (drawn == value[:, None]).sum(1)
+        self.statistics.append(run.by_datum(self.runs.of(run.values)))
+        self.latents.append(run.by_datum(run.latents))
+
+    def found(self) -> dict[str, Array]:
+        drawn, latents = torch.cat(self.statistics, 1), torch.cat(self.latents, 1)
+        observed = self.runs.of(self.observed)
+        below, ties = ((drawn < observed[:, None]).sum(1), (drawn == observed[:, None]).sum(1))
+        shares = [self._shares(name) for name in self.observed]
+        tensors = {
+            "observed_statistic": observed,
+            "tail_probability": self._pit(below.double(), ties.double()),
+            "predictive_mean": drawn.mean(1),
+            "predictive_sd": drawn.std(1),
+            "pit_ecdf": torch.stack([ecdf for ecdf, _ in shares], 1),
+            "coverage": torch.stack([coverage for _, coverage in shares], 1),
+            "latent": latents[:, 0],
+            "latent_mean": latents.mean(1),
+            "latent_square": latents.square().mean(1),
+        }
+        return {name: value.cpu().numpy() for name, value in tensors.items()}
+
+    def _pit(self, below: Tensor, ties: Tensor) -> Tensor:
+        return (below + torch.rand_like(below) * (ties + 1.0)) / (self.draws + 1)
+
+    def _shares(self, name: str) -> tuple[Tensor, Tensor]:
+        """Of every datum: shares of entries with a PIT of at most each u, and inside each central interval."""
+        pit = self._pit(self.below[name], self.ties[name]).reshape(len(self.below[name]), -1)
+        kept = self.kept[name].reshape(pit.shape)
+        known = kept.sum(1).double()
+        grid = torch.as_tensor(GRID, dtype=pit.dtype)
+        cells = torch.where(kept, torch.searchsorted(grid, pit.contiguous()), len(grid))
+        counts = torch.zeros(len(pit), len(grid) + 1).scatter_add_(1, cells, torch.ones_like(pit))
+        inside = [((pit - 0.5).abs() <= 0.5 * level) & kept for level in self.runs.levels]
+        coverage = torch.stack([held.sum(1) / known for held in inside], 1)
+        return counts[:, :-1].cumsum(1) / known[:, None], coverage

@@ -1,0 +1,241 @@
+"""Does the model generate data like these? Predictive checks of a model and its guide on real data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+
+from calibrant.binding import bind_fixed
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.data_statistics import Function, differences, moments, transport
+from calibrant.evaluation.statistics.predictive_tallies import MIN_DRAWS, Runs, Tally
+from calibrant.guides.contract import check_guide
+from calibrant.inference.trees import model_sha256
+from calibrant.program.contract import Program, as_program
+from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.refusals import check_program
+from calibrant.progress import Progress, silent
+
+Array = npt.NDArray[np.float64]
+
+_SHOWN = 1000  # of them given back, for pictures
+
+
+def predictive_check(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    draws: int = 200,
+    statistics: Mapping[str, Function] | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Compare real data with what the model generates, before and after it has seen them.
+
+    Four comparisons. Two of them test the model and the guide: under a true model with exact posteriors, the observed
+    and the simulated are draws of one distribution.
+
+    - *Prior predictive*: a statistic T over the data set against T over data that the model simulates.
+    - *Aggregate posterior*: a guide draw for every datum, pooled, against draws of the prior. A difference is an error
+      of the model or of the guide; simulated data, on which the guide can be judged alone, tell which.
+
+    The other two use each datum twice: to find its posterior, and to be compared with it.
+
+    - *Posterior predictive tails*: T of a datum among T of new data from its own posterior (Gelman, Meng & Stern 1996,
+      Statistica Sinica 6). Even for the true model these probabilities are not uniform: they gather around 1/2. An
+      extreme one is a misfit; one that is not is no proof of a fit.
+    - *Entries*: where each entry (pixel) lies in its posterior predictive distribution. Intervals hold *more* than
+      their level even for the true model; where they hold less, the spread of the prediction is too small.
+
+    What these two would be for a true model is therefore found by doing the same with data that the model simulates,
+    one for every datum (`…_null`; the idea of Hjort, Dahl & Steinbakk 2006, JASA 101). It is the guide's posterior of
+    data like the model's own, which may not be those that it was trained on: where the prior predictive is far from
+    the data, so may this null be.
+
+    Default statistics, over the entries of an event: `mean`; of continuous ones `contrast` (sd), `minimum`, `maximum`,
+    `kurtosis` (from 8 entries); of counts and classes `dispersion` (variance over mean), `zeros` (share), `maximum`; of
+    images from 8 × 8 pixels `power low`, `power middle`, `power high`, the log power (nats) in bands of radial
+    frequency, equally wide on a log scale up to the Nyquist frequency. Of a scalar, its `value`.
+
+    Masked entries are left out: simulated data hold there what the observed ones hold. Simulation repeats the
+    covariates of the data.
+
+    Args:
+        model: the program, in `eval()`, without shared latents.
+        guide: its guide, in `eval()`.
+        observed: site → tensor, or a `Data`; some hundreds of data, which the guide was not trained on.
+        covariates: keyword → tensor.
+        draws: posterior draws a datum, and replicates of the data set (fewer where they would take much memory).
+        statistics: name → function of a tensor `(rows, *event)` → `(rows,)`, float64, beside the default ones; applied
+            to every observed site.
+        level: of the central interval outside which a tail probability counts as extreme, and of entries.
+        seed: of the draws.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        Dimensions `data`, `statistic` (label; coordinate `observation`, its site), `latent` (as `z[3]`; coordinates
+        `site`, `index`), `observed` (site), `level`, `u` (0 … 1), `draw`. Standard errors count data, not entries, as
+        independent.
+
+        `(statistic, data)`: `observed_statistic`; `tail_probability`, the randomised rank of it among posterior
+        predictive draws, (rank + U)/(draws + 1); `predictive_mean`, `predictive_sd` of these.
+        `(statistic)`: `extreme` ± `extreme_se`, the share of data outside `level`.
+
+        `(observed, u)`: `pit_ecdf` ± `pit_ecdf_se`, the share of entries with a PIT (randomised as above) of at most u.
+        `(observed, level)`: `coverage` ± `coverage_se`, the share of entries inside the central interval;
+        `(observed, data, level)`: `coverage_data`. `extreme_null`, `pit_ecdf_null`, `coverage_null`, each with `…_se`:
+        the same of data that the model simulates.
+
+        `(statistic)`: `prior_mean`, `prior_sd` of simulated T; `prior_mean_difference` (simulated − observed, in sd of
+        the observed), `prior_sd_ratio` (simulated/observed), `prior_wasserstein` (1-Wasserstein distance, in sd of the
+        observed), each ± `…_se`; `prior_wasserstein_null` and `prior_wasserstein_null_sd`, mean and sd of the distance
+        of data sets of this size from the model itself; `prior_p`, the share of these as far off (at least
+        1/(replicates + 1)): exact, where the standard errors are those of many data and too small for heavy tails.
+        `(statistic, draw)`: `prior_statistic`, some of the simulated T.
+
+        `(latent)`: the same with `aggregate_` (guide − prior, in sd of the prior; guide/prior). An infinite prior
+        variance makes them meaningless, but for `aggregate_p`. `(latent, data)`: `aggregate_draw`, one guide draw a
+        datum. `(latent, draw)`: `prior_draw`.
+
+        A program with an improper prior has no `…_null`, `prior_…` and `aggregate_…`. A statistic or latent that is
+        constant over the data has no sd to be measured in: NaN.
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract, or a program with a factor.
+        InferenceError: for a program with shared latents, a statistic of another shape or that is not finite, a level
+            outside (0, 1), or too few draws or data.
+    """
+    if not 0.0 < level < 1.0:
+        raise InferenceError(f"level={level}: the share that a central interval holds is between 0 and 1")
+    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
+    if draws < MIN_DRAWS or len(data) < 2:
+        raise InferenceError(f"{draws} draws of {len(data)} data: give draws >= {MIN_DRAWS} and two data or more")
+    check_program(program, *data.tensors())
+    some = data.batch(torch.arange(min(len(data), 4)))
+    check_guide(program, guided, *some)
+    with torch.no_grad(), seeded(seed), defaults(program, some[0], torch.float64) as (device, _):
+        runs = Runs.read(in_double(program), in_double(guided), data, device, statistics, level)
+        found = _after(runs, draws, progress)
+        variables = {**_tails(found, level), **_entries(found)}
+        if runs.proper:
+            own = _after(runs, draws, progress, own=True)
+            variables |= _null({**_tails(own, level), **_entries(own)})
+            variables |= _before(runs, draws, found, progress)
+        replicates = {dim: runs.replicates(draws, len(getattr(runs, f"{dim}s"))) for dim in ("statistic", "latent")}
+    attrs = {"draws": draws, "level": level, "seed": seed, "model_sha256": model_sha256(program)}
+    attrs |= {f"{dim}_replicates": count for dim, count in replicates.items()}
+    return xr.Dataset(variables, runs.coords(), attrs)
+
+
+Variables = dict[str, tuple[tuple[str, ...], Array]]
+
+
+# -- after the data ----------------------------------------------------------------------------------------------------
+
+
+def _after(runs: Runs, draws: int, progress: Progress, own: bool = False) -> dict[str, Array]:
+    """What `Tally` finds, a block of data after the other; leading dimension data.
+
+    With `own`, of data that the model simulates in place of the observed.
+    """
+    stage = "posterior predictive" + " of simulated data" * own
+    parts: list[dict[str, Array]] = []
+    for index, repeats in runs.blocks(draws):
+        observed, covariates = runs.data.batch(index, runs.device, torch.float64)
+        if own:
+            observed = dict(runs.simulate(observed, covariates, 1, from_guide=False).values)
+        tally = Tally(runs, observed)
+        for count in repeats:
+            tally.add(runs.simulate(observed, covariates, count, from_guide=True))
+        parts.append(tally.found())
+        progress(stage, int(index[-1]) + 1, len(runs.data))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _tails(found: Mapping[str, Array], level: float) -> Variables:
+    names = ("observed_statistic", "tail_probability", "predictive_mean", "predictive_sd")
+    outside = np.abs(found["tail_probability"] - 0.5) > 0.5 * level
+    variables: Variables = {name: (("statistic", "data"), found[name].T) for name in names}
+    variables["extreme"] = (("statistic",), outside.mean(0))
+    variables["extreme_se"] = (("statistic",), outside.std(0, ddof=1) / np.sqrt(len(outside)))
+    return variables
+
+
+def _entries(found: Mapping[str, Array]) -> Variables:
+    """Averages over data of the shares of each, `(data, observed, …)`, which are NaN for a datum without entries."""
+    variables: Variables = {"coverage_data": (("observed", "data", "level"), found["coverage"].transpose(1, 0, 2))}
+    for name, dim in (("pit_ecdf", "u"), ("coverage", "level")):
+        known = np.isfinite(found[name]).sum(0)
+        variables[name] = (("observed", dim), np.nansum(found[name], 0) / known)
+        variables[f"{name}_se"] = (("observed", dim), np.nanstd(found[name], 0, ddof=1) / np.sqrt(known))
+    return variables
+
+
+def _null(variables: Variables) -> Variables:
+    """The summaries of simulated data, under the names of what they are the null of."""
+    names = ("extreme", "coverage", "pit_ecdf")
+    return {f"{name}_null{end}": variables[f"{name}{end}"] for name in names for end in ("", "_se")}
+
+
+# -- before the data ---------------------------------------------------------------------------------------------------
+
+
+def _before(runs: Runs, draws: int, found: Mapping[str, Array], progress: Progress) -> Variables:
+    """Replicates of the data set against the observed statistics, and of their latents against the guide's."""
+    simulated, latents = _replicates(runs, draws, progress)
+    rows = []
+    for ours, theirs in zip(found["observed_statistic"].T, simulated, strict=True):
+        data, model = moments(ours), moments(theirs.ravel())
+        compared = {**differences(model, data), **_in_units(transport(ours, theirs), data.sd)}
+        rows.append({"mean": model.mean, "sd": model.sd, **compared})
+    variables = _columns("prior", "statistic", rows)
+    rows = []
+    for i, theirs in enumerate(latents):
+        guide, prior = moments(found["latent_mean"][:, i], found["latent_square"][:, i]), moments(theirs.ravel())
+        moved = transport(found["latent"][:, i], theirs)
+        rows.append({**differences(guide, prior), **_in_units(moved, prior.sd)})
+    variables |= _columns("aggregate", "latent", rows)
+    variables["prior_statistic"] = (("statistic", "draw"), _thinned(simulated))
+    variables["prior_draw"] = (("latent", "draw"), _thinned(latents))
+    variables["aggregate_draw"] = (("latent", "data"), found["latent"].T)
+    return variables
+
+
+def _replicates(runs: Runs, draws: int, progress: Progress) -> tuple[Array, Array]:
+    """Statistics and latents of replicates of the data set, `(statistic or latent, replicate, data)`."""
+    kept = [runs.replicates(draws, len(columns)) for columns in (runs.statistics, runs.latents)]
+    blocks = []
+    for index, repeats in runs.blocks(max(kept)):
+        observed, covariates = runs.data.batch(index, runs.device, torch.float64)
+        drawn = [runs.simulate(observed, covariates, count, from_guide=False) for count in repeats]
+        pairs = zip(*((d.by_datum(runs.of(d.values)), d.by_datum(d.latents)) for d in drawn), strict=True)
+        joined = (torch.cat(parts, 1)[:, :count] for parts, count in zip(pairs, kept, strict=True))
+        blocks.append([values.permute(2, 1, 0).cpu().numpy() for values in joined])
+        progress("prior predictive", int(index[-1]) + 1, len(runs.data))
+    statistics, latents = (np.concatenate(parts, 2) for parts in zip(*blocks, strict=True))
+    return statistics, latents
+
+
+def _in_units(found: dict[str, float], unit: float) -> dict[str, float]:
+    return {name: value if name == "p" else value / unit if unit else np.nan for name, value in found.items()}
+
+
+def _columns(prefix: str, dim: str, rows: list[dict[str, float]]) -> Variables:
+    names = rows[0] if rows else ()
+    return {f"{prefix}_{name}": ((dim,), np.array([row[name] for row in rows])) for name in names}
+
+
+def _thinned(values: Array) -> Array:
+    """Some of the replicated values, `(…, draw)`, of all replicates and data alike; as many whatever is replicated."""
+    flat = values.reshape(len(values), -1)
+    count = min(_SHOWN, MIN_DRAWS * values.shape[2])
+    return flat[:, np.linspace(0, flat.shape[1] - 1, count).astype(int)]

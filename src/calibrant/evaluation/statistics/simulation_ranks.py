@@ -1,0 +1,366 @@
+"""Simulation-based calibration: is the guide right on average over data that the model itself makes?
+
+Latents θ ~ p(θ) and data x ~ p(x | θ) are simulated. If the guide is the posterior, θ and its draws given x have the
+same distribution, so that the rank of any quantity f(θ, x) among its values at the draws is uniform (Talts, Betancourt,
+Simpson, Vehtari & Gelman 2018, arXiv 1804.06788), also where f depends on the data (Modrák, Moon, Kim, Bürkner, Huurre,
+Faltejsková, Gelman & Vehtari 2023, arXiv 2211.02383). The latents' own ranks can't see a guide that returns the
+prior; the log joint's can. No reference posterior is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+from scipy.special import chdtr, chdtrc, ndtr, ndtri
+from scipy.stats import kstest
+from torch import Tensor, nn
+
+from calibrant.binding import bind
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.guides.contract import check_guide
+from calibrant.guides.many_draws import encoded_once, fixed
+from calibrant.inference.graphs.of_modules import Recorded
+from calibrant.inference.trees import SAMPLE, event_dims, model_sha256, scalars, with_coords
+from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.density import density_of
+from calibrant.program.environment import cast, defaults, seeded
+from calibrant.program.latents import Site, sites
+from calibrant.program.refusals import check_program
+from calibrant.program.simulation import sample_prior
+from calibrant.program.tracing import guide_trace, latent_values, trace
+from calibrant.progress import Progress, silent
+
+Array = npt.NDArray[np.float64]
+Quantity = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+
+DENSITIES = ("log_likelihood", "log_joint", "hpd")
+MIN_SIMULATIONS, MIN_DRAWS = 100, 50
+
+_ROWS = 4096  # of a run: they stay in the processor's cache
+_RECORDED_FROM = 40  # runs
+
+
+def calibration(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    simulations: int = 2000,
+    draws: int = 1000,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    quantities: Mapping[str, Quantity] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.DataTree:
+    """Ranks of simulated latents, and of functions of them, among the guide's draws for the simulated data.
+
+    Everything runs in the dtype of the program's weights: only comparisons matter.
+
+    Args:
+        model: the program, in `eval()`; all latents local, no factors and no improper priors.
+        guide: its guide, in `eval()`.
+        observed: site → tensor, or a `Data`: which sites are observed. The values take no part, but covariates are
+            drawn from these data, with replacement.
+        simulations: data sets of one datum each.
+        draws: of the guide for each of them.
+        covariates: keyword → tensor.
+        quantities: name → function of (latents, observations), each a dict of tensors with leading dimension `rows`,
+            that returns a number a row: a functional whose uncertainty matters to you.
+        seed: of everything random.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        A tree. Group `prior_sbc`, dimensions `chain` (one), `draw` (the simulations) and those of the site: PIT values,
+        (rank + U) / (draws + 1) with ties broken at random, exactly uniform if the guide is the posterior. Variables:
+        every latent; `log_likelihood`, `log_joint` (of the program); `hpd`, the rank of log q, whose upper tail is
+        the coverage of highest-density regions of the guide; `tarp`, the rank of the distance from a point that is
+        drawn from the prior, in prior sds (Lemos, Coogan, Hezaveh & Perreault-Levasseur 2023, arXiv 2302.03026); and
+        the `quantities`. `arviz_plots.plot_ecdf_pit(tree)` takes it.
+        Group `recovery`, dimensions `draw` and `latent` (discrete ones left out): `z_score`, (truth − mean) / sd of
+        the draws, and `contraction`, 1 − variance of the draws / prior variance.
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract, or a program that can't be
+            simulated.
+        InferenceError: for shared latents; fewer than 100 simulations or 50 draws; a quantity that is no number a row
+            or has a name that is taken; simulated data that are not finite, or anything that is NaN.
+    """
+    _check_counts(simulations, draws)
+    data, program, guided = bind(model, observed, covariates), as_program(model), as_program(guide)
+    few = data.batch(torch.arange(min(len(data), 4)))
+    check_program(program, *few)
+    found = sites(program, *few)
+    _refuse_shared(found)
+    check_guide(program, guided, *few)
+    rows = np.random.default_rng(seed).integers(len(data), size=simulations)
+    cols = data.batch(rows)[1] if data.covariate_names else {}
+    truth = _simulated(program, list(found), list(few[0]), simulations, cols, seed)
+    points = sample_prior(program, simulations, cols, seed=seed + 1)
+    run = _Run(program, guided, found, dict(quantities or {}), draws, _prior_sd(truth, found))
+    _check_names(run.quantities, found)
+    held = {**truth, **{f"point/{name}": points[name] for name in run.continuous}}
+    quiet = pyro.validation_enabled(False)
+    with torch.no_grad(), seeded(seed + 2), quiet, fixed(guided), defaults(program, few[0]) as place:
+        results = _run_all(run, cast(held, *place), cast(cols, *place), simulations, progress)
+    settings = {"simulations": simulations, "draws": draws, "seed": seed}
+    attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
+    attrs["latents"] = sum(site.event_shape.numel() for site in found.values())
+    return _tree(results, run, truth, program, seed, attrs)
+
+
+def uniformity(tree: xr.DataTree) -> xr.Dataset:
+    """How far the PIT values of a calibration are from uniform, quantity by quantity.
+
+    With s = Φ⁻¹(PIT), a standard Normal if all is well: where truth and draws of a quantity are Normal, the mean of s
+    is the error of the draws' mean in posterior sds (truth − draws), and its sd is the posterior's sd over the draws':
+    1.25 where the guide is too narrow by a fifth.
+
+    Args:
+        tree: of `calibration`.
+
+    Returns:
+        Dimension `quantity` (labels such as `z[3]`, `log_joint`; coordinate `site`): `bias` ± `bias_se` and `spread` ±
+        `spread_se`, mean and sd of s; `ecdf_difference`, the largest distance between the PIT's distribution function
+        and the uniform one; `p_value` of uniformity, for one quantity at a time: by the mean of s, its sd, and the
+        largest distance (Kolmogorov and Smirnov), all exact, three times the smallest. Attributes: `simulations`,
+        `guide_draws`, and `latents`, how many numbers all of them are.
+    """
+    group = tree["prior_sbc"].dataset
+    names = [str(name) for name in group.data_vars]
+    labels, owners, columns = [], [], []
+    for name in names:
+        array = group[name].transpose(*SAMPLE, ...).values.astype(np.float64)
+        labels += [latent.label for latent in scalars(group, [name])]
+        columns.append(array.reshape(array.shape[1], -1))
+        owners += [name] * columns[-1].shape[1]
+    pit = np.concatenate(columns, 1)
+    scores = ndtri(np.clip(pit, 1e-12, 1 - 1e-12))
+    count, mean, sd = len(scores), scores.mean(0), scores.std(0, ddof=1)
+    centred = scores - mean
+    spread_se = np.sqrt(np.maximum((centred**4).mean(0) / sd**4 - 1, 0) / (4 * count)) * sd
+    distance = [kstest(column, "uniform") for column in pit.T]
+    low, high = chdtr(count - 1, (centred**2).sum(0)), chdtrc(count - 1, (centred**2).sum(0))
+    tests = [2 * ndtr(-np.abs(mean) * np.sqrt(count)), 2 * np.minimum(low, high), [d.pvalue for d in distance]]
+    variables = {
+        "bias": mean,
+        "bias_se": sd / np.sqrt(count),
+        "spread": sd,
+        "spread_se": spread_se,
+        "ecdf_difference": np.array([d.statistic for d in distance]),
+        "p_value": np.minimum(1.0, len(tests) * np.min(tests, 0)),
+    }
+    coords = {"quantity": np.array(labels, dtype=str), "site": ("quantity", np.array(owners, dtype=str))}
+    attrs = {"simulations": count, **{name: group.attrs[name] for name in ("guide_draws", "latents")}}
+    return xr.Dataset({name: ("quantity", value) for name, value in variables.items()}, coords, attrs)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def _check_counts(simulations: int, draws: int) -> None:
+    if simulations < MIN_SIMULATIONS or draws < MIN_DRAWS:
+        raise InferenceError(
+            f"{simulations} simulations with {draws} draws each are too few to tell anything: take {MIN_SIMULATIONS} "
+            f"and {MIN_DRAWS} at least, 2,000 and 1,000 for a verdict"
+        )
+
+
+def _refuse_shared(found: Mapping[str, Site]) -> None:
+    if shared := [name for name, site in found.items() if not site.local]:
+        raise InferenceError(
+            f"latents {shared} are shared: the guide has learned their posterior given one data set, and knows "
+            "nothing of simulated ones; compare it with inference.reference, or hold them fixed in the program (a "
+            "buffer with their posterior mean, say) to calibrate the guide of the others"
+        )
+
+
+def _check_names(quantities: Mapping[str, Quantity], found: Mapping[str, Site]) -> None:
+    if taken := sorted(set(quantities) & {*found, *DENSITIES, "tarp"}):
+        raise InferenceError(f"quantities {taken}: these names are taken, by latents or by what is always computed")
+
+
+# -- simulation --------------------------------------------------------------------------------------------------------
+
+
+def _simulated(
+    program: PyroModule, latents: list[str], observed: list[str], size: int, covariates: Values, seed: int
+) -> dict[str, Tensor]:
+    values = sample_prior(program, size, covariates, seed=seed)
+    for name in (*latents, *observed):
+        finite = values[name].isfinite().reshape(size, -1).all(1)
+        if not finite.all():
+            raise InferenceError(
+                f"the program simulates values of {name!r} that are not finite, {int((~finite).sum())} of {size} "
+                "times: its prior reaches where it can't be computed; narrow the prior, or bound what overflows"
+            )
+    return {name: values[name] for name in (*latents, *observed)}
+
+
+def _prior_sd(truth: Values, found: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Of every entry of the continuous latents; those without any spread stay in their own units."""
+    spreads = {n: truth[n].double().std(0) for n, site in found.items() if not site.support.is_discrete}
+    return {name: torch.where(sd > 0, sd, 1.0).to(truth[name].dtype) for name, sd in spreads.items()}
+
+
+# -- ranks -------------------------------------------------------------------------------------------------------------
+
+
+def below(truth: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """How many draws `(draw, simulation, …)` are less than the truth `(simulation, …)`, and how many equal it."""
+    return (draws < truth).sum(0).float(), (draws == truth).sum(0).float()
+
+
+def tarp_distance(theta: Tensor, reference: Tensor, scale: Tensor) -> Tensor:
+    """Euclidean distance between latents `(…, latents)`, each in units of its scale."""
+    return ((theta - reference) / scale).square().sum(-1).sqrt()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is done with the simulations of one batch."""
+
+    program: PyroModule
+    guide: PyroModule
+    found: Mapping[str, Site]
+    quantities: Mapping[str, Quantity]
+    draws: int
+    prior_sd: Mapping[str, Tensor]
+
+    @property
+    def continuous(self) -> list[str]:
+        return list(self.prior_sd)
+
+    @property
+    def ranked(self) -> list[str]:
+        tarp = ["tarp"] if self.continuous else []
+        return [*self.found, *DENSITIES, *tarp, *self.quantities]
+
+    def __call__(self, given: Values, covariates: Values) -> tuple[Tensor, ...]:
+        """Of everything in `ranked`: draws less than the truth, equal to it, and whether any is NaN. Then mean and
+        variance of the continuous latents' draws."""
+        size = len(next(iter(given.values())))
+        truth = {name: given[name] for name in self.found}
+        points = {name: given[f"point/{name}"] for name in self.continuous}
+        observed = {n: v for n, v in given.items() if n not in truth and not n.startswith("point/")}
+        once = self._scored(truth, observed, covariates, points, size)
+        many, repeated = self._drawn(observed, covariates, points, size)
+        outputs: list[Tensor] = []
+        for name in self.ranked:
+            values = many[name].reshape(size, self.draws, *many[name].shape[1:]).transpose(0, 1)
+            undefined = values.isnan().any(0) | once[name].isnan()
+            outputs += [*below(once[name], values), undefined.float()]
+        for name in self.continuous:
+            values = repeated[name].reshape(size, self.draws, *repeated[name].shape[1:])
+            outputs += [values.mean(1), values.var(1)]
+        return tuple(outputs)
+
+    def _drawn(
+        self, observed: Values, covariates: Values, points: Values, size: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Everything in `ranked` at draws of the guide, rows `(size · draws, …)`, and the draws themselves."""
+        rows, cols, points = (
+            {name: value.repeat_interleave(self.draws, 0) for name, value in part.items()}
+            for part in (observed, covariates, points)
+        )
+        with encoded_once(self.guide, self.draws):
+            run = guide_trace(self.guide, rows, size * self.draws, cols)
+        values = latent_values(run)
+        log_q = density_of(run, size * self.draws, values).local
+        return self._quantities(values, rows, cols, points, size * self.draws, log_q), values
+
+    def _scored(
+        self, values: Values, observed: Values, covariates: Values, points: Values, size: int
+    ) -> dict[str, Tensor]:
+        run = guide_trace(self.guide, observed, size, covariates, values)
+        log_q = density_of(run, size, values).local
+        return self._quantities(values, observed, covariates, points, size, log_q)
+
+    def _quantities(
+        self, values: Values, observed: Values, covariates: Values, points: Values, size: int, log_q: Tensor
+    ) -> dict[str, Tensor]:
+        held = {**observed, **values}
+        density = density_of(trace(self.program, size, covariates, held), size, held, observed)
+        found = {**values, "log_likelihood": density.observed, "log_joint": density.joint, "hpd": log_q}
+        if self.continuous:
+            theta, point = (torch.cat([p[n].reshape(size, -1) for n in self.continuous], 1) for p in (values, points))
+            scale = torch.cat([self.prior_sd[name].reshape(-1) for name in self.continuous])
+            found["tarp"] = tarp_distance(theta, point, scale.to(theta))
+        for name, function in self.quantities.items():
+            found[name] = function(dict(values), dict(observed))
+            if not isinstance(found[name], Tensor) or found[name].shape != (size,):
+                shape = tuple(getattr(found[name], "shape", ()))
+                raise InferenceError(f"quantity {name!r} has shape {shape}, wanted one number a row, ({size},)")
+        return found
+
+
+def _run_all(run: _Run, given: Values, covariates: Values, size: int, progress: Progress) -> list[Array]:
+    """The outputs of `run` for all simulations, a batch at a time; the last batch is filled up."""
+    step = max(1, _ROWS // run.draws)
+    recorded, parts = Recorded(nn.Module(), run), []
+    batches = list(_batches(given, covariates, size, step))
+    if len(batches) >= _RECORDED_FROM:
+        recorded.record(batches[0], batches[1])
+    for number, batch in enumerate(batches):
+        parts.append([output.cpu().numpy() for output in recorded(*batch)])
+        progress("calibration", min(size, (number + 1) * step), size)
+    return [np.concatenate(outputs)[:size].astype(np.float64) for outputs in zip(*parts, strict=True)]
+
+
+def _batches(given: Values, covariates: Values, size: int, step: int) -> Iterator[tuple[Values, Values]]:
+    for start in range(0, size, step):
+        index = torch.arange(start, start + step, device=next(iter(given.values())).device) % size
+        yield {n: v[index] for n, v in given.items()}, {n: v[index] for n, v in covariates.items()}
+
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+
+
+def _tree(
+    results: list[Array], run: _Run, truth: Values, program: PyroModule, seed: int, attrs: Mapping[str, Any]
+) -> xr.DataTree:
+    generator, outputs = np.random.default_rng(seed + 3), iter(results)
+    pits = {}
+    for name in run.ranked:
+        less, equal, undefined = next(outputs), next(outputs), next(outputs)
+        if undefined.any():
+            raise InferenceError(
+                f"{name!r} is not a number for {int(undefined.reshape(len(undefined), -1).any(1).sum())} of "
+                f"{len(undefined)} simulations or their draws: it can't be ranked (does the guide leave the support?)"
+            )
+        pits[name] = (less + generator.uniform(size=less.shape) * (equal + 1)) / (run.draws + 1)
+    arrays = {name: ((*SAMPLE, *event_dims(program, name, pit.ndim - 1)), pit[None]) for name, pit in pits.items()}
+    group = with_coords(xr.Dataset(arrays, attrs=attrs), getattr(program, "coords", {}))
+    recovery = _recovery(list(outputs), run, truth, group)
+    groups = {"/prior_sbc": group, "/recovery": recovery.assign_attrs(attrs)}
+    return xr.DataTree.from_dict(groups)
+
+
+def _recovery(moments: list[Array], run: _Run, truth: Values, group: xr.Dataset) -> xr.Dataset:
+    flat = [np.asarray(part).reshape(len(part), -1) for part in moments]
+    if not flat:
+        return xr.Dataset()
+    mean, variance = np.concatenate(flat[::2], 1), np.concatenate(flat[1::2], 1)
+    value = np.concatenate([truth[n].double().cpu().numpy().reshape(len(mean), -1) for n in run.continuous], 1)
+    prior = value.var(0, ddof=1)
+    latents = scalars(group, run.continuous)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variables = {
+            "z_score": (("draw", "latent"), (value - mean) / np.sqrt(variance)),
+            "contraction": (("draw", "latent"), 1 - variance / prior),
+        }
+    coords = {
+        "draw": np.arange(len(mean)),
+        "latent": np.array([latent.label for latent in latents], dtype=str),
+        "site": ("latent", np.array([latent.site for latent in latents], dtype=str)),
+    }
+    return xr.Dataset(variables, coords)

@@ -1,0 +1,1 @@
+"""What every run folder is made of: safe files, digests, weights, configuration."""

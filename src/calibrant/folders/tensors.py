@@ -1,0 +1,68 @@
+"""The weights of modules as safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from calibrant.errors import RunError
+from calibrant.folders.configuration import CONFIG
+from calibrant.folders.files import digest, new_file
+
+
+def class_name(module: nn.Module) -> str:
+    return type(getattr(module, "function", module)).__name__
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module, each tensor with memory of its own: safetensors takes no shared one."""
+    state = module.state_dict()
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise RunError(f"{class_name(module)} keeps state that is no tensor ({other}): leave out get_extra_state")
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def write_weights(path: Path, module: nn.Module) -> str:
+    content = safetensors.torch.save(tensors_of(module))
+    with new_file(path) as new:
+        new.write_bytes(content)
+    return digest(content)
+
+
+def read_weights(folder: Path, file: str, sha256: dict[str, str]) -> dict[str, Tensor]:
+    path = folder / file
+    if not path.is_file():
+        raise RunError(f"{folder} is damaged: {file} is missing; copy the folder again, or train again")
+    content = path.read_bytes()
+    if digest(content) != sha256.get(file):
+        raise RunError(
+            f"{path} is damaged: its sha256 is not the one in {CONFIG}; copy the folder again, or train again"
+        )
+    return safetensors.torch.load(content)
+
+
+def check_fits(what: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise RunError(
+            f"{what} does not fit {class_name(module)}: {name} has {_shape(found.get(name))} there and "
+            f"{_shape(wanted.get(name))} here ({len(wrong)} differ); give the model and guide that it was made with"
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "no entry" if shape is None else f"shape {shape}"
+
+
+def set_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load tensors that fit, keeping the dtype that they were saved in."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name in tensors:
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    module.load_state_dict(tensors)

@@ -1,0 +1,40 @@
+"""Amortized guides: an encoder, families by support, and a structure."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from calibrant.guides.adapters import EncoderGuide, from_encoder, wrap
+from calibrant.guides.amortized import AmortizedGuide
+from calibrant.guides.amortizing import amortize, from_spec
+from calibrant.guides.collapsed import CollapsedGuide
+from calibrant.guides.families.choosing import FAMILIES
+from calibrant.guides.refined import RefinedGuide
+
+if TYPE_CHECKING:
+    from calibrant.inference.refining import refine
+
+__all__ = [
+    "FAMILIES",
+    "AmortizedGuide",
+    "CollapsedGuide",
+    "EncoderGuide",
+    "RefinedGuide",
+    "amortize",
+    "from_encoder",
+    "from_spec",
+    "refine",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`refine` optimises, so that it is built on inference, which is built on guides."""
+    if name == "refine":
+        return importlib.import_module("calibrant.inference.refining").refine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

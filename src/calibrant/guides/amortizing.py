@@ -1,0 +1,187 @@
+"""An amortized guide, read from the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from math import expm1, log
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from calibrant.binding import bind
+from calibrant.data.dataset import Data
+from calibrant.errors import ProgramError
+from calibrant.guides.amortized import AmortizedGuide
+from calibrant.guides.encoders.choosing import default_encoder, encoder_of_a_scale
+from calibrant.guides.encoders.inputs import set_statistics
+from calibrant.guides.families.choosing import choose_family
+from calibrant.guides.structure import structure_of
+from calibrant.program.contract import Program
+from calibrant.program.environment import cast, defaults, seeded
+from calibrant.program.latents import Site, sites
+from calibrant.program.refusals import check_program
+from calibrant.program.supports import is_improper
+from calibrant.program.tracing import trace
+
+if TYPE_CHECKING:
+    from calibrant.guides.collapsed import CollapsedGuide
+Guide: TypeAlias = "AmortizedGuide | CollapsedGuide"
+_STATISTICS_ROWS = 10_000
+_PRIOR_DRAWS = 1_000
+_SHARED_DRAWS, _ROWS_EACH = 200, 8  # of a program with shared latents: runs for its prior, and data in each
+_RICHER = {"full": "dense", "collapsed": "flow"}  # what nothing but the family keeps from being exact
+
+
+def from_spec(spec: dict[str, Any], encoder: nn.Module | None = None, model: Program | None = None) -> Guide:
+    """The guide of a specification, with new weights; a collapsed one is attached to the model, where it is given."""
+    from calibrant.guides.collapsed import CollapsedGuide  # it is built on this module
+
+    if spec["structure"] != "collapsed":
+        return AmortizedGuide(spec, encoder)
+    guide = CollapsedGuide(spec, encoder)
+    return guide if model is None else guide.attach(model)
+
+
+def amortize(
+    model: Program,
+    observed: Mapping[str, Any] | Data,
+    structure: str = "faithful",
+    family: str | Mapping[str, str] = "auto",
+    encoder: str | Mapping[str, Any] | nn.Module | None = None,
+    covariates: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Guide:
+    """A guide for the latents of a program; all its parameters exist at once, near the prior.
+
+    Args:
+        model: the program.
+        observed: the data, for shapes and input statistics (which the guide keeps).
+        structure: which latents see which: "faithful" (a minimal structure that loses no dependency of the posterior:
+            Webb et al. 2018, arXiv 1712.00287), "mean-field" (none), "program" (the program's own order and parents,
+            beside a top-down state that all share), "full" (each sees all before it, through a linear regression),
+            "collapsed" (the exact conditional of the latents that are jointly Gaussian given a scale, which alone is
+            learned).
+        family: "auto" (by support and prior; "dense" in a full structure, "flow" for the scale of a collapsed one), or
+            a family by site, of `calibrant.guides.FAMILIES`.
+        encoder: "mlp", "conv", "set", "sequence" or input → kind, as `guides.encoders.make_encoder` takes them; a
+            module `dict of inputs → (size, features)` with an attribute `features`; or None for a choice by shape.
+        covariates: keyword → tensor; the encoder sees them too.
+        seed: of the first weights.
+
+    Raises:
+        ProgramError: for a shared discrete latent, a support without a family, an unknown option.
+    """
+    from calibrant.guides.collapsed import gaussian_block  # it is built on this module
+
+    data = bind(model, observed, covariates)
+    rows = _head_rows(data)
+    program = check_program(model, *rows)
+    latent = sites(program, *rows)
+    seen = structure_of(structure, latent)
+    block = gaussian_block(program, *rows) if structure == "collapsed" else {}
+    learned = {name: parents for name, parents in seen.items() if name not in block}
+    if unknown := set(family if isinstance(family, Mapping) else ()) - set(learned):
+        raise ProgramError(
+            f"family= names {sorted(unknown)}, which are no latents to be learned; those are {sorted(learned)}"
+        )
+    spec = {
+        "structure": structure,
+        "encoder": _encoder_spec(encoder, rows, structure),
+        "inputs": {name: list(value.shape[1:]) for values in rows for name, value in values.items()},
+        "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
+        **({"block": block} if block else {}),
+    }
+    with seeded(seed), defaults(program, rows[0]) as place:
+        guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(*place)
+        _set_statistics(guide, program, *(cast(part, *place) for part in rows))
+        _narrow(guide, len(data))
+    return guide
+
+
+def _head_rows(data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return data.batch(torch.arange(min(len(data), _STATISTICS_ROWS)))
+
+
+def _encoder_spec(
+    encoder: str | Mapping[str, Any] | nn.Module | None,
+    rows: tuple[dict[str, Tensor], dict[str, Tensor]],
+    structure: str,
+) -> str | dict[str, Any] | None:
+    if isinstance(encoder, nn.Module):
+        if not hasattr(encoder, "features"):
+            raise ProgramError("an encoder tells the number of its outputs in its attribute `features`")
+        return None
+    shapes = {n: tuple(v.shape[1:]) for values in rows for n, v in values.items()}
+    spec = encoder or default_encoder(shapes)
+    if structure == "collapsed":
+        [(name, shape)] = shapes.items()
+        return encoder_of_a_scale(spec, name, shape)
+    if isinstance(spec, Mapping):
+        return {name: dict(kind) if isinstance(kind, Mapping) else kind for name, kind in spec.items()}
+    return spec
+
+
+def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str | Mapping[str, str]) -> dict[str, Any]:
+    if site.support.is_discrete and not site.local:
+        raise ProgramError(
+            f"latent {site.name!r} is discrete and shared: amortize enumerates discrete latents of single data alone; "
+            "sum it out of the model"
+        )
+    asked = family.get(site.name, "auto") if isinstance(family, Mapping) else family
+    chosen = choose_family(site.name, site.support, site.prior, asked)
+    if asked == "auto" and structure in _RICHER:
+        with suppress(ProgramError):  # classes and directions have no covariance on the line
+            chosen = choose_family(site.name, site.support, site.prior, _RICHER[structure])
+    return {
+        "name": site.name,
+        "event_shape": list(site.event_shape),
+        "family": chosen,
+        "parents": list(parents),
+        "local": site.local,
+    }
+
+
+def _set_statistics(
+    guide: Guide, program: PyroModule, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]
+) -> None:
+    set_statistics(guide.encoder, {**observed, **covariates})
+    is_local = {site["name"]: site["local"] for site in guide.spec["sites"]}
+    size = max(_PRIOR_DRAWS, len(next(iter(observed.values()))))
+    runs, rows = (1, size) if all(is_local.values()) else (_SHARED_DRAWS, _ROWS_EACH)
+    draws: dict[str, list[Tensor]] = {name: [] for name in guide.order}
+    for first in range(0, runs * rows, rows):
+        values, given = (_rows(part, first, rows) for part in (observed, covariates))
+        with torch.no_grad():
+            run = trace(program, rows, given, values)
+        for name in guide.order:
+            if not is_improper(run.nodes[name]["fn"]):
+                value: Any = run.nodes[name]["value"]
+                draws[name].append(value if is_local[name] else value[None])
+    for name, head in zip(guide.order, guide.heads, strict=True):
+        if draws[name]:
+            head.set_prior(torch.cat(draws[name]))
+
+
+def _rows(values: Mapping[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
+    """Some rows in a row, from the beginning again after the last."""
+    return {
+        n: value[torch.arange(first, first + count, device=value.device) % len(value)] for n, value in values.items()
+    }
+
+
+@torch.no_grad()
+def _narrow(guide: Guide, total: int) -> None:
+    """Start shared latents at 1/√N of a local one's scale, but no less than a sixteenth.
+
+    All data speak of a shared latent. Adam comes down slowly from a scale that is far too wide, since it remembers the
+    large gradients there; from one that is too narrow it rises quickly.
+    """
+    factor = max(total**-0.5, 1 / 16)
+    shift = log(expm1(0.25 * factor)) - log(expm1(0.25))  # a head's scales are softplus of its numbers
+    for site, head in zip(guide.spec["sites"], guide.heads, strict=True):
+        if not site["local"]:
+            count = head.family.locations
+            head.out.bias[count : 2 * count] += shift  # the scales follow the locations

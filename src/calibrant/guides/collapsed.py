@@ -1,0 +1,261 @@
+"""Collapsed guides: a learned distribution of the scale, then the exact Gaussian conditional of everything else.
+
+For programs x = offset + s·(shift + A z) + ε, as `calibrant.linear_gaussian` finds them: q(s, z | x) = q(s | x)
+p(z | s, x). Its ELBO is the one of q(s | x) for the program with z integrated out; without a scale, the log evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+from torch.distributions.transforms import ReshapeTransform
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from calibrant.errors import ProgramError
+from calibrant.guides.encoders.choosing import encoder_of
+from calibrant.guides.families.heads import Head
+from calibrant.linear_gaussian.density import float64
+from calibrant.linear_gaussian.detection import detect, read
+from calibrant.linear_gaussian.parameters import LinearGaussian
+from calibrant.program.contract import PLATE, Program, Values, as_program
+
+
+class CollapsedGuide(PyroModule):
+    """q(s | x) by an encoder and a head, then the exact p(z | s, x) of the model's present weights.
+
+    The model is no part of the guide: its weights are neither saved, moved nor trained with it, and a copy of the guide
+    is of the same model. The conditional carries no gradient to these weights and needs none: the gradient of
+    E[log p(x, z, s)] alone is that of the bound with z integrated out (Fisher's identity).
+
+    Args:
+        spec: what rebuilds the guide without data (JSON values); `amortize` makes it. A guide from a specification
+            needs its model: `attach`.
+        encoder: a module `dict of inputs → (size, features)` with an attribute `features`, in place of the one that
+            the specification names.
+    """
+
+    encoder: Any
+    heads: Any
+
+    def __init__(self, spec: dict[str, Any], encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.block = {name: tuple(shape) for name, shape in spec["block"].items()}
+        shapes = {name: tuple(shape) for name, shape in spec["inputs"].items()}
+        [(self.observed, event_shape)] = shapes.items()
+        self.event_shape = torch.Size(event_shape)
+        self.order = [site["name"] for site in spec["sites"]]
+        if self.order and encoder is None:
+            encoder = encoder_of(spec)
+        self.encoder = encoder if self.order else None
+        self.heads = nn.ModuleList(Head(self.encoder.features, 0, (), site["family"]) for site in spec["sites"])
+        self._model = _Reference()
+        self._fixed: _Conditional | None = None
+
+    def attach(self, model: Program) -> CollapsedGuide:
+        """Take the conditional from this model from now on; returns the guide."""
+        self._model = _Reference(as_program(model))
+        return self
+
+    @property
+    def model(self) -> PyroModule:
+        """The model whose conditional it is.
+
+        Raises:
+            ProgramError: where none is attached.
+        """
+        if self._model.module is None:
+            raise ProgramError("a collapsed guide takes its conditional from the model: guide.attach(model) first")
+        return self._model.module
+
+    def require_model(self, model: Program) -> None:
+        """Refuse a guide without a model, or of another one.
+
+        Raises:
+            ProgramError: with the remedy.
+        """
+        if _function(self.model) is not _function(model):
+            raise ProgramError("its conditional is of another model than this one: guide.attach(model) first")
+
+    def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
+        conditional, scale = self._fixed or _Conditional(self._read()), None
+        with pyro.plate(PLATE, size):
+            for name, head in zip(self.order, self.heads, strict=True):
+                features = self.encoder({self.observed: observed[self.observed]})
+                scale = pyro.sample(name, head(features, None, size))
+            conditional.sample(observed[self.observed], scale)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Inside, the model's weights stay as they are: its conditional is read once."""
+        self._fixed = _Conditional(self._read())
+        try:
+            yield
+        finally:
+            self._fixed = None
+
+    def _read(self) -> LinearGaussian:
+        found = read(self.model, self.observed, self.event_shape)
+        if dict(found.latents) != self.block or [found.scale] != (self.order or [None]):
+            raise ProgramError(
+                f"the guide is of the Gaussian latents {self.block} and the scale {self.order}, the model has "
+                f"{dict(found.latents)} and {found.scale!r}: attach the model that the guide was made for"
+            )
+        return found
+
+
+class _Reference:
+    """The model of a guide, which is no submodule of it. A copy refers to the model's copy where both are copied
+    together, model first, else to the same model."""
+
+    def __init__(self, module: PyroModule | None = None) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
+        return _Reference(memo.get(id(self.module), self.module))
+
+
+def _function(model: Program) -> Any:
+    """What two programs share that wrap the same function."""
+    return getattr(model, "function", model)
+
+
+def gaussian_block(program: PyroModule, observed: Values, covariates: Values) -> dict[str, list[int]]:
+    """The sites of a program that are jointly Gaussian given the others, with their event shapes: JSON values.
+
+    Raises:
+        ProgramError: for a program without this structure, naming the alternatives.
+    """
+    found = detect(program, observed, covariates)
+    if found is None or any(isinstance(module, _BatchNorm) for module in program.modules()):
+        raise ProgramError(
+            f'{type(program).__name__} is not what structure="collapsed" is for, x = offset + s·(shift + A z) + ε with '
+            "jointly Gaussian z, independent Gaussian noise and at most one positive scalar s (no Laplace prior, no "
+            'covariates, shared or discrete latents, no batch normalisation): take structure="faithful", or "full" for '
+            "one family over all latents of a datum"
+        )
+    return {name: list(shape) for name, shape in found.latents.items()}
+
+
+# -- p(z | s, x) -------------------------------------------------------------------------------------------------------
+
+
+class _Site(NamedTuple):
+    """A site of the block given those before it: with w from its start on, image = s·columns w + …, by singular value
+    decomposition columns = left gain rightᵀ."""
+
+    name: str
+    shape: tuple[int, ...]
+    here: slice
+    left: Tensor  # (pixels, r)
+    gain: Tensor  # (r,)
+    right: Tensor  # (k − start, r)
+
+
+class _Conditional:
+    """p(z | s, x) for any number of data, one site after another, in float64.
+
+    With z = mean + root w, w ~ N(0, I), and pixels in units of the noise: image = s·(shift + columns w) + N(0, I). What
+    all data share is factorised once; a datum costs O(k) in the basis of the singular vectors.
+    """
+
+    def __init__(self, found: LinearGaussian) -> None:
+        loading, self.noise, self.offset, shift, self.mean, covariance = float64(found, found.loading.device)
+        self.root = torch.linalg.cholesky(covariance)
+        self.columns = loading @ self.root / self.noise[:, None]
+        self.shift = (shift + loading @ self.mean) / self.noise
+        self.sites, start = [], 0
+        for name, shape in found.latents.items():
+            here = slice(start, start + prod(shape))
+            left, gain, right = torch.linalg.svd(self.columns[:, start:], full_matrices=False)
+            self.sites.append(_Site(name, shape, here, left, gain, right.T))
+            start = here.stop
+
+    def sample(self, x: Tensor, scale: Tensor | None) -> None:
+        """Sample all sites of the block for data x (size, *event) under their scales (size,), in the data plate."""
+        image = (x.reshape(len(x), -1).double() - self.offset) / self.noise
+        s = image.new_ones(len(x), 1) if scale is None else scale.double()[:, None]
+        rest = image - s * self.shift
+        centre = self.mean.expand(len(x), -1)  # of z given the sites before
+        for site in self.sites:
+            value = pyro.sample(site.name, self._given(site, rest, s, centre[:, site.here]))
+            if site is not self.sites[-1]:
+                z = value.reshape(len(x), -1).double()
+                w = _solve(self.root[site.here, site.here], z - centre[:, site.here])
+                rest = rest - s * (w @ self.columns[:, site.here].T)
+                centre = centre + w @ self.root[:, site.here].T
+
+    def _given(self, site: _Site, rest: Tensor, s: Tensor, centre: Tensor) -> dist.TorchDistribution:
+        """p(z of this site | the sites before, s, x), the later ones integrated out."""
+        gain, count = s * site.gain, centre.shape[1]
+        mean = (gain * (rest @ site.left) / (1 + gain.square())) @ site.right.T
+        root, right, stretch = self.root[site.here, site.here], site.right, (1 + gain.square()).sqrt()
+        if site is not self.sites[-1]:
+            right, stretch = right[:count], stretch[:, :0]
+            unseen = torch.eye(count, dtype=right.dtype, device=right.device) - right @ right.T
+            within = unseen + (right / (1 + gain.square())[:, None]) @ right.T
+            root, right = root @ torch.linalg.cholesky(within), right[:, :0]
+        loc = centre + mean[:, :count] @ self.root[site.here, site.here].T
+        return _gaussian(loc, root, right, stretch, site.shape)
+
+
+def _gaussian(
+    loc: Tensor, root: Tensor, directions: Tensor, stretch: Tensor, shape: tuple[int, ...]
+) -> dist.TorchDistribution:
+    """The Normal of `_Coloured` with events of a shape, in the default dtype of the call."""
+    dtype = torch.get_default_dtype()
+    coloured = _Coloured(*(part.to(dtype) for part in (loc, root, directions, stretch)))
+    white = dist.Normal(torch.zeros_like(coloured.loc), 1.0).to_event(1)
+    return dist.TransformedDistribution(white, [coloured, ReshapeTransform(loc.shape[1:], torch.Size(shape))])
+
+
+class _Coloured(Transform):
+    """White noise → z = loc + root w, where w has the sd 1 / stretch along directions, and 1 across them.
+
+    The square of stretch, a precision, would overflow in float32 under scales above 1e19, as early guides draw them.
+
+    Args:
+        loc: `(size, k)`.
+        root: lower triangular, `(k, k)` or `(size, k, k)`.
+        directions: orthonormal columns, `(k, r)`.
+        stretch: `(size, r)`.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, loc: Tensor, root: Tensor, directions: Tensor, stretch: Tensor) -> None:
+        super().__init__()
+        self.loc, self.root, self.directions, self.stretch = loc, root, directions, stretch
+
+    def _call(self, x: Tensor) -> Tensor:
+        w = self._along(x, self.stretch.reciprocal())
+        return self.loc + torch.einsum("...ij,...j->...i", self.root, w)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._along(_solve(self.root, y - self.loc), self.stretch)
+
+    def _along(self, w: Tensor, factor: Tensor) -> Tensor:
+        across = self.directions.shape[0] - self.directions.shape[1]
+        if across:
+            return w + (w @ self.directions * (factor - 1)) @ self.directions.T
+        return (w @ self.directions * factor) @ self.directions.T  # no digits are lost where the factors are small
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - self.stretch.log().sum(-1)
+
+
+def _solve(root: Tensor, value: Tensor) -> Tensor:
+    """root⁻¹ value, (size, k): a root that all data share is not repeated for each."""
+    if root.dim() == 2:
+        return torch.linalg.solve_triangular(root.mT, value, upper=True, left=False)
+    return torch.linalg.solve_triangular(root, value[..., None], upper=False)[..., 0]

@@ -1,0 +1,102 @@
+"""What a guide has to keep to, refused by name where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from calibrant.errors import ProgramError
+from calibrant.guides.collapsed import CollapsedGuide
+from calibrant.program.contract import Values
+from calibrant.program.density import density_of
+from calibrant.program.environment import cast, defaults, in_double, seeded
+from calibrant.program.independence import DATA_COMPARED, check_independence
+from calibrant.program.latents import few
+from calibrant.program.modules import buffers_kept, check_modules
+from calibrant.program.refusals import check_site
+from calibrant.program.running import running
+from calibrant.program.supports import inside
+from calibrant.program.tracing import guide_trace, is_local, is_weighted, latent_values, sampled, trace
+
+
+def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
+    """Refuse a guide that does not fit the model: other latents, shapes or supports, no plate, layers that draw or
+    mix data, as they do in training mode, and whatever else mixes data.
+
+    Raises:
+        ProgramError: naming the site, the shape found and the shape wanted.
+    """
+    try:
+        _check_guide(model, guide, observed, covariates)
+    except ProgramError as error:
+        raise ProgramError(f"the guide: {error}") from error
+
+
+def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
+    check_modules(guide)
+    for module in guide.modules():
+        if isinstance(module, CollapsedGuide):
+            module.require_model(model)
+    size = len(next(iter(observed.values())))
+    with torch.no_grad(), seeded(0), defaults(guide, observed) as place:
+        rows, cols = cast(observed, *place), cast(covariates, *place)
+        with running(guide, f"it does not run for {size} data"):
+            guided = guide_trace(guide, rows, size, cols)
+        latent = {n: s for n, s in sampled(trace(model, size, cols, rows)).items() if n not in observed}
+    found = sampled(guided)
+    if set(found) != set(latent):
+        raise ProgramError(f"it samples {sorted(found)}, the model's latents are {sorted(latent)}")
+    for name, site in found.items():
+        _check_latent(name, site, latent[name], size)
+    if all(is_local(site) for site in found.values()):
+        _check_mixing(guide, observed, covariates)
+
+
+def check_trainable(guide: PyroModule, observed: Values, covariates: Values) -> None:
+    """Refuse a guide whose density of the same values changes from run to run in training mode, as dropout makes it:
+    the draws would be of one density, and log q of another. It is left in `eval()`.
+
+    Raises:
+        ProgramError: naming the latents.
+    """
+    size = len(next(iter(observed.values())))
+    with torch.no_grad(), seeded(0), buffers_kept(guide.train()), defaults(guide, observed) as place:
+        rows, cols = cast(observed, *place), cast(covariates, *place)
+        values = latent_values(guide_trace(guide, rows, size, cols))
+        first, second = (density_of(guide_trace(guide, rows, size, cols, values), size, values) for _ in range(2))
+    guide.eval()
+    if changed := [name for name in values if not torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-4)]:
+        raise ProgramError(
+            f"the guide: in training mode its density of {changed} changes from run to run (dropout?), so that q is "
+            "not one density: give dropout p=0 before fit; in eval() it may stay"
+        )
+
+
+def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any], size: int) -> None:
+    if is_local(site) != is_local(wanted):
+        raise ProgramError(f"latent {name!r} is in the data plate of the model or of the guide, but not of both")
+    check_site(name, site, size)
+    if is_weighted(site) != is_weighted(wanted):
+        raise ProgramError(f"latent {name!r} is masked or scaled in the model or in the guide, but not in both")
+    if site["value"].shape != wanted["value"].shape:
+        shapes = tuple(site["value"].shape), tuple(wanted["value"].shape)
+        raise ProgramError(f"latent {name!r} has shape {shapes[0]}, in the model {shapes[1]}")
+    if not inside(wanted["fn"], site["value"]).all():
+        raise ProgramError(
+            f"latent {name!r} is drawn outside the model's support {wanted['fn'].support}: choose a family on that "
+            "support"
+        )
+
+
+def _check_mixing(guide: PyroModule, observed: Values, covariates: Values) -> None:
+    """A guide whose density of one datum depends on others would give other draws here than in training."""
+    double = in_double(guide)
+
+    def program(size: int, **given: Tensor) -> None:
+        double({n: given[n] for n in observed}, size, **{n: given[n] for n in covariates})
+
+    check_independence(guide, program, {}, few({**observed, **covariates}, DATA_COMPARED))

@@ -1,0 +1,1 @@
+"""Encoders: from observations and covariates to features."""

@@ -1,0 +1,147 @@
+"""The encoder that fits the inputs, or that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from calibrant.errors import ProgramError
+from calibrant.guides.encoders.collections import SequenceEncoder, SetEncoder
+from calibrant.guides.encoders.images import ConvEncoder, MLPEncoder
+from calibrant.guides.encoders.inputs import ClassEncoder, Filled, FusedEncoder
+from calibrant.guides.encoders.layers import Shapes
+
+
+def encoder_of(spec: Mapping[str, Any]) -> nn.Module:
+    """A new encoder, as a guide's specification asks for it."""
+    if spec["encoder"] is None:
+        raise ProgramError("this guide was made with an encoder of yours: give it again, encoder=")
+    return make_encoder(spec["encoder"], {name: tuple(shape) for name, shape in spec["inputs"].items()})
+
+
+KINDS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLPEncoder,
+    "conv": ConvEncoder,
+    "set": SetEncoder,
+    "sequence": SequenceEncoder,
+    "classes": ClassEncoder,
+}
+_SETS = ("set", "sequence")
+
+
+def default_encoder(shapes: Shapes) -> str | dict[str, Any]:
+    """What the inputs' shapes ask for: a specification that `make_encoder` takes.
+
+    Convolutions for an image of more than 1,024 entries; a sequence for an input (times, entries) with a mask; else an
+    MLP. A mask is an input called "mask" or "NAME_mask", of the shape of the one that it masks or of its elements.
+    """
+    kinds = _by_input({}, shapes)
+    return kinds[next(iter(shapes))]["kind"] if len(shapes) == 1 else kinds
+
+
+def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
+    """An encoder, `dict of inputs → (size, features)`, from its specification (JSON values) and without data.
+
+    Args:
+        spec: "mlp" for all inputs joined to one vector; "conv", "set" or "sequence" for the inputs of so many
+            dimensions (three, two, two), the others as in `default_encoder`; or input → kind, which is one of these
+            names, "classes", or `{"kind": name, **options}` with options of its class (`hidden`, `count`, …) and
+            `mask`, the input that masks this one. What is masked never reaches the features.
+        shapes: input → event shape, of observations and covariates.
+
+    Raises:
+        ProgramError: for an unknown kind, input or option, and for a shape that a kind does not take.
+    """
+    if spec == "mlp":
+        return MLPEncoder(shapes)
+    kinds = _by_input(_by_dimensions(spec, shapes) if isinstance(spec, str) else spec, shapes)
+    parts = [_make_part(name, kind, shapes, alone=len(kinds) == 1) for name, kind in kinds.items()]
+    return parts[0] if len(parts) == 1 else FusedEncoder(parts)
+
+
+def encoder_of_a_scale(spec: str | Mapping[str, Any], name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The same encoder of one input, for the scale that multiplies it: no feature is linear in the input itself.
+
+    The data of a Gaussian scale mixture have contrasts fifty times the usual one. There a log scale that is linear in
+    the image is anything, and the images that it spoils are those whose scale is best known.
+    """
+    kinds = _by_input(spec if isinstance(spec, Mapping) else {name: spec}, {name: shape})
+    options = {"mlp": {"vector": False}, "conv": {"vector": False}}
+    return {name: {**options.get(kind["kind"], {}), **kind} for name, kind in kinds.items()}
+
+
+ENCODERS: dict[str, Callable[[Shapes], nn.Module]] = {
+    name: partial(make_encoder, name) for name in ("mlp", "conv", *_SETS)
+}
+
+
+def _by_dimensions(kind: str, shapes: Shapes) -> dict[str, str]:
+    _known(kind)
+    wanted = 3 if kind == "conv" else 2
+    masks = {_mask_of(name, shapes) for name in shapes}
+    found = {name: kind for name, shape in shapes.items() if len(shape) == wanted and name not in masks}
+    if not found or kind == "classes":
+        raise ProgramError(
+            f"encoder={kind!r} finds no input of its own among {dict(shapes)}: name the kind of each, "
+            'encoder={"NAME": "KIND"}, or use encoder="mlp"'
+        )
+    return found
+
+
+def _by_input(spec: Mapping[str, Any], shapes: Shapes) -> dict[str, dict[str, Any]]:
+    """Input → kind with options, for every input that is not the mask of a set or sequence alone."""
+    if unknown := set(spec) - set(shapes):
+        raise ProgramError(f"encoder= names {sorted(unknown)}, which are no inputs; those are {sorted(shapes)}")
+    kinds = {name: _kind(name, spec.get(name), shapes) for name in shapes}
+    masks = {kind.get("mask") for kind in kinds.values() if kind["kind"] in _SETS}
+    return {name: kind for name, kind in kinds.items() if name in spec or name not in masks}
+
+
+def _kind(name: str, asked: Any, shapes: Shapes) -> dict[str, Any]:
+    """The kind of one input, with its mask where there is one."""
+    shape, mask = shapes[name], _mask_of(name, shapes)
+    if asked is None:
+        asked = "sequence" if mask and len(shape) == 2 else "conv" if len(shape) == 3 and prod(shape) > 1024 else "mlp"
+    kind = {"kind": asked} if not isinstance(asked, Mapping) else dict(asked)
+    if _known(kind.get("kind")) != "classes" and mask:
+        kind = {"mask": mask, **kind}
+    if (mask := kind.get("mask")) is None:
+        return {key: value for key, value in kind.items() if key != "mask"}
+    if mask not in shapes or shapes[mask] not in (shape, shape[:1]):
+        found = f"has shape {shapes[mask]}" if mask in shapes else "is no input"
+        raise ProgramError(f"the mask {mask!r} of {name!r} {found}, wanted one of shape {shape} or {shape[:1]}")
+    return kind
+
+
+def _known(kind: Any) -> str:
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ProgramError(f"unknown encoder {kind!r}; known: {sorted(KINDS)}, or a module of your own for all inputs")
+    return kind
+
+
+def _make_part(name: str, kind: Mapping[str, Any], shapes: Shapes, alone: bool) -> nn.Module:
+    """The encoder of one input; half as wide as usual beside others."""
+    options, mask = {key: value for key, value in kind.items() if key not in ("kind", "mask")}, kind.get("mask")
+    if not alone and kind["kind"] != "classes":
+        options = {"hidden": 128, **options}
+    own = {name: shapes[name]}
+    try:
+        if kind["kind"] in _SETS:
+            return KINDS[kind["kind"]](own if mask is None else {**own, mask: shapes[mask]}, mask=mask, **options)
+        part = KINDS[kind["kind"]](own, **options)
+    except TypeError as error:
+        raise ProgramError(f"encoder={{{name!r}: {dict(kind)}}}: {error}") from error
+    return part if mask is None else Filled(part, name, mask, shapes[name])
+
+
+def _mask_of(name: str, shapes: Shapes) -> str | None:
+    """The input that is called this one's mask and has its shape, or that of its elements."""
+    shape = shapes[name]
+    allowed = [shape, shape[:1]] if len(shape) == 2 else [shape]
+    if not shape or name.endswith("mask"):
+        return None
+    return next((mask for mask in (f"{name}_mask", "mask") if mask in shapes and shapes[mask] in allowed), None)

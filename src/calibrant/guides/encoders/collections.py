@@ -1,0 +1,148 @@
+"""Encoders of sets and sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d, silu, softplus
+
+from calibrant.errors import ProgramError
+from calibrant.guides.encoders.layers import Shapes
+
+
+class Elements(nn.Module):
+    """The elements of a set or sequence, each entry standardised over all of them; masked ones are zero.
+
+    Returns `(values, valid)`: `(size, elements, width)`, with the mask as further entries, and `(size, elements, 1)`,
+    1 where an element has any entry that is not masked.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, shapes: Shapes, mask: str | None) -> None:
+        super().__init__()
+        names = [name for name in shapes if name != mask]
+        if len(names) != 1 or not shapes[names[0]]:
+            raise ProgramError(
+                f"an encoder of sets or sequences takes one input (elements, ...), and its mask, not {dict(shapes)}"
+            )
+        self.name, self.mask = names[0], mask
+        self.elements, entries = shapes[self.name][0], prod(shapes[self.name][1:])
+        self.width = entries + (prod(shapes[mask][1:]) if mask is not None else 0)
+        self.register_buffer("loc", torch.zeros(entries))
+        self.register_buffer("scale", torch.ones(entries))
+
+    @torch.no_grad()
+    def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
+        """Take the mean and standard deviation of each entry over all elements that are not masked."""
+        values, mask = self._read(inputs)
+        values = values.double()
+        seen = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.expand_as(values)
+        values, count = torch.where(seen, values, 0.0), seen.sum((0, 1)).clamp(min=1)
+        loc = values.sum((0, 1)) / count
+        scale = (torch.where(seen, values - loc, 0.0).pow(2).sum((0, 1)) / count).sqrt()
+        self.loc.copy_(loc)
+        self.scale.copy_(torch.where(scale > 1e-6 * loc.abs(), scale, 1.0))  # a constant entry keeps its unit
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        values, mask = self._read(inputs)
+        values = (values.to(self.loc.dtype) - self.loc) / self.scale
+        if mask is None:
+            return values, torch.ones_like(values[..., :1])
+        values = torch.where(mask, values, 0.0)  # not a product: what is masked may be infinite
+        return torch.cat([values, mask.to(values.dtype)], -1), mask.any(-1, keepdim=True).to(values.dtype)
+
+    def _read(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        values, mask = inputs[self.name], None if self.mask is None else inputs[self.mask]
+        shape = (len(values), self.elements, -1)
+        return values.reshape(shape), None if mask is None else mask.reshape(shape) != 0
+
+
+class Pool(nn.Module):
+    """Sum over elements, divided by their number plus a learned number for each channel.
+
+    That is how a conjugate posterior's mean shrinks towards the prior; nothing is divided by zero for an empty set.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.full((channels,), 0.5413))  # softplus(0.5413) = 1
+
+    def forward(self, elements: Tensor, valid: Tensor) -> Tensor:
+        return (elements * valid).sum(1) / (valid.sum(1) + softplus(self.raw))
+
+
+class SetEncoder(nn.Module):
+    """A set of elements in any order: two layers of sums over elements, the second in the context of the first.
+
+    "Deep sets": Zaheer et al. 2017, arXiv 1703.06114.
+
+    Args:
+        shapes: one input (elements, ...) and, where it has one, its mask.
+        mask: name of the mask, of shape (elements,) or that of the input; zero or False hides an entry altogether.
+        hidden: half of the number of features.
+    """
+
+    def __init__(self, shapes: Shapes, mask: str | None = None, hidden: int = 256) -> None:
+        super().__init__()
+        self.inputs = Elements(shapes, mask)
+        width = self.inputs.width
+        self.first = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.second = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.linear = nn.Linear(width, hidden)
+        self.pools = nn.ModuleList(Pool(hidden) for _ in range(3))
+        self.count = nn.Linear(2, hidden)
+        self.network = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.SiLU())
+        self.features = 2 * hidden
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        values, valid = self.inputs(inputs)
+        elements = self.first(values)
+        context = self.pools[0](elements, valid)
+        together = torch.cat([elements, context[:, None].expand_as(elements)], -1)
+        pooled = self.pools[1](elements + self.second(together), valid)
+        number = valid.sum(1)  # in many channels: a posterior's width follows it
+        count = self.count(torch.cat([number.log1p(), 1 / (1 + number)], -1))
+        seen = self.network(torch.cat([context, pooled, count], -1))
+        return torch.cat([seen, self.pools[2](self.linear(values), valid) + count], -1)
+
+
+class SequenceEncoder(nn.Module):
+    """A sequence: dilated convolutions that see all of it, beside a linear path.
+
+    Args:
+        shapes: one input (times, ...) and, where it has one, its mask.
+        mask: name of the mask, of shape (times,) or that of the input; zero or False hides an entry altogether.
+        channels: of the convolutions.
+        hidden: half of the number of features.
+    """
+
+    def __init__(self, shapes: Shapes, mask: str | None = None, channels: int = 64, hidden: int = 256) -> None:
+        super().__init__()
+        self.inputs = Elements(shapes, mask)
+        times, width = self.inputs.elements, self.inputs.width
+        self.embed = nn.Linear(width, channels)
+        self.position = nn.Parameter(torch.randn(times, channels) / 2)
+        dilations = [2**level for level in range(max(1, (times - 1).bit_length()))]
+        self.layers = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=d, dilation=d) for d in dilations)
+        self.step, self.part = -(-times // 256), -(-times // 8)  # of the means that linear path and network see
+        self.network = nn.Sequential(nn.Linear(channels * -(-times // self.part), hidden), nn.SiLU())
+        self.linear = nn.Linear(width * -(-times // self.step), hidden)
+        self.features = 2 * hidden
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        values, _ = self.inputs(inputs)
+        maps = (self.embed(values) + self.position).transpose(1, 2)
+        for layer in self.layers:
+            maps = maps + layer(silu(maps))
+        seen = self.network(_means(silu(maps), self.part))
+        return torch.cat([seen, self.linear(_means(values.transpose(1, 2), self.step))], -1)
+
+
+def _means(maps: Tensor, length: int) -> Tensor:
+    """Means over stretches of the last dimension, `(size, entries)`."""
+    return avg_pool1d(maps, length, ceil_mode=True).flatten(1)

@@ -1,0 +1,92 @@
+"""Encoders of vectors and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from calibrant.errors import ProgramError
+from calibrant.guides.encoders.layers import Energies, LinearPaths, Residual, Shapes, Standardize, block_side
+
+
+class MLPEncoder(nn.Module):
+    """Two hidden layers with SiLU on direction and energies, beside linear paths: half of the features each.
+
+    Args:
+        shapes: the inputs, joined to one vector.
+        hidden: half of the number of features.
+        vector: whether features linear in the input itself are among them, or in its direction and log contrast alone.
+    """
+
+    def __init__(self, shapes: Shapes, hidden: int = 256, vector: bool = True) -> None:
+        super().__init__()
+        self.inputs = Standardize(shapes)
+        energies = Energies(self.inputs.entries)
+        self.network = nn.Sequential(
+            energies, nn.Linear(energies.features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+        )
+        self.linear = LinearPaths(self.inputs.entries, hidden, vector)
+        self.features = 2 * hidden
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        vector, direction = self.inputs(inputs)
+        return torch.cat([self.network(direction), self.linear(vector, direction)], -1)
+
+
+class ConvEncoder(nn.Module):
+    """Residual convolutions on one image's direction, beside the energies and linear paths of `MLPEncoder`.
+
+    A first layer of stride 1, 2 or 4, then residual blocks at half the resolution each, down to a map of 4×4 or less
+    that is flattened. Energies and linear paths see the image itself, or its means over blocks of pixels where it has
+    more than 4,096 entries.
+
+    Args:
+        shapes: one image, (channels, height, width), of any size.
+        channels: maps of the first layer, a multiple of 8; doubled at each halving, up to 128.
+        hidden: half of the number of features.
+        vector: as in `MLPEncoder`.
+    """
+
+    def __init__(self, shapes: Shapes, channels: int = 32, hidden: int = 256, vector: bool = True) -> None:
+        super().__init__()
+        if len(shapes) != 1 or any(len(shape) != 3 for shape in shapes.values()):
+            raise ProgramError(f"a convolutional encoder takes one image (channels, height, width), not {dict(shapes)}")
+        if channels < 8 or channels % 8:
+            raise ProgramError(f"channels={channels} of a convolutional encoder: a multiple of 8")
+        (self.shape,) = shapes.values()
+        self.inputs, self.block = Standardize(shapes), block_side(self.shape)
+        self.convolutions, flat = _convolutions(self.shape, channels)
+        coarse = self.shape[0] * prod(-(-side // self.block) for side in self.shape[1:])
+        self.energies = Energies(coarse)
+        self.network = nn.Sequential(nn.Linear(flat + self.energies.features, hidden), nn.SiLU())
+        self.linear = LinearPaths(coarse, hidden, vector)
+        self.features = 2 * hidden
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        vector, direction = self.inputs(inputs)
+        image, contrast = direction[:, :-1].reshape(-1, *self.shape), direction[:, -1:]
+        vector, direction = self._coarse(vector), torch.cat([self._coarse(image), contrast], -1)
+        seen = self.network(torch.cat([self.convolutions(image), self.energies(direction)], -1))
+        return torch.cat([seen, self.linear(vector, direction)], -1)
+
+    def _coarse(self, image: Tensor) -> Tensor:
+        """Means over blocks, `(size, entries)`."""
+        sides = [min(self.block, side) for side in self.shape[1:]]
+        return avg_pool2d(image.reshape(-1, *self.shape), sides, ceil_mode=True).flatten(1)
+
+
+def _convolutions(shape: tuple[int, ...], channels: int) -> tuple[nn.Sequential, int]:
+    """The layers, and the number of their outputs."""
+    stride = next((s for s in (1, 2) if max(shape[1:]) <= 16 * s), 4)
+    sides = [-(-side // stride) for side in shape[1:]]
+    first = nn.Conv2d(shape[0], channels, 2 * stride + 1, stride, padding=stride)
+    layers: list[nn.Module] = [first, Residual(channels)]
+    while max(sides) > 4:
+        wider = max(channels, min(2 * channels, 128))
+        layers += [nn.Conv2d(channels, wider, 3, 2, padding=1), Residual(wider)]
+        channels, sides = wider, [-(-side // 2) for side in sides]
+    return nn.Sequential(*layers, nn.SiLU(), nn.Flatten()), channels * prod(sides)

@@ -1,0 +1,89 @@
+"""Encoders of classes, of masked entries, and of several inputs together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibrant.guides.encoders.layers import Shapes
+
+
+class ClassEncoder(nn.Module):
+    """Integer classes 0 … count − 1, each with learned features.
+
+    Args:
+        shapes: one input of classes.
+        count: number of classes.
+        width: features of one entry.
+    """
+
+    def __init__(self, shapes: Shapes, count: int, width: int = 16) -> None:
+        super().__init__()
+        ((self.name, shape),) = shapes.items()
+        self.table = nn.Embedding(count, width)
+        self.features = width * prod(shape)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.table(inputs[self.name].long()).flatten(1)
+
+
+class Filled(nn.Module):
+    """An encoder of one input that sees an entry's mean where the mask hides it."""
+
+    mean: Tensor
+
+    def __init__(self, encoder: nn.Module, name: str, mask: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder, self.name, self.mask, self.features = encoder, name, mask, encoder.features
+        self.register_buffer("mean", torch.zeros(shape))
+
+    @torch.no_grad()
+    def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
+        """Take each entry's mean where it is not masked, then the encoder's own statistics."""
+        values, seen = inputs[self.name].double(), self._seen(inputs)
+        self.mean.copy_(torch.where(seen, values, 0.0).sum(0) / seen.expand_as(values).sum(0).clamp(min=1))
+        set_statistics(self.encoder, self._filled(inputs))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.encoder(self._filled(inputs))
+
+    def _filled(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {self.name: torch.where(self._seen(inputs), inputs[self.name].to(self.mean.dtype), self.mean)}
+
+    def _seen(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        mask = inputs[self.mask] != 0
+        return mask.reshape(*mask.shape, *[1] * (inputs[self.name].dim() - mask.dim()))
+
+
+class Parts(nn.ModuleList):
+    """Encoders of different inputs."""
+
+    def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
+        """Each takes the statistics of its own inputs."""
+        for part in self:
+            set_statistics(part, inputs)
+
+
+def set_statistics(encoder: nn.Module | None, inputs: Mapping[str, Tensor]) -> None:
+    """Give an encoder the statistics of its inputs, where it takes any."""
+    owner = encoder if isinstance(encoder, Filled) else getattr(encoder, "inputs", None)
+    if owner is not None:
+        owner.set_statistics(inputs)
+
+
+class FusedEncoder(nn.Module):
+    """Several inputs: the features of each one's encoder, and two hidden layers that see them all."""
+
+    def __init__(self, parts: Sequence[Any], hidden: int = 256) -> None:
+        super().__init__()
+        self.inputs, total = Parts(parts), sum(part.features for part in parts)
+        self.network = nn.Sequential(nn.Linear(total, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.features = total + hidden
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        joined = torch.cat([part(inputs) for part in self.inputs], -1)
+        return torch.cat([joined, self.network(joined)], -1)

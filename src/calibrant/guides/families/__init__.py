@@ -1,0 +1,1 @@
+"""Families of distributions by support, and the heads that compute them."""

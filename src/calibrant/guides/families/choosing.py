@@ -1,0 +1,126 @@
+"""The family of a site: by support and prior, or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+from torch.distributions import constraints
+
+from calibrant.errors import ProgramError
+from calibrant.guides.families import densities
+from calibrant.guides.families.densities import ENTRIES, Family
+from calibrant.guides.families.support_text import describe
+from calibrant.program.supports import base_support, is_circular, undressed
+
+
+def _flow(event_shape: tuple[int, ...], support: str) -> Family:
+    from calibrant.guides.families.flows import Flow
+
+    return Flow(event_shape, support)
+
+
+_THROUGH_THE_LINE: dict[str, Callable[[tuple[int, ...], str], Family]] = {
+    "transformed": densities.Transformed,
+    "dense": densities.Dense,
+    "low-rank": densities.LowRank,
+    "flow": _flow,
+}
+_OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Family]] = {
+    "dirichlet": densities.Dirichlet,
+    "vonmises": densities.Circle,
+    "vmf": densities.Sphere,
+    "bernoulli": densities.Binary,
+    "onehot": densities.OneHot,
+}
+FAMILIES = (*ENTRIES, *_THROUGH_THE_LINE, *_OF_SHAPE, "categorical")
+_OWN = {  # family of the posterior by type of the prior
+    "StudentT": "studentt",
+    "Cauchy": "studentt",
+    "Gamma": "gamma",
+    "Exponential": "gamma",
+    "Chi2": "gamma",
+    "Beta": "beta",
+    "Uniform": "beta",
+    "Dirichlet": "dirichlet",
+}
+_USUAL = {"real": "normal", "positive": "lognormal"}
+
+
+def make_family(text: str, event_shape: tuple[int, ...]) -> Family:
+    """The family that `choose_family` has named, for a site of an event shape.
+
+    Raises:
+        ProgramError: for an unknown name.
+    """
+    name, _, support = text.partition("@")
+    if name in ENTRIES:
+        return densities.Entrywise(event_shape, ENTRIES[name])
+    if name in _THROUGH_THE_LINE:
+        return _THROUGH_THE_LINE[name](event_shape, support or "real")
+    if name in _OF_SHAPE:
+        return _OF_SHAPE[name](event_shape)
+    if name.startswith("categorical["):
+        return densities.Classes(event_shape, int(name[12:-1]))
+    raise ProgramError(f"unknown family {text!r}; known: {FAMILIES}")
+
+
+def choose_family(name: str, support: constraints.Constraint, prior: Any, asked: str = "auto") -> str:
+    """The family of a site, in words that rebuild it: `normal`, `transformed@interval[0.0, 5.0]`, `categorical[3]`.
+
+    By support, and the prior's own where it is one of ours. On the real line a Normal, under a Laplace prior too: what
+    data say of a latent is nearly Normal, and the gradient of a Laplace guide keeps its noise at the optimum (on
+    natural patches its ELBO ended 5 to 9 nats lower). An angle is told by its prior, von Mises, whose support is the
+    real line in torch.
+
+    Args:
+        name: of the site.
+        support: of the site.
+        prior: its distribution in one run of the program.
+        asked: a name of `FAMILIES`, or "auto".
+
+    Raises:
+        ProgramError: for an unknown family, one whose support is another, or a support that no family has.
+    """
+    if asked not in ("auto", *FAMILIES):
+        raise ProgramError(f"site {name!r}: unknown family {asked!r}; known: {('auto', *FAMILIES)}")
+    first, *others = _candidates(name, support, prior)
+    candidates = {text.partition("@")[0].partition("[")[0]: text for text in (first, *others)}
+    if asked != "auto" and asked not in candidates:
+        raise ProgramError(
+            f"site {name!r} has support {support} and the prior {type(undressed(prior)).__name__}, which the family "
+            f"{asked!r} does not cover; those that do: {sorted(candidates)}"
+        )
+    return first if asked == "auto" else candidates[asked]
+
+
+def _candidates(name: str, support: Any, prior: Any) -> list[str]:
+    """The families that cover a site, the best first."""
+    support, own = base_support(support), undressed(prior)
+    if is_circular(prior):
+        return ["vonmises"]
+    if type(support) is type(dist.constraints.sphere):
+        return ["vmf"]
+    if support.is_discrete:
+        return [_finite(name, own)]
+    words = describe(name, support, len(prior.event_shape))
+    suffix = "" if words == "real" else f"@{words}"
+    entrywise = [family for family, entry in ENTRIES.items() if entry.support == words]
+    mapped = [family + suffix for family in _THROUGH_THE_LINE]
+    covering = [*entrywise, *(["dirichlet"] if words == "simplex" else []), *mapped]
+    best = _OWN.get(type(own).__name__, _USUAL.get(words))
+    return sorted(covering, key=lambda family: (family != best, family != f"transformed{suffix}"))
+
+
+def _finite(name: str, prior: Any) -> str:
+    if isinstance(prior, dist.Bernoulli):
+        return "bernoulli"
+    if isinstance(prior, dist.Categorical):
+        return f"categorical[{prior.logits.shape[-1]}]"
+    if isinstance(prior, dist.OneHotCategorical):
+        return "onehot"
+    raise ProgramError(
+        f"latent {name!r} is discrete with the prior {type(prior).__name__}: families cover Bernoulli, Categorical and "
+        "OneHotCategorical; sum it out in the program, or write the guide by hand"
+    )

@@ -1,0 +1,489 @@
+"""Families of variational distributions: what a head's numbers mean for a site.
+
+The numbers are relative to the prior's location and scale on the real line, so that a fresh guide lies within the
+prior for every support: at its location, with a quarter of its scale. (With the whole scale, the decoder at first sees
+mostly noise, learns to ignore the latents, and a learned noise scale grows until it explains the data alone.)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions.transforms import ReshapeTransform, Transform
+from torch.nn.functional import normalize, softplus
+
+from calibrant.guides.families.directional import Shape, VonMises, VonMisesFisher
+from calibrant.guides.families.support_text import Support
+
+_START = -1.26  # softplus(_START) = 0.25
+_FARTHEST = 30.0  # prior scales from the prior's location: exp() of more would overflow while training is young
+_NARROWEST = 1e-3  # of Gamma, Beta and Dirichlet on the line: beyond, float32 has no digits left for their density
+_OVERFLOW = 88.0
+_RANK = 8
+
+
+class Family(nn.Module, ABC):
+    """A family of distributions for a site of one event shape.
+
+    Attributes:
+        raw: numbers that it takes from the head, a datum.
+        locations: how many of them, the first ones, are locations on the line.
+        width_on_line: entries of a value of the site on the line, as later heads see it.
+    """
+
+    raw: int
+    locations: int
+    width_on_line: int
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+
+    @abstractmethod
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Location and scale of the prior before anything is known of it."""
+
+    @abstractmethod
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of the prior from its draws `(n, *event_shape)`."""
+
+    @abstractmethod
+    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        """A value on the line, standardised by the prior, `(size, width_on_line)`."""
+
+    @abstractmethod
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        """The distribution, of batch shape `(size,)`, from numbers `(size, raw)` and the prior's location and scale."""
+
+
+def _far(raw: Tensor) -> Tensor:
+    return _FARTHEST * torch.tanh(raw / _FARTHEST)
+
+
+def _scale(raw: Tensor) -> Tensor:
+    return softplus(raw + _START) + 1e-6
+
+
+# -- location and scale on the line ------------------------------------------------------------------------------------
+
+
+class OnLine(Family):
+    """A family with a location and a scale for every entry of its line.
+
+    Args:
+        event_shape: of the site.
+        line_shape: of a value on the line.
+        reach: largest location on the line either way; None for a line that is the support.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], line_shape: tuple[int, ...], reach: float | None) -> None:
+        super().__init__(event_shape)
+        self.line_shape, self.reach = torch.Size(line_shape), reach
+        self.locations = self.width_on_line = self.line_shape.numel()
+        self.raw = 2 * self.locations
+
+    @abstractmethod
+    def to_line(self, value: Tensor) -> Tensor:
+        """`(n, *event_shape)` → `(n, *line_shape)`."""
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(self.line_shape), torch.ones(self.line_shape)
+
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        line = self.to_line(draws)
+        if self.reach is not None:
+            line = line.nan_to_num(0.0, self.reach, -self.reach)  # draws on the bounds
+        low, middle, high = line.quantile(torch.tensor([0.16, 0.5, 0.84]).to(draws), dim=0)
+        return middle, torch.where(high > low, (high - low) / 2, 1.0)
+
+    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        return ((self.to_line(value) - center) / width).reshape(len(value), -1)
+
+    def located(self, raw: Tensor, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale on the line, `(size, *line_shape)` each, from the first numbers of the head."""
+        loc, raw_scale = raw[:, : 2 * self.locations].reshape(len(raw), 2, *self.line_shape).unbind(1)
+        scale = width * _scale(raw_scale)
+        if self.reach is None:
+            return center + width * loc, scale
+        loc = (center + width * _far(loc)).clamp(-self.reach, self.reach)
+        room = (_OVERFLOW - loc.abs()) / 8  # eight of its sds stay where exp() has numbers in float32
+        return loc, torch.minimum(scale, room)
+
+
+def _gamma(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
+    """Mean exp(loc), coefficient of variation `scale`: the shape is learned."""
+    shape = scale.clamp_min(_NARROWEST).pow(-2)
+    return dist.Gamma(shape, shape * (-loc).exp())
+
+
+def _gamma_of_shape_two(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
+    """Mean exp(loc), shape 2 and thus a coefficient of variation of 0.71 for every datum; `scale` has no say.
+
+    The scale's posterior in the authors' guide of the EA-VAE for van Hateren's images (Catoni et al. 2024, arXiv
+    2404.15390; in their code, as the prior's shape), without its truncated draws. It is here to be compared with: a
+    learned shape costs nothing more, see docs/guides.md.
+    """
+    return dist.Gamma(torch.full_like(loc, 2.0), 2 * (-loc).exp())
+
+
+def _student(loc: Tensor, scale: Tensor, raw: Tensor) -> dist.TorchDistribution:
+    """Degrees of freedom between 1 and 100, 10 at the start."""
+    return dist.StudentT(10 * (2.3 * torch.tanh(raw / 2.3)).exp(), loc, scale)
+
+
+class _Beta(dist.Beta):
+    """Draws stay inside (0, 1), where the prior has a density."""
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        numbers = torch.finfo(self.concentration1.dtype)
+        return super().rsample(sample_shape).clamp(numbers.tiny, 1 - numbers.eps)
+
+
+def _beta(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
+    """Mean σ(loc); the logit has about the variance 1/a + 1/b = scale²."""
+    precision = scale.clamp_min(_NARROWEST).pow(-2)
+    return _Beta((1 + loc.exp()) * precision, (1 + (-loc).exp()) * precision)
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.clamp_min(torch.finfo(value.dtype).tiny).log()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The distribution of one entry, `build(loc, scale, *others)`, and the map from its support to the line."""
+
+    build: Callable[..., dist.TorchDistribution]
+    support: str
+    to_line: Callable[[Tensor], Tensor]
+    others: int = 0
+
+
+ENTRIES: dict[str, Entry] = {
+    "normal": Entry(dist.Normal, "real", _same),
+    "laplace": Entry(dist.Laplace, "real", _same),
+    "studentt": Entry(_student, "real", _same, others=1),
+    "lognormal": Entry(dist.LogNormal, "positive", _log),
+    "gamma": Entry(_gamma, "positive", _log),
+    "gamma-fixed": Entry(_gamma_of_shape_two, "positive", _log),
+    "beta": Entry(_beta, "interval[0.0, 1.0]", torch.logit),
+}
+
+
+class Entrywise(OnLine):
+    """A family of independent entries.
+
+    Args:
+        event_shape: of the site.
+        entry: the distribution of one.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], entry: Entry) -> None:
+        super().__init__(event_shape, event_shape, None if entry.support == "real" else Support(entry.support).reach)
+        self.entry = entry
+        self.raw += entry.others * self.locations
+
+    def to_line(self, value: Tensor) -> Tensor:
+        return self.entry.to_line(value)
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        loc, scale = self.located(raw, center, width)
+        others = raw[:, 2 * self.locations :].reshape(len(raw), self.entry.others, *self.line_shape).unbind(1)
+        return self.entry.build(loc, scale, *others).to_event(len(self.event_shape))
+
+
+class Transformed(OnLine):
+    """A Normal of independent entries on the unconstrained line, through `biject_to` of the support.
+
+    Args:
+        event_shape: of the site.
+        support: as `supports.describe` tells it.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
+        described = Support(support)
+        line_shape = torch.Size(event_shape)
+        for transform in reversed(described.transforms()):
+            line_shape = transform.inverse_shape(line_shape)
+        super().__init__(event_shape, line_shape, None if described.is_real else described.reach)
+        self.support = described
+
+    def to_line(self, value: Tensor) -> Tensor:
+        for transform in reversed(self.support.transforms()):
+            value = transform.inv(value)
+        return value
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        loc, scale = self.located(raw, center, width)
+        return self.mapped(dist.Normal(loc, scale).to_event(len(self.line_shape)))
+
+    def mapped(self, base: dist.TorchDistribution, *first: Transform) -> dist.TorchDistribution:
+        """A distribution on the line, after other transforms, as one on the support."""
+        transforms = [*first, *self.support.transforms()]
+        return dist.TransformedDistribution(base, transforms) if transforms else base
+
+
+class Flat(Transformed):
+    """A family of the entries of the line together, as one vector: `joint(loc, scale, others)`.
+
+    `others` are `(size, …)` further numbers of the head.
+    """
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        loc, scale = (part.reshape(len(raw), -1) for part in self.located(raw, center, width))
+        base, *first = self.joint(loc, scale, raw[:, 2 * self.locations :])
+        flat = torch.Size((self.locations,))
+        shape = [ReshapeTransform(flat, self.line_shape)] if self.line_shape != flat else []
+        return self.mapped(base, *first, *shape)
+
+    @abstractmethod
+    def joint(self, loc: Tensor, scale: Tensor, others: Tensor) -> tuple:
+        """A distribution of vectors `(size, entries)`, and the transforms that follow it."""
+
+
+class Dense(Flat):
+    """A Normal with any covariance on the line.
+
+    scale_tril = diag(scale) R, with R the rows of I + N divided by their length, N strictly lower triangular.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
+        super().__init__(event_shape, support)
+        self.raw += self.locations * (self.locations - 1) // 2
+
+    def joint(self, loc: Tensor, scale: Tensor, others: Tensor) -> tuple:
+        n = self.locations
+        rows, columns = torch.tril_indices(n, n, -1, device=loc.device)
+        factor = torch.eye(n, dtype=loc.dtype, device=loc.device).expand(len(loc), n, n).clone()
+        factor[:, rows, columns] = _far(others) / n**0.5  # a step of Adam moves a whole row at once
+        return (dist.MultivariateNormal(loc, scale_tril=scale[:, :, None] * normalize(factor, dim=-1)),)
+
+
+class LowRank(Flat):
+    """A Normal on the line with covariance D (I + FFᵀ) D, F of 8 columns or fewer, and `scale` the marginal sds."""
+
+    def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
+        super().__init__(event_shape, support)
+        self.rank = min(_RANK, self.locations)
+        self.raw += self.rank * self.locations
+
+    def joint(self, loc: Tensor, scale: Tensor, others: Tensor) -> tuple:
+        factor = _far(others.reshape(len(loc), self.locations, self.rank)) / self.rank**0.5
+        scale = scale / (1 + factor.square().sum(-1)).sqrt()
+        return (dist.LowRankMultivariateNormal(loc, scale[:, :, None] * factor, scale.square()),)
+
+
+# -- simplex, circle and sphere ----------------------------------------------------------------------------------------
+
+
+class _Positive(dist.Dirichlet):
+    """Draws stay inside the simplex, where the prior has a density."""
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        return super().rsample(sample_shape).clamp_min(torch.finfo(self.concentration.dtype).tiny)
+
+
+class Dirichlet(Family):
+    """Mean and total concentration: log means relative to the prior's, and total = 1/scale².
+
+    The line holds the probabilities themselves, whose logarithms have no bound under a sparse prior.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape)
+        self.locations = self.width_on_line = self.event_shape.numel()
+        self.raw = self.locations + self.event_shape[:-1].numel()
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(self.event_shape), torch.full(self.event_shape[:-1], self.event_shape[-1] ** -0.5)
+
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = draws.mean(0), draws.var(0).sum(-1)
+        total = ((mean * (1 - mean)).sum(-1) / variance - 1).clamp(0.01, 1e6)
+        return _log(mean), total.rsqrt()
+
+    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        mean = center.softmax(-1)
+        sd = (mean * (1 - mean) / (1 + width[..., None].pow(-2))).sqrt()
+        return ((value - mean) / sd.clamp_min(1e-6)).reshape(len(value), -1)
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        mean = (center + _far(raw[:, : self.locations].reshape(-1, *self.event_shape))).softmax(-1)
+        scale = width * _scale(raw[:, self.locations :].reshape(-1, *self.event_shape[:-1]))
+        total = scale.clamp_min(_NARROWEST).pow(-2)
+        concentration = (total[..., None] * mean).clamp(1e-3, 1e6)
+        return _Positive(concentration).to_event(len(self.event_shape) - 1)
+
+
+class Directional(Family):
+    """Directions in ℝᵖ: the line holds the unit vectors themselves.
+
+    The prior's scale is that of a tangent entry, √(2(1 − R)/(p − 1)) for the mean resultant length R, and 1/√κ is the
+    guide's.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], dimension: int) -> None:
+        super().__init__(event_shape)
+        self.vectors, self.dimension = self.vector_shape(), dimension
+        self.locations = self.width_on_line = self.vectors.numel() * dimension
+        self.raw = self.locations + self.vectors.numel()
+
+    @abstractmethod
+    def vector_shape(self) -> torch.Size:
+        """Of the vectors in a datum's value."""
+
+    @abstractmethod
+    def to_vectors(self, value: Tensor) -> Tensor:
+        """`(n, *event_shape)` → unit vectors `(n, *vector_shape, p)`."""
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        center = torch.zeros(*self.vectors, self.dimension)
+        center[..., 0] = 1
+        return center, torch.full(self.vectors, (2 / (self.dimension - 1)) ** 0.5)
+
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.to_vectors(draws).double().mean(0)
+        width = (2 * (1 - mean.norm(dim=-1)).clamp_min(1e-6) / (self.dimension - 1)).sqrt()
+        return normalize(mean, dim=-1), width
+
+    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        length = 1 - width.square() * (self.dimension - 1) / 2
+        return ((self.to_vectors(value) - length[..., None] * center) / width[..., None]).reshape(len(value), -1)
+
+    def directed(self, raw: Tensor, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean directions `(size, *vector_shape, p)` and concentrations."""
+        loc = raw[:, : self.locations].reshape(-1, *self.vectors, self.dimension)
+        scale = width * _scale(raw[:, self.locations :].reshape(-1, *self.vectors))
+        return normalize(center + width[..., None] * loc, dim=-1), scale.clamp(3e-3, 30.0).pow(-2)
+
+
+class Circle(Directional):
+    """Von Mises distributions of angles."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, 2)
+
+    def vector_shape(self) -> torch.Size:
+        return self.event_shape
+
+    def to_vectors(self, value: Tensor) -> Tensor:
+        return torch.stack([value.cos(), value.sin()], -1)
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        direction, concentration = self.directed(raw, center, width)
+        angle = torch.atan2(direction[..., 1], direction[..., 0])
+        return VonMises(angle, concentration).to_event(len(self.event_shape))
+
+
+class Sphere(Directional):
+    """Von Mises–Fisher distributions of unit vectors."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, event_shape[-1])
+
+    def vector_shape(self) -> torch.Size:
+        return self.event_shape[:-1]
+
+    def to_vectors(self, value: Tensor) -> Tensor:
+        return value
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        return VonMisesFisher(*self.directed(raw, center, width)).to_event(len(self.vectors))
+
+
+# -- finitely many values ----------------------------------------------------------------------------------------------
+
+
+class Finite(Family):
+    """A family with logits relative to the prior's; there is no scale.
+
+    Args:
+        event_shape: of the site.
+        logits_shape: of a datum's logits.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape)
+        self.logits_shape = torch.Size(logits_shape)
+        self.raw = self.locations = self.width_on_line = self.logits_shape.numel()
+
+    @abstractmethod
+    def indicators(self, value: Tensor) -> Tensor:
+        """Which value it is, 0 or 1, `(n, *logits_shape)`."""
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(self.logits_shape), torch.ones(())
+
+    def frequencies(self, draws: Tensor) -> Tensor:
+        """Of each value among the draws, none of them 0 or 1."""
+        return (self.indicators(draws).sum(0) + 0.5) / (len(draws) + 1)
+
+    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        return 2 * self.indicators(value).to(center).reshape(len(value), -1) - 1
+
+    def logits(self, raw: Tensor, center: Tensor) -> Tensor:
+        """`(size, *logits_shape)`."""
+        return center + _far(raw.reshape(-1, *self.logits_shape))
+
+
+class Binary(Finite):
+    """Bernoulli distributions."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, event_shape)
+
+    def indicators(self, value: Tensor) -> Tensor:
+        return value
+
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.logit(self.frequencies(draws)), torch.ones(())
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        return dist.Bernoulli(logits=self.logits(raw, center)).to_event(len(self.event_shape))
+
+
+class Classes(Finite):
+    """Categorical distributions.
+
+    Args:
+        event_shape: of the site.
+        count: number of classes.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], count: int) -> None:
+        super().__init__(event_shape, (*event_shape, count))
+        self.count = count
+
+    def indicators(self, value: Tensor) -> Tensor:
+        return (value[..., None] == torch.arange(self.count, device=value.device)).long()  # one_hot can't be recorded
+
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        return self.frequencies(draws).log(), torch.ones(())
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        return dist.Categorical(logits=self.logits(raw, center)).to_event(len(self.event_shape))
+
+
+class OneHot(Finite):
+    """One-hot categorical distributions."""
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, event_shape)
+
+    def indicators(self, value: Tensor) -> Tensor:
+        return value
+
+    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        return self.frequencies(draws).log(), torch.ones(())
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        return dist.OneHotCategorical(logits=self.logits(raw, center)).to_event(len(self.event_shape) - 1)

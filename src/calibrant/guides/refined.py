@@ -1,0 +1,160 @@
+"""A guide with variational parameters of each datum's own, optimised on the ELBO of exactly these data.
+
+What an amortized guide loses against such a one is its amortization gap (Cremer, Li & Duvenaud 2018, arXiv 1801.03558).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform
+
+from calibrant.errors import ProgramError
+from calibrant.program.contract import Program, Values
+from calibrant.program.supports import from_line, innermost, is_circular, is_masked
+from calibrant.program.tracing import guide_trace, is_local, sampled
+
+_DRAWS = 64  # of the guide for each datum, for the location and scale that its map is relative to
+_ROWS = 16_384  # of a run
+
+
+class RefinedGuide(PyroModule):
+    """A guide whose continuous local sites go through an elementwise affine map on the line, one for each datum.
+
+    The line is that of `supports.from_line`; angles, directions, point masses and discrete sites stay as they are.
+    Fresh maps are identities. A datum is recognised by its values (observations and covariates, in float32), so that
+    rows may come in any order, in minibatches and repeatedly; equal data share their maps.
+
+    Args:
+        guide: the guide to start from.
+        observed: site → tensor, the data that this guide is for.
+        covariates: keyword → tensor.
+    """
+
+    keys: Tensor
+    salt: Tensor
+
+    def __init__(self, guide: PyroModule, observed: Values, covariates: Values) -> None:
+        super().__init__()
+        self._trusting = False
+        self.start = nn.ModuleList(
+            [guide]
+        )  # Pyro would rename the parts of a module of its own, and refuses it after a run
+        entries = _bits({**observed, **covariates}).shape[1]
+        salt = torch.randint(-(2**62), 2**62, (2, entries), generator=torch.Generator().manual_seed(0), device="cpu")
+        self.register_buffer("salt", (2 * salt + 1).to(next(iter(observed.values())).device))
+        keys, place = torch.unique(self._keys({**observed, **covariates}), return_inverse=True)
+        self.register_buffer("keys", keys)
+        centres, spreads = _moments(guide, observed, covariates, place)
+        self.sites = list(centres)
+        self.shifts = nn.ParameterList(torch.zeros_like(centre) for centre in centres.values())
+        self.log_scales = nn.ParameterList(torch.zeros_like(centre) for centre in centres.values())
+        for number, name in enumerate(self.sites):
+            self.register_buffer(f"centre_{number}", centres[name])
+            self.register_buffer(f"spread_{number}", spreads[name])
+
+    def forward(self, observed: Mapping[str, Tensor], size: int, **covariates: Tensor) -> None:
+        rows = self._rows({**observed, **covariates})
+        with _Moved({name: self._map(number, rows) for number, name in enumerate(self.sites)}):
+            self.start[0](observed, size, **covariates)
+
+    @contextmanager
+    def trusting(self) -> Iterator[None]:
+        """Inside, all data are taken for some of its own: what depends on values can't be recorded."""
+        self._trusting = True
+        try:
+            yield
+        finally:
+            self._trusting = False
+
+    def _map(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of a site's map for these rows, `(rows, *event on the line)`.
+
+        The shift is in standard deviations of the guide that it started from, the scale about its mean: both have the
+        same meaning, and learning rate, for every datum and entry.
+        """
+        centre, spread = (getattr(self, f"{name}_{number}")[rows] for name in ("centre", "spread"))
+        scale = self.log_scales[number][rows].exp()
+        return centre * (1 - scale) + spread * self.shifts[number][rows], scale
+
+    def _rows(self, values: Values) -> Tensor:
+        keys = self._keys(values)
+        place = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        unknown = self.keys[place] != keys
+        if not self._trusting and unknown.any():
+            raise ProgramError(
+                f"this guide was refined for {len(self.keys)} data, and the datum in row {int(unknown.nonzero()[0])} "
+                "is none of them: refine the guide for these data, or use the one that it started from"
+            )
+        return place
+
+    def _keys(self, values: Values) -> Tensor:
+        """A 64-bit number for every datum, the same on every device; sums of integers don't depend on their order."""
+        parts = []
+        for bits in _bits(values).split(_ROWS):
+            mixed = (bits + self.salt[0]) * self.salt[1]
+            parts.append(((mixed ^ (mixed >> 32)) * self.salt[1]).sum(1))
+        return torch.cat(parts)
+
+
+def _bits(values: Values) -> Tensor:
+    """Values of each datum as integers `(data, entries)`, floating ones by their bits in float32."""
+    whole = {n: (v.float() + 0.0).view(torch.int32) if v.is_floating_point() else v for n, v in values.items()}
+    return torch.cat([whole[name].reshape(len(whole[name]), -1).long() for name in sorted(whole)], 1)
+
+
+class _Moved(Messenger):
+    """Puts an affine map on the line behind the distribution of each named site."""
+
+    def __init__(self, maps: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.maps:
+            loc, scale = self.maps[msg["name"]]
+            to_support = from_line(msg["fn"].support)
+            affine = AffineTransform(loc, scale, event_dim=loc.dim() - 1)
+            msg["fn"] = dist.TransformedDistribution(msg["fn"], [to_support.inv, affine, to_support])
+
+
+def _is_movable(site: Mapping[str, Any]) -> bool:
+    """Whether a site of the guide can have a map of its own for each datum."""
+    fn = site["fn"]
+    if not is_local(site) or fn.support.is_discrete or is_masked(fn):
+        return False
+    if is_circular(fn) or isinstance(innermost(fn), dist.Delta):  # real by support, but no shift or stretch fits
+        return False
+    try:
+        return bool(from_line(fn.support).bijective)
+    except NotImplementedError:  # directions
+        return False
+
+
+@torch.no_grad()
+def _moments(
+    guide: Program, observed: Values, covariates: Values, place: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Mean and sd of the guide's draws on the line, by movable site; datum i is row `place[i]`."""
+    centres: dict[str, Tensor] = {}
+    spreads: dict[str, Tensor] = {}
+    for rows in torch.arange(len(place), device=place.device).split(max(1, _ROWS // _DRAWS)):
+        repeated = rows.repeat_interleave(_DRAWS)
+        given, cols = ({name: value[repeated] for name, value in part.items()} for part in (observed, covariates))
+        for name, site in sampled(guide_trace(guide, given, len(repeated), cols)).items():
+            if not _is_movable(site):
+                continue
+            raw = from_line(site["fn"].support).inv(site["value"])
+            raw = raw.reshape(len(rows), _DRAWS, *raw.shape[1:])
+            for found, part in ((centres, raw.mean(1)), (spreads, raw.std(1).clamp_min(1e-6))):
+                if name not in found:
+                    found[name] = part.new_zeros(int(place.max()) + 1, *part.shape[1:])
+                found[name][place[rows]] = part
+    return centres, spreads

@@ -1,0 +1,14 @@
+"""Inference: training, amortized and reference posteriors, exact solutions, the gate."""
+
+from calibrant.inference.drawing import posterior
+from calibrant.inference.fitting.loop import fit
+from calibrant.inference.fitting.state import Fit
+from calibrant.inference.groups import GROUPS
+from calibrant.inference.references.sampling import METHODS, log_evidence, reference
+from calibrant.inference.reweighting import importance
+
+__all__ = ["GROUPS", "METHODS", "Fit", "fit", "importance", "log_evidence", "posterior", "reference"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Evidence, by bridge sampling where it is not known exactly."""

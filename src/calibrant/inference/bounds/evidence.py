@@ -1,0 +1,215 @@
+"""The log evidence of every datum from draws of its posterior and of its guide: bridge sampling.
+
+Importance sampling needs a guide with tails as heavy as the posterior's. Bridge sampling needs no more than that the
+two overlap, since a draw of either counts by no more than a bounded weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from torch import Tensor
+
+from calibrant.data.dataset import Data
+from calibrant.inference.bounds.bridge import Array, Bridge, bridge
+from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.target import Target
+from calibrant.inference.trees import SAMPLE, latent_names
+from calibrant.program.contract import Program, Values
+from calibrant.program.density import density_of
+from calibrant.program.environment import cast, defaults, in_double
+from calibrant.program.latents import sites
+from calibrant.program.supports import is_direction
+from calibrant.program.tracing import guide_trace, trace
+
+Rows = npt.NDArray[np.intp]
+Words = npt.NDArray[np.object_]
+_ROWS = 65_536  # of a run
+_DRAWS_AN_ENTRY = 4  # for a covariance
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The log evidence of every datum, with what its errors are made of.
+
+    Attributes:
+        log_evidence: `(data,)`, nats; NaN where `reason` says why.
+        influence: `(data, draw)`, as that of `Bridge`, of the guide's draws; zero where these have no part in it.
+        variance: `(data,)`, the rest of the squared error.
+        method: a datum, "exact", "bridge" (from the guide), "normal bridge" (from a Normal) or "".
+        reason: a datum, why there is no log evidence, or "".
+    """
+
+    log_evidence: Array
+    influence: Array
+    variance: Array
+    method: Words
+    reason: Words
+
+
+def evidence(
+    program: Program, guide: Program, data: Data, reference: xr.DataTree, weights: Array, max_se: float, seed: int
+) -> Evidence:
+    """The log evidence of data: as the reference knows it, else by `bridge` to the reference draws.
+
+    The bridge leads from the guide; where that is too far from the posterior, from a Normal fitted to the first half of
+    the reference draws, to the second half.
+
+    Args:
+        program: the program, without shared latents.
+        guide: its guide.
+        data: some data of the reference.
+        reference: a tree of `reference`.
+        weights: log p − log q at independent draws of the guide, `(data, draw)`.
+        max_se: the largest standard error with which a log evidence is given, nats.
+        seed: of the Normal's draws.
+    """
+    gate = convergence_of(reference).sel(data=data.labels())
+    passed = gate["is_reference"].values.astype(bool)
+    reason = np.array(
+        [f"no reference posterior: {why or 'it failed the gate'}" for why in gate["reason"].values], object
+    )
+    values, influence, variance = np.full(len(data), np.nan), np.zeros_like(weights), np.zeros(len(data))
+    result = Evidence(values, influence, variance, np.full(len(data), "", object), np.where(passed, "", reason))
+    rows = np.flatnonzero(passed)
+    if "log_evidence" in gate:
+        values[rows], result.method[rows] = gate["log_evidence"].values[rows], "exact"
+    elif len(rows):
+        posterior = reference["posterior"].dataset.sel(data=data.labels())
+        independent = bool(posterior.attrs.get("independent_draws", 0))
+        at_reference = log_ratios(program, guide, data[rows], posterior.isel(data=rows))
+        _fill(result, rows, at_reference, weights[rows], independent, max_se, "bridge")
+        rows = rows[result.method[rows] == ""]
+        if len(rows):
+            fitted = normal_log_ratios(program, data[rows], posterior.isel(data=rows), weights.shape[1], seed)
+            if fitted is not None:
+                _fill(result, rows, *fitted, independent, max_se, "normal bridge")
+    return result
+
+
+def _fill(
+    result: Evidence,
+    rows: Rows,
+    at_reference: Array,
+    at_proposal: Array,
+    independent: bool,
+    max_se: float,
+    method: Literal["bridge", "normal bridge"],
+) -> None:
+    """Enter the log evidence of the data at `rows`, or why there is none; an earlier reason stays."""
+    found = bridge(at_reference, at_proposal, independent)
+    for one, row in enumerate(rows):
+        reason = _defect(found, one, at_reference[one], at_proposal[one], max_se)
+        if reason:
+            result.reason[row] = result.reason[row] or reason
+            continue
+        result.reason[row], result.method[row], result.log_evidence[row] = "", method, found.log_evidence[one]
+        if method == "bridge":
+            result.influence[row], result.variance[row] = found.influence[one], found.variance[one]
+        else:
+            result.variance[row] = found.se[one] ** 2
+
+
+def _defect(found: Bridge, one: int, at_reference: Array, at_proposal: Array, max_se: float) -> str:
+    """Why the estimate of a datum can't be relied on; empty where it can."""
+    lost = int((np.isnan(at_reference) | np.isneginf(at_reference)).sum())
+    undefined = int((np.isnan(at_proposal) | np.isposinf(at_proposal)).sum())
+    if lost or undefined:
+        return f"log p − log q is undefined at {lost} draws of the reference and {undefined} of the guide"
+    if found.se[one] <= max_se:
+        return ""
+    overlap, error = np.nan_to_num(found.overlap[one]), found.se[one]
+    words = f"log p(x) ± {error:.2g} nats (limit {max_se:g})" if np.isfinite(error) else "no estimate"
+    return f"guide and posterior overlap by {overlap:.2g}, too little for the bridge: {words}"
+
+
+@torch.no_grad()
+def log_ratios(program: Program, guide: Program, data: Data, posterior: xr.Dataset) -> Array:
+    """log p(x, z) − log q(z | x) at draws of the same data, `(data, chain, draw)`, in float64."""
+    pair, found = (in_double(program), in_double(guide)), []
+    with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as place:
+        for rows, cols, values, size, shape in _repeated(data, posterior, place):
+            log_q = density_of(guide_trace(pair[1], rows, size, cols, values), size, values).local
+            held = {**rows, **values}
+            log_p = density_of(trace(pair[0], size, cols, held), size, held, rows).local
+            found.append((log_p - log_q).reshape(shape).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _repeated(
+    data: Data, posterior: xr.Dataset, place: tuple[torch.device, torch.dtype]
+) -> Iterator[tuple[Values, Values, Values, int, tuple[int, int, int]]]:
+    """Observations, covariates and latents as rows `(data · chain · draw, *event)`, some data at a time."""
+    names, (chains, length) = latent_names(posterior), (posterior.sizes[name] for name in SAMPLE)
+    for index in torch.arange(len(data), device="cpu").split(max(1, _ROWS // (chains * length))):
+        given = data.batch(index, *place)
+        rows, cols = ({n: v.repeat_interleave(chains * length, 0) for n, v in part.items()} for part in given)
+        block = posterior.isel(data=index.numpy())
+        arrays = {name: block[name].transpose("data", *SAMPLE, ...).values for name in names}
+        values = {n: torch.as_tensor(v.reshape(-1, *v.shape[3:])) for n, v in arrays.items()}
+        yield rows, cols, cast(values, *place), len(index) * chains * length, (len(index), chains, length)
+
+
+@torch.no_grad()
+def normal_log_ratios(
+    program: Program, data: Data, posterior: xr.Dataset, draws: int, seed: int
+) -> tuple[Array, Array] | None:
+    """log p(x, z) − log q(z) of a dense Normal q for every datum, fitted to the first half of its draws.
+
+    z is the vector of `target.Target`: supports are mapped to the line, Laplace priors to Normal ones, and discrete
+    latents are summed out.
+
+    Returns:
+        At the second half of the draws `(data, chain, draw)`, and at `draws` draws of q `(data, draw)`; None where the
+        latents have no such vector (circles, spheres), or too many entries for so many draws.
+    """
+    double = in_double(program)
+    with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as place:
+        observed, covariates = data.tensors(*place)
+        found = sites(program, observed, covariates)
+        if any(is_direction(site.prior) for site in found.values()):
+            return None
+        target = Target(double, found, observed, covariates, {})
+        vectors = [
+            target.unconstrain(values, size, cols).reshape(*shape, -1)
+            for _, cols, values, size, shape in _repeated(data, posterior, place)
+        ]
+        first, second = torch.cat(vectors).tensor_split([posterior.sizes["draw"] // 2], 2)
+        if not target.width or first[0, ..., 0].numel() < _DRAWS_AN_ENTRY * target.width:
+            return None
+        generator = torch.Generator(first.device).manual_seed(seed)
+        noise = torch.randn(len(data), draws, target.width, generator=generator)
+        normal = _normal(first.flatten(1, 2))
+        of_normal = normal.loc[:, None] + noise @ normal.scale_tril.mT
+        sides = (second, of_normal[:, None])
+        result = [
+            torch.stack([_log_ratio(target, normal, row, side[row]) for row in range(len(data))]).cpu().numpy()
+            for side in sides
+        ]
+    return result[0], result[1][:, 0]
+
+
+def _normal(draws: Tensor) -> dist.MultivariateNormal:
+    """Of mean and covariance of draws `(data, draw, width)`; NaN where it is degenerate."""
+    centre = draws.mean(1)
+    centred = draws - centre[:, None]
+    factor, failed = torch.linalg.cholesky_ex(centred.mT @ centred / (draws.shape[1] - 1))
+    factor = torch.where((failed != 0)[:, None, None], torch.nan, factor)
+    return dist.MultivariateNormal(centre, scale_tril=factor, validate_args=False)
+
+
+def _log_ratio(target: Target, normal: dist.MultivariateNormal, row: int, vectors: Tensor) -> Tensor:
+    """Of one datum, at vectors `(chain, draw, width)`."""
+    flat = vectors.flatten(0, 1)
+    covariates, observed = target.rows(torch.full((len(flat),), row))
+    log_p = target.log_density(flat, flat.new_zeros(len(flat), 0), covariates, observed)
+    one = dist.MultivariateNormal(normal.loc[row], scale_tril=normal.scale_tril[row], validate_args=False)
+    return (log_p - one.log_prob(flat)).reshape(vectors.shape[:2])

@@ -1,0 +1,166 @@
+"""The amortized posterior of every datum, as an ArviZ tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from calibrant.binding import bind_fixed
+from calibrant.data.dataset import Data
+from calibrant.guides.contract import check_guide
+from calibrant.guides.many_draws import encoded_once, fixed
+from calibrant.inference.graphs.of_modules import Recorded
+from calibrant.inference.groups import add_groups
+from calibrant.inference.trees import build_tree, require_memory
+from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.density import LogDensity, density_of
+from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.refusals import check_program
+from calibrant.program.tracing import deterministic, guide_trace, is_local, latent_values, trace
+from calibrant.progress import Progress, silent
+
+_ROWS = 65_536
+_RECORDED_FROM = 200  # draws of all data together
+
+
+def posterior(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    draws: int = 1000,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    groups: Iterable[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.DataTree:
+    """Independent draws of the guide for every datum, with their log densities under model and guide.
+
+    Args:
+        model: the program.
+        guide: its guide; both should be in `eval()`.
+        observed: site → tensor, or a `Data`.
+        draws: draws a datum (one chain).
+        covariates: keyword → tensor.
+        groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
+        seed: of the draws.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        A tree with `posterior`, `sample_stats` (`log_p`, `log_q` in nats, `(chain, draw, data)`; for programs with
+        shared latents also `log_p_shared`, `log_q_shared`, `(chain, draw)`), `observed_data`, `constant_data`.
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract.
+        InferenceError: when the draws would not fit into memory.
+    """
+    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
+    check_program(program, *data.tensors())
+    few = data.batch(torch.arange(min(len(data), 4)))
+    check_guide(program, guided, *few)
+    pair = (in_double(program), in_double(guided))
+    with torch.no_grad(), seeded(seed), defaults(program, few[0], torch.float64) as (device, _):
+        probe = _score(*pair, *data.batch(torch.arange(min(len(data), 4)), device, torch.float64), repeats=1)
+        entries = sum(probe.values[name][0].numel() for name in probe.local)
+        require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data")
+        if set(probe.latents) <= set(probe.local):
+            with fixed(guided), encoded_once(guided, draws):
+                values, stats = _draw_each(pair, data, draws, device, progress)
+        else:
+            values, stats = _draw_jointly(pair, data, draws, device, progress)
+    tree = build_tree(
+        values,
+        model=program,
+        data=data,
+        local=probe.local,
+        latents=probe.latents,
+        method="amortized",
+        independent=True,
+        sample_stats=stats,
+        settings={"draws": draws, "seed": seed},
+    )
+    add_groups(tree, program, data, groups, seed)
+    return tree
+
+
+Pair = tuple[Program, Program]
+Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Draws of the guide (and what the program records for them), with their log densities."""
+
+    values: dict[str, Tensor]
+    latents: list[str]
+    local: list[str]
+    log_p: LogDensity
+    log_q: LogDensity
+
+
+def _score(model: Program, guide: Program, observed: Values, covariates: Values, repeats: int) -> _Score:
+    """One draw of the guide for every datum, each datum `repeats` times in a row."""
+    observed, covariates = (
+        {name: value.repeat_interleave(repeats, 0) for name, value in part.items()} for part in (observed, covariates)
+    )
+    size = len(next(iter(observed.values())))
+    guided = guide_trace(guide, observed, size, covariates)
+    latents = latent_values(guided)
+    held = {**observed, **latents}
+    run = trace(model, size, covariates, held)
+    recorded = {name: site["value"] for name, site in deterministic(run).items()}
+    local = [name for name in (*latents, *recorded) if is_local(run.nodes[name])]
+    log_p, log_q = density_of(run, size, held, observed), density_of(guided, size, latents)
+    return _Score({**latents, **recorded}, list(latents), local, log_p, log_q)
+
+
+def _draw_each(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
+    """Without shared latents: every datum is repeated along the plate."""
+    rows = max(1, _ROWS // draws)
+    parts = []
+    for index in torch.arange(len(data), device="cpu").split(rows):
+        score = _score(*pair, *data.batch(index, device, torch.float64), repeats=draws)
+        stats = {"log_p": score.log_p.local, "log_q": score.log_q.local}
+        recorded = {name: score.values[name] for name in score.local}
+        parts.append([_by_draw(part, len(index), draws) for part in (recorded, stats)])
+        progress("posterior", int(index[-1]) + 1, len(data))
+    values, stats = (
+        {name: torch.cat([part[which][name] for part in parts], 1)[None] for name in parts[0][which]}
+        for which in (0, 1)
+    )
+    constants = {name: value.float().cpu() for name, value in score.values.items() if name not in score.local}
+    return {**values, **{name: value.expand(1, draws, *value.shape) for name, value in constants.items()}}, stats
+
+
+def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
+    """Rows `(data · draws, …)` → `(draws, data, …)`, on the CPU and, beside statistics, in float32."""
+    shaped = {
+        name: value.reshape(size, draws, *value.shape[1:]).transpose(0, 1).cpu() for name, value in values.items()
+    }
+    return {name: value if name in ("log_p", "log_q") else value.float() for name, value in shaped.items()}
+
+
+def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
+    """With shared latents: one run of the whole data set a draw, so that shared and local draws belong together."""
+    rows = data.batch(torch.arange(len(data), device="cpu"), device, torch.float64)
+    names = list(_score(*pair, *rows, repeats=1).values)
+
+    def run(observed: Values, covariates: Values) -> tuple[Tensor, ...]:
+        score = _score(*pair, observed, covariates, repeats=1)
+        densities = (score.log_p.local, score.log_q.local, score.log_p.shared, score.log_q.shared)
+        return *(score.values[name].float() for name in names), *densities
+
+    drawn, outputs = Recorded(nn.Module(), run), []
+    if draws >= _RECORDED_FROM:
+        drawn.record(rows, rows)
+    for done in range(draws):
+        outputs.append([output.cpu() for output in drawn(*rows)])
+        progress("posterior", done + 1, draws)
+    stacked = [torch.stack(parts)[None] for parts in zip(*outputs, strict=True)]
+    stats = ("log_p", "log_q", "log_p_shared", "log_q_shared")
+    return dict(zip(names, stacked, strict=False)), dict(zip(stats, stacked[len(names) :], strict=True))

@@ -1,0 +1,1 @@
+"""Training: the loop, its objectives, its state and its checkpoints."""

@@ -1,0 +1,56 @@
+"""The ELBO of held-out data during training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from calibrant.data.dataset import Data
+from calibrant.inference.fitting.objectives import ElboTerms
+from calibrant.inference.fitting.state import Modules, Plan, TrainingState
+from calibrant.program.contract import Values
+from calibrant.program.environment import seeded
+
+SHARED_DRAWS = 8  # for each draw that local latents alone would take
+EVALUATED = 4096  # held-out data at once
+
+
+def verify_evaluation(state: TrainingState, held: Data) -> None:
+    if state.evaluation.is_graph:
+        state.evaluation.verify(*all_rows(held, state.modules))
+
+
+def all_rows(data: Data, modules: Modules) -> tuple[Values, Values]:
+    return data.batch(torch.arange(len(data), device="cpu"), modules.device)
+
+
+def held_out_elbo(
+    state: TrainingState, held: Data, plan: Plan, total: int, draws: int = 1, stream: int = 0
+) -> tuple[float, float, float]:
+    """ELBO per datum, its standard error, and what weights are chosen by, with the same random stream at every call.
+
+    The shared terms are divided by `total`, the number of training data, as in training: what is held out says how well
+    the guide does on new data, not what it would be if it had seen only these. One draw of shared latents moves the
+    terms of all data together, so more are averaged where there are such latents.
+    """
+    with seeded(plan.seed + stream):
+        passes = [_one_pass(state, held)]
+        is_shared = bool(passes[0].shared != 0)
+        draws = SHARED_DRAWS * draws if is_shared else draws
+        passes += [_one_pass(state, held) for _ in range(draws - 1)]
+    local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
+    estimates = local.mean(1) + shared / total
+    variance = local.mean(0).var() / len(held) if len(held) > 1 else torch.tensor(math.nan)
+    if is_shared:
+        variance = variance + estimates.var() / draws
+    score = torch.stack([p.maximised(total) for p in passes]).mean()
+    return float(estimates.mean()), float(variance.sqrt()), float(score)
+
+
+def _one_pass(state: TrainingState, held: Data) -> ElboTerms:
+    """One draw of the terms for all held-out data (of "iwae" and "dreg" one for each particle), in float64."""
+    parts = torch.arange(len(held), device="cpu").split(EVALUATED)
+    terms = [state.evaluation(*held.batch(index, state.modules.device)) for index in parts]
+    local, shared, bound = zip(*terms, strict=True)
+    return ElboTerms(torch.cat(local).double(), torch.stack(shared).double().mean(), torch.cat(bound).double())

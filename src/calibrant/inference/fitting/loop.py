@@ -1,0 +1,240 @@
+"""Training a model and its guide by stochastic variational inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from calibrant.binding import bind
+from calibrant.data.dataset import Data
+from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
+from calibrant.guides.contract import check_guide, check_trainable
+from calibrant.inference.fitting.checkpoints import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
+from calibrant.inference.fitting.held_out import EVALUATED, SHARED_DRAWS, all_rows, held_out_elbo, verify_evaluation
+from calibrant.inference.fitting.objectives import MULTI_SAMPLE, check_objective
+from calibrant.inference.fitting.state import (
+    RECORDED_FROM,
+    Fit,
+    Modules,
+    Plan,
+    TrainingState,
+    copy_of_weights,
+    initial_state,
+)
+from calibrant.program.contract import Program, as_program
+from calibrant.program.environment import defaults, seeded
+from calibrant.program.latents import sites
+from calibrant.program.refusals import check_program, check_support
+from calibrant.progress import Progress, silent
+
+_VERIFIED = 40  # steps after which a graph is compared with the program, or an epoch of more
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    observed: Mapping[str, Any] | Data,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    validation: float | Data = 0.1,
+    epochs: int = 100,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    objective: str = "stl",
+    particles: int = 8,
+    clip: float = 10.0,
+    patience: int = 20,
+    device: str | torch.device | None = None,
+    compile: bool | Literal["auto"] = "auto",
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Fit:
+    """Train model and guide in place on the ELBO; the weights that are best on the held-out part are restored.
+
+    Adam with cosine decay to zero over `epochs`; the held-out ELBO uses one fixed random stream, so that epochs
+    compare. What is reported is the ELBO, in nats per datum, whatever the objective; "iwae" and "dreg" choose the
+    weights by their own, tighter bound. Both modules are left in `eval()`.
+
+    Args:
+        model: the program.
+        guide: `guide(observed, size, **covariates)`, for example from `calibrant.guides.amortize`.
+        observed: site → tensor, or a `Data`.
+        covariates: keyword → tensor.
+        validation: the share that is held out (seeded), or the held-out data themselves.
+        epochs: passes over the data.
+        batch_size: data a step; the last, smaller part of an epoch is left out.
+        lr: first learning rate.
+        objective: "stl" (path-derivative gradient), "kl" (closed-form KL of each site), "iwae" (the bound of several
+            draws) or "dreg" (the same bound, the guide's gradient doubly reparameterized); the last two for local
+            latents.
+        particles: draws a datum of "iwae" and "dreg"; a step takes so many times `batch_size` rows.
+        clip: largest norm of the gradient, as a multiple of its running mean.
+        patience: epochs without a better held-out ELBO after which training stops.
+        device: where to train; the modules move there. None leaves them where they are.
+        compile: "auto" records the first step as a graph that the others repeat without Python, in trainings of 500
+            steps or more, and gives the graph up where the program turns out to change; True also compiles it, which
+            takes some ten seconds; False runs the program in every step, as one needs that counts its calls in Python.
+        run_dir: a folder for checkpoints (every epoch, of fewer than ten steps every few); an interrupted training goes
+            on with `resume=True`.
+        resume: go on from the checkpoint in `run_dir`; the result is the one of a training without a break.
+        seed: of the split, the minibatches and the draws.
+        progress: called with (stage, done, total, text).
+
+    Raises:
+        ProgramError, DataError: for a model, guide or data that break the contract.
+        InferenceError: for an unknown objective, or where there is nothing to train.
+        NonFiniteLoss: with the minibatch's labels; the best weights are restored (and saved in `run_dir`, those of the
+            last checkpoint).
+        RunError: for a checkpoint that is in the way, missing, damaged, or of another training.
+    """
+    if particles < 1:
+        raise InferenceError(f"particles={particles}: give the number of draws a datum, 1 or more")
+    data = bind(model, observed, covariates)
+    modules = Modules(as_program(model), as_program(guide))
+    if device is not None:
+        modules.to(device)
+    validation = bind(model, validation) if isinstance(validation, Data) else validation
+    train, held = (data, bind(model, validation)) if isinstance(validation, Data) else _split(data, validation, seed)
+    modules.eval()
+    rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
+    check_program(modules.model, *rows)
+    check_guide(modules.model, modules.guide, *rows)
+    check_trainable(modules.guide, *rows)
+    check_objective(objective, modules.model, modules.guide, *rows)
+    _check_supports(modules, train, held)
+    plan = Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, compile, seed)
+    state = initial_state(modules, plan, train, held)
+    folder = _start(state, run_dir, resume)
+    with defaults(modules, rows[0]), pyro.validation_enabled(False):
+        try:
+            if plan.records(plan.steps(len(train))):
+                _record(state, plan, train, held)
+            while state.fit.epochs < epochs and state.fit.stopped == "finished":
+                _epoch(state, plan, train, held)
+                if folder is not None and plan.saves(state.fit.epochs, len(train)):
+                    save_checkpoint(folder, state)
+                progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
+        except KeyboardInterrupt:
+            state.fit.stopped = "interrupted"
+        finally:
+            modules.load_state_dict(state.best)
+            modules.eval()
+        verify_evaluation(state, held)
+        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, stream=1)
+    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
+    return state.fit
+
+
+def _check_supports(modules: Modules, *parts: Data) -> None:
+    """All data are looked at once, since Pyro's own validation is off in training."""
+    with torch.no_grad(), seeded(0), defaults(modules, {}):
+        for data in parts:
+            for index in torch.arange(len(data)).split(4096):
+                check_support(modules.model, *data.batch(index, modules.device), labels=data.labels()[index])
+
+
+def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
+    """The first minibatch's step as a graph, compared on another one; the held-out ELBO too, where it is run often."""
+    order = torch.arange(len(train), device="cpu")
+    first, other = (train.batch(index[: plan.batch_size], state.modules.device) for index in (order, order.flip(0)))
+    state.modules.train()
+    state.gradient.record(first, other, plan.compile is True)
+    state.modules.eval()
+    is_shared = any(not site.local for site in sites(state.modules.model, *first).values())
+    runs = plan.epochs * (SHARED_DRAWS if is_shared else 1)
+    if state.gradient.is_graph and runs >= RECORDED_FROM and len(held) <= EVALUATED:
+        rows = all_rows(held, state.modules)
+        state.evaluation.record(rows, rows)
+
+
+def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Path | None:
+    """The folder of the checkpoints, with one in it from which this training starts."""
+    if run_dir is None:
+        if resume:
+            raise RunError("resume=True needs the folder of the training: run_dir=")
+        return None
+    folder = Path(run_dir) / CHECKPOINTS
+    if resume:
+        load_checkpoint(folder, state)
+    elif has_checkpoint(folder):
+        raise RunError(f"there is a checkpoint in {folder}: go on with resume=True, or give another folder")
+    else:
+        save_checkpoint(folder, state)
+    return folder
+
+
+def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
+    """One pass over the data, with a random stream of its own, then the held-out ELBO."""
+    epoch = state.fit.epochs
+    with seeded(plan.seed * 1_000_003 + epoch + 1):
+        order = torch.randperm(len(train), device="cpu", generator=torch.Generator().manual_seed(plan.seed + epoch))
+        batches = order.split(plan.batch_size)[: len(train) // plan.batch_size]
+        state.modules.train()
+        is_verified = plan.is_due(_VERIFIED, epoch, len(train))
+        if is_verified:
+            state.gradient.verify(*train.batch(batches[0], state.modules.device))
+        elbos = []
+        for step, index in enumerate(batches):
+            lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
+            elbos.append(_step(state, plan, train, index, lr))
+    state.modules.eval()
+    if is_verified:
+        verify_evaluation(state, held)
+    elbo, elbo_se, score = held_out_elbo(state, held, plan, len(train))
+    row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
+    state.fit.history.append({**row, "bound": score} if plan.objective in MULTI_SAMPLE else row)
+    state.fit.epochs += 1
+    _keep_best(state, plan, elbo, elbo_se, score)
+
+
+def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, lr: float) -> float:
+    bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device))
+    for weight, slope in zip(state.gradient.weights.values(), slopes, strict=True):
+        weight.grad = -slope
+    norm = nn.utils.get_total_norm(slopes)
+    if not (bound.isfinite() and norm.isfinite()):
+        batch = list(train.coords["data"][index])
+        some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
+        raise NonFiniteLoss(
+            f"the ELBO or its gradient isn't finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the "
+            f"last good weights are restored. Look at these data, or lower lr ({plan.lr:g}) or clip ({plan.clip:g})",
+            batch,
+        )
+    _clip(state, plan, norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    return float(elbo)
+
+
+def _clip(state: TrainingState, plan: Plan, norm: Tensor) -> None:
+    """Shorten a gradient that is much longer than usual; a fixed length would bind in one model and not in another."""
+    usual = state.gradient_norm or float(norm)
+    longest = plan.clip * usual
+    nn.utils.clip_grads_with_norm_(state.modules.parameters(), longest, norm)
+    state.gradient_norm = 0.98 * usual + 0.02 * min(float(norm), longest)
+
+
+def _keep_best(state: TrainingState, plan: Plan, elbo: float, elbo_se: float, score: float) -> None:
+    if score > state.score:
+        state.fit.elbo, state.fit.elbo_se, state.score, state.waited = elbo, elbo_se, score, 0
+        state.best = copy_of_weights(state.modules)
+        return
+    state.waited += 1
+    if state.waited >= plan.patience:
+        state.fit.stopped = "early"
+
+
+def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:
+    count = round(validation * len(data))
+    if not 1 <= count < len(data):
+        raise DataError(f"validation={validation} of {len(data)} data leaves a part empty: give 0 < validation < 1")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)

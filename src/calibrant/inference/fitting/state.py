@@ -1,0 +1,147 @@
+"""What a training is given, what it changes, and what it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.inference.fitting.objectives import MULTI_SAMPLE, OBJECTIVES, ElboTerms, elbo_terms
+from calibrant.inference.graphs.of_modules import Gradient, Recorded
+from calibrant.program.contract import Values
+
+_RISE = 0.03  # of all steps
+RECORDED_FROM = 500  # steps, or passes over the held-out data
+_SAVED = 10  # steps between checkpoints, or an epoch of more
+
+
+@dataclass
+class Fit:
+    """What training did.
+
+    Attributes:
+        history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and "dreg"
+            also `bound`, the held-out value of what they maximise.
+        elbo: the held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The same data chose
+            these weights among the epochs; for a figure to publish, evaluate data that took no part.
+        elbo_se: its standard error over the held-out data and the draws.
+        epochs: the epochs that were run.
+        stopped: why training ended: "finished", "early" or "interrupted".
+        held_out: labels of the held-out data.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    elbo: float = -math.inf
+    elbo_se: float = math.nan
+    epochs: int = 0
+    stopped: str = "finished"
+    held_out: list[Any] = field(default_factory=list)
+
+
+class Modules(nn.Module):
+    """Model and guide together: one set of weights."""
+
+    def __init__(self, model: PyroModule, guide: PyroModule) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a training."""
+
+    objective: str
+    particles: int
+    epochs: int
+    batch_size: int
+    lr: float
+    clip: float
+    patience: int
+    compile: bool | Literal["auto"]
+    seed: int
+
+    def steps(self, total: int) -> int:
+        """In all epochs together."""
+        return self.epochs * (total // self.batch_size)
+
+    def is_due(self, steps: int, epoch: int, total: int) -> bool:
+        """Whether this epoch is one of those with so many steps, or more, from one to the next."""
+        return epoch % max(1, steps // (total // self.batch_size)) == 0
+
+    def saves(self, epochs: int, total: int) -> bool:
+        """Whether there is a checkpoint after so many epochs."""
+        return epochs == self.epochs or self.is_due(_SAVED, epochs, total)
+
+    def records(self, runs: int) -> bool:
+        """Whether so many runs are worth a graph."""
+        return runs >= RECORDED_FROM if self.compile == "auto" else self.compile
+
+    @property
+    def terms(self) -> Callable[..., ElboTerms]:
+        """The objective, as a function of (model, guide, observed, size, covariates)."""
+        function = OBJECTIVES[self.objective]
+        return partial(function, particles=self.particles) if self.objective in MULTI_SAMPLE else function
+
+    @property
+    def evaluation(self) -> Callable[..., ElboTerms]:
+        """The terms of the held-out data."""
+        return torch.no_grad()(self.terms) if self.objective in MULTI_SAMPLE else elbo_terms
+
+    def learning_rate(self, progress: float) -> float:
+        """Cosine decay to zero, after a linear rise over the first part of training."""
+        return self.lr * min(1.0, progress / _RISE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class TrainingState:
+    """All that changes during training, and the settings that it must not change under."""
+
+    modules: Modules
+    gradient: Gradient
+    evaluation: Recorded
+    optimizer: torch.optim.Adam
+    best: dict[str, Tensor]
+    settings: dict[str, Any]
+    score: float = -math.inf
+    waited: int = 0
+    gradient_norm: float = 0.0
+    fit: Fit = field(default_factory=Fit)
+
+
+def initial_state(modules: Modules, plan: Plan, train: Data, held: Data) -> TrainingState:
+    gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
+    if not gradient.weights:
+        raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
+    settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
+    evaluation = Recorded(modules, partial(_evaluation, modules, plan))
+    return TrainingState(modules, gradient, evaluation, gradient.adam(plan.lr), copy_of_weights(modules), settings)
+
+
+def _objective(modules: Modules, plan: Plan, total: int, observed: Values, covariates: Values) -> tuple[Tensor, Tensor]:
+    """What is maximised, and the ELBO in nats per datum."""
+    terms = plan.terms(modules.model, modules.guide, observed, plan.batch_size, covariates)
+    return terms.maximised(total), terms.per_datum(total)
+
+
+def _evaluation(modules: Modules, plan: Plan, observed: Values, covariates: Values) -> tuple[Tensor, Tensor, Tensor]:
+    """The terms of held-out data: local, shared, and what is maximised in place of the local ones."""
+    size = len(next(iter(observed.values())))
+    terms = plan.evaluation(modules.model, modules.guide, observed, size, covariates)
+    return terms.local, terms.shared, terms.local if terms.bound is None else terms.bound
+
+
+def copy_of_weights(modules: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}

@@ -1,0 +1,1 @@
+"""Programs recorded as graphs, which run without Python."""

@@ -1,0 +1,1 @@
+"""Reference posteriors: exact solutions, Markov chains, and the gate that they pass."""

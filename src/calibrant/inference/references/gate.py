@@ -1,0 +1,235 @@
+"""The convergence gate: which data have draws good enough to be called a reference posterior.
+
+A datum passes only if every one of its latents does. MCMC is judged by rank-normalised split R-hat, bulk and tail
+effective sample size (Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16(2)), divergent
+transitions and E-BFMI (Betancourt 2016, arXiv 1604.00695); exact methods by their own numerical error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from calibrant.errors import InferenceError
+from calibrant.inference.diagnostics import bfmi, diagnose
+from calibrant.inference.trees import (
+    Array,
+    Latent,
+    data_labels,
+    draw_blocks,
+    labels_of,
+    latent_names,
+    scalars,
+    shared_draws,
+)
+
+MIN_CHAINS = 4
+MIN_DRAWS = 500
+RHAT_LIMIT = 1.01
+ESS_LIMIT = 400
+BFMI_LIMIT = 0.3
+GRID_LIMIT = 0.01
+
+
+def shortfall(chains: int, draws: int) -> str:
+    """Why this many chains and draws cannot pass the gate; empty if they can."""
+    if chains < MIN_CHAINS:
+        return f"{chains} {'chain' if chains == 1 else 'chains'} (at least {MIN_CHAINS} are needed)"
+    if draws < MIN_DRAWS:
+        return f"{draws} draws per chain (at least {MIN_DRAWS} are needed)"
+    return ""
+
+
+def require_passable(chains: int, draws: int) -> None:
+    """Refuse settings with which no datum could pass the gate.
+
+    Args:
+        chains: number of chains.
+        draws: draws per chain after warm-up.
+
+    Raises:
+        InferenceError: fewer than 4 chains or fewer than 500 draws.
+    """
+    if reason := shortfall(chains, draws):
+        raise InferenceError(
+            f"a reference posterior cannot pass the convergence gate with {reason}; "
+            f"ask for chains >= {MIN_CHAINS} and draws >= {MIN_DRAWS}"
+        )
+
+
+def mcmc_convergence(posterior: xr.Dataset, sample_stats: xr.Dataset) -> xr.Dataset:
+    """Judge MCMC draws datum by datum.
+
+    R-hat and effective sample sizes are the worst over all latents of a datum. Shared latents (without dimension
+    `data`), and statistics of a chain that runs over all data at once, count for every datum.
+
+    Args:
+        posterior: variables `(chain, draw, data, …)`, or `(chain, draw, …)` for shared latents; only those named in
+            the attribute `latents` are judged.
+        sample_stats: `diverging` and `energy`, `(chain, draw, data)` or `(chain, draw)`. A missing one is not judged:
+            its result is NaN and the attribute `not_recorded` names it.
+
+    Returns:
+        The group `convergence`, dimension `data`: `is_reference`, `reason` (empty when fine), `rhat`, `ess_bulk`,
+        `ess_tail` (draws), `divergences` (transitions), `bfmi`. With fewer than 4 chains or 500 draws nothing is
+        computed: no datum passes, all numbers are NaN.
+
+    Raises:
+        InferenceError: a latent that the attribute names is not in the group.
+    """
+    labels = labels_of(posterior, sample_stats)
+    missing = [name for name in ("diverging", "energy") if name not in sample_stats]
+    if reason := shortfall(posterior.sizes.get("chain", 0), posterior.sizes.get("draw", 0)):
+        numbers = {name: np.full(len(labels), np.nan) for name in _NUMBERS}
+        return _group(labels, [reason] * len(labels), numbers, missing)
+    latents, found = _diagnose(posterior, len(labels))
+    divergences = _divergences(sample_stats, len(labels))
+    fraction = _bfmi(sample_stats, len(labels))
+    reasons = [_chain_reason(latents, {k: v[i] for k, v in found.items()}) for i in range(len(labels))]
+    transitions = _transition_reasons(divergences, fraction, "energy" in sample_stats)
+    numbers = {
+        "rhat": found["rhat"].max(1),
+        "ess_bulk": found["ess_bulk"].min(1),
+        "ess_tail": found["ess_tail"].min(1),
+        "divergences": divergences,
+        "bfmi": fraction,
+    }
+    joined = ["; ".join(filter(None, both)) for both in zip(reasons, transitions, strict=True)]
+    return _group(labels, joined, numbers, missing)
+
+
+def exact_convergence(
+    grid_error: npt.ArrayLike, log_evidence: npt.ArrayLike, data: Sequence[Hashable] | np.ndarray
+) -> xr.Dataset:
+    """Judge an exact method by its own numerical error.
+
+    Args:
+        grid_error: `(data,)`, the change of the result when the grid is halved, in posterior sd.
+        log_evidence: `(data,)`, nats per datum.
+        data: labels along `data`.
+
+    Returns:
+        The group `convergence` as `mcmc_convergence` gives it, its numbers NaN, with `grid_error` and `log_evidence`.
+        A datum passes when `grid_error` < 0.01.
+    """
+    labels, errors = np.asarray(data), np.asarray(grid_error, dtype=np.float64)
+    reasons = ["" if e < GRID_LIMIT else f"numerical error {e:.2g} sd (limit {GRID_LIMIT})" for e in errors]
+    numbers = {name: np.full(len(labels), np.nan) for name in _NUMBERS}
+    numbers |= {"grid_error": errors, "log_evidence": np.asarray(log_evidence, dtype=np.float64)}
+    return _group(labels, reasons, numbers, [])
+
+
+def convergence_of(tree: xr.DataTree) -> xr.Dataset:
+    """The group `convergence` of a tree or, for a tree made elsewhere, the gate computed from its draws.
+
+    Args:
+        tree: with group `posterior`; `sample_stats` is optional.
+
+    Returns:
+        As `mcmc_convergence`.
+
+    Raises:
+        InferenceError: the tree has no group `posterior`.
+    """
+    if "convergence" in tree.children:
+        return tree["convergence"].to_dataset()
+    if "posterior" not in tree.children:
+        raise InferenceError(f"the tree has no group `posterior`, only {sorted(tree.children)}")
+    posterior = tree["posterior"].to_dataset()
+    stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
+    result = mcmc_convergence(posterior, stats)
+    labels = data_labels(tree)
+    if result.sizes["data"] == 1 < len(labels):  # only shared latents: one verdict, which counts for every datum
+        result = result.isel(data=[0] * len(labels)).assign_coords(data=labels)
+    return result
+
+
+_NUMBERS = ("rhat", "ess_bulk", "ess_tail", "divergences", "bfmi")
+
+
+def _diagnose(posterior: xr.Dataset, n_data: int) -> tuple[list[Latent], dict[str, Array]]:
+    """Diagnostics `(data, latent)` of every scalar latent, shared ones repeated for every datum."""
+    names = latent_names(posterior)
+    if absent := [name for name in names if name not in posterior]:
+        raise InferenceError(f"attribute `latents` names {absent}, which the group `posterior` does not hold")
+    local = [name for name in names if "data" in posterior[name].dims]
+    shared = [name for name in names if "data" not in posterior[name].dims]
+    parts: list[dict[str, Array]] = []
+    if local:
+        blocks = [_scalar_diagnostics(x) for x in draw_blocks(posterior, local, range(n_data))]
+        parts.append({k: np.concatenate([b[k] for b in blocks]) for k in blocks[0]})
+    if shared:
+        once = _scalar_diagnostics(shared_draws(posterior, shared)[None])
+        parts.append({k: np.repeat(v, n_data, axis=0) for k, v in once.items()})
+    return scalars(posterior, local + shared), {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}
+
+
+def _scalar_diagnostics(x: Array) -> dict[str, Array]:
+    """Diagnostics `(data, latent)` of draws `(data, chain, draw, latent)`, NaN where a draw is not finite."""
+    x = np.moveaxis(x, 0, 2)
+    finite = np.isfinite(x).all((0, 1))
+    x = np.where(finite, x, 0.0)
+    found = {k: np.where(finite, v, np.nan) for k, v in diagnose(x).items()}
+    constant = (x.max(1) == x.min(1)).any(0)
+    return found | {"constant": (constant & finite).astype(np.float64), "finite": finite.astype(np.float64)}
+
+
+def _chain_reason(latents: list[Latent], found: dict[str, Array]) -> str:
+    """Why one datum's chains fail, naming the worst latent of each criterion; empty if they do not."""
+
+    def name(mask: Array) -> str:
+        first = f"`{latents[int(mask.argmax())].label}`"
+        return first if mask.sum() == 1 else f"{first} and {int(mask.sum()) - 1} more"
+
+    if (infinite := 1.0 - found["finite"]).any():
+        return f"draws that are not finite in {name(infinite)}"
+    if found["constant"].any():
+        return f"a constant chain in {name(found['constant'])}"
+    reasons = []
+    if not (found["rhat"] < RHAT_LIMIT).all():
+        worst = int(found["rhat"].argmax())
+        reasons.append(f"R-hat {found['rhat'][worst]:.3f} of `{latents[worst].label}` (limit {RHAT_LIMIT})")
+    for kind in ("bulk", "tail"):
+        ess = found[f"ess_{kind}"]
+        if not (ess >= ESS_LIMIT).all():
+            worst = int(ess.argmin())
+            reasons.append(f"{kind} ESS {ess[worst]:.0f} of `{latents[worst].label}` (limit {ESS_LIMIT})")
+    return "; ".join(reasons)
+
+
+def _divergences(stats: xr.Dataset, n_data: int) -> Array:
+    if "diverging" not in stats:
+        return np.full(n_data, np.nan)
+    return np.broadcast_to(stats["diverging"].sum(("chain", "draw")).values, n_data).astype(np.float64)
+
+
+def _bfmi(stats: xr.Dataset, n_data: int) -> Array:
+    """The lowest E-BFMI of any chain."""
+    if "energy" not in stats:
+        return np.full(n_data, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.broadcast_to(bfmi(stats["energy"].transpose("chain", "draw", ...).values).min(0), n_data).copy()
+
+
+def _transition_reasons(divergences: Array, fractions: Array, has_energy: bool) -> list[str]:
+    reasons = []
+    for count, fraction in zip(divergences, fractions, strict=True):
+        transitions = "transition" if count == 1 else "transitions"
+        found = [f"{count:.0f} divergent {transitions}"] if count > 0 else []
+        if has_energy and not fraction >= BFMI_LIMIT:
+            found.append(f"E-BFMI {fraction:.2f} (limit {BFMI_LIMIT})")
+        reasons.append("; ".join(found))
+    return reasons
+
+
+def _group(labels: np.ndarray, reasons: list[str], numbers: dict[str, Array], missing: list[str]) -> xr.Dataset:
+    variables: dict[str, tuple[str, np.ndarray]] = {
+        "is_reference": ("data", np.array([not reason for reason in reasons], dtype=bool)),
+        "reason": ("data", np.array(reasons, dtype=str)),
+    }
+    variables |= {name: ("data", values) for name, values in numbers.items()}
+    attrs = {"not_recorded": ", ".join(missing)} if missing else {}
+    return xr.Dataset(variables, coords={"data": labels}, attrs=attrs)

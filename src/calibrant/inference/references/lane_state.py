@@ -1,0 +1,207 @@
+"""The state of all lanes, and what few of them need at a time: warm-up windows, new starts, fresh noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from calibrant.inference.references import adaptation
+from calibrant.inference.references.adaptation import Adaptation
+from calibrant.inference.references.nuts import (
+    FIRST_STEP,
+    FRESH,
+    MAX_DEPTH,
+    MOMENTUM,
+    OVER,
+    RESTART,
+    STARTS,
+    TENDED,
+    WAITING,
+    Ended,
+    Fixed,
+    Lanes,
+    Plan,
+)
+from calibrant.inference.references.random_numbers import fold, normal, uniform
+
+
+@dataclass
+class State:
+    """All of the lanes."""
+
+    lanes: Lanes
+    fixed: Fixed
+    adaptation: Adaptation
+    attempts: Tensor  # (lane,): starts tried
+    noisy: Tensor  # (lane,): iterations whose noise has been drawn
+    lost: Tensor  # (lane,): no finite density at any start
+    moved: Tensor  # (lane,): how often it was moved to another chain of its datum
+
+
+def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: Plan, dense: bool = False) -> State:
+    """Fresh lanes at `q` `(lane, d)`, in coordinates with these powers; the chains of a datum are neighbours.
+
+    `key` is `(lane,)`, `rows` the covariates and observations of every lane.
+    """
+    size, width = q.shape
+    number, whole, flag = q.new_zeros(size), key.new_zeros(size), torch.zeros_like(key, dtype=torch.bool)
+    vector, special = torch.zeros_like(q), {"key": key, "phase": whole + FRESH, "forward": flag, "q": q}
+    integers = ("clock", "depth", "leaf", "leaves", "iteration")
+    vectors = ("p", "grad", "tree_q", "tree_grad", "tree_momentum", "sub_q", "sub_grad", "sub_momentum")
+    values: dict[str, Tensor] = {field.name: number for field in fields(Lanes)}
+    values |= dict.fromkeys(integers, whole) | dict.fromkeys(vectors, vector) | special
+    values |= {name: q.new_zeros(size, 3, width) for name in ("first", "last")}
+    values |= {"step_size": number + FIRST_STEP, "centre": (10 * (number + FIRST_STEP)).log()}
+    unit = torch.eye(width, dtype=q.dtype, device=q.device) if dense else q.new_ones(width)
+    unit = unit.expand(size, *unit.shape)
+    fixed = Fixed(
+        checks=q.new_zeros(size, 2, MAX_DEPTH + 1, width),
+        checked=q.new_zeros(size, MAX_DEPTH + 1),
+        noise=q.new_zeros(size, TENDED + 1, width),
+        powers=powers.clone(),
+        metric=unit.clone(),
+        factor=unit.clone(),
+        rows=rows,
+    )
+    candidates = plan.coordinates.table.shape[1] if plan.choose_powers else 1
+    known = adaptation.start(q, plan.schedule.windows, candidates, powers.shape[1], dense)
+    lanes = Lanes(**{name: value.clone() for name, value in values.items()})
+    state = State(lanes, fixed, known, whole.clone(), whole.clone(), flag.clone(), whole.clone())
+    _draw_noise(state)
+    return state
+
+
+def select(state: State, index: Tensor) -> State:
+    """The state of some lanes."""
+    return _map(lambda value: value[index], state)
+
+
+def put(state: State, index: Tensor, part: State) -> None:
+    """Replace the state of some lanes."""
+    for old, new in zip(_tensors(state), _tensors(part), strict=True):
+        old[index] = new
+
+
+def _map(function: Callable[[Tensor], Tensor], part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return function(part)
+    if isinstance(part, dict):
+        return {name: _map(function, value) for name, value in part.items()}
+    return type(part)(**{field.name: _map(function, getattr(part, field.name)) for field in fields(part)})
+
+
+def _tensors(part: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _map(lambda value: found.append(value) or value, part)  # type: ignore[func-returns-value]
+    return found
+
+
+def tend(state: State, ended: Ended, plan: Plan) -> None:
+    """After `TENDED` steps, in place: learn from iterations of warm-up, close windows, retry starts, draw noise.
+
+    `ended` are the iterations that ended in these steps, `joined`.
+    """
+    _contribute(state, ended, plan)
+    phase = state.lanes.phase
+    _retry(state, (phase == FRESH).nonzero()[:, 0])
+    waiting = (phase == WAITING).nonzero()[:, 0]
+    if len(waiting):
+        _close_window(state, waiting, plan)
+    _draw_noise(state)
+
+
+def _contribute(state: State, ended: Ended, plan: Plan) -> None:
+    """Add iterations of warm-up to their windows; `ended` are those of several steps, one step after the other."""
+    size = len(state.lanes.key)
+    window = pad(plan.schedule.window, (0, 1), value=-1).to(ended.over.device)[ended.iteration.clamp_max(plan.warmup)]
+    place = (ended.over & (window >= 0)).nonzero()[:, 0]
+    if not len(place):
+        return
+    lane, step = place % size, place // size
+    q, powers = ended.q[place], state.fixed.powers[lane]
+    draws, slopes = q[:, None], q.new_zeros(len(q), powers.shape[1], 1)
+    if plan.choose_powers:
+        draws, slopes = plan.coordinates.in_all(q, powers)
+    found = lane, window[place], draws, slopes, ended.log_density[place]
+    lengths = step.bincount().tolist()
+    for parts in zip(*(part.split(lengths) for part in found), strict=True):  # a lane ends at most once in a step
+        adaptation.contribute(state.adaptation, *parts)
+
+
+def _retry(state: State, index: Tensor) -> None:
+    """Other starts, uniform in (−2, 2), for lanes whose start had no finite density."""
+    if not len(index):
+        return
+    lanes = state.lanes
+    state.attempts[index] += 1
+    key = fold(fold(lanes.key[index], RESTART), state.attempts[index])[:, None]
+    lanes.q[index] = 4 * uniform(key, torch.arange(lanes.q.shape[1], device=key.device)) - 2
+    lanes.grad[index] = lanes.p[index] = 0.0
+    hopeless = index[state.attempts[index] >= STARTS]
+    state.lost[hopeless], lanes.phase[hopeless] = True, OVER
+
+
+def _close_window(state: State, index: Tensor, plan: Plan) -> None:
+    """New metric and coordinates, for lanes at the end of a window; their density is to be evaluated anew."""
+    lanes, fixed, where = state.lanes, state.fixed, plan.coordinates
+    window = plan.schedule.window.to(index.device)[lanes.iteration[index] - 1]
+    chains = torch.arange(plan.chains, device=index.device) + (index // plan.chains * plan.chains)[:, None]
+    lanes.q[index] = lanes.tree_q[index]
+    _rescue(state, index, chains, window, plan)
+    count, variance, slopes = adaptation.pooled(state.adaptation, chains, window)
+    if plan.choose_powers:
+        before = fixed.powers[index]
+        best = adaptation.choose(count, variance, slopes, where.table, where.pair_of, before)
+        variance = variance.gather(1, pad(best, (0, 1))[:, where.pair_of][:, None])
+        after = where.table.gather(1, best.T).T
+        lanes.q[index] = where.move(lanes.q[index], before, after)
+        fixed.powers[index] = after
+    fixed.metric[index] = adaptation.metric(count, variance[:, 0])
+    fixed.factor[index] = _mass_factor(fixed.metric[index])
+    lanes.step_size[index] = lanes.q.shape[1] ** -0.25
+    lanes.centre[index] = (10 * lanes.step_size[index]).log()
+    for name in ("error", "average", "count"):
+        getattr(lanes, name)[index] = 0.0
+    lanes.grad[index] = lanes.p[index] = 0.0
+    lanes.phase[index] = FRESH
+
+
+def _rescue(state: State, index: Tensor, chains: Tensor, window: Tensor, plan: Plan) -> None:
+    """Move waiting chains that are astray to where another of their datum is, and forget what they contributed.
+
+    A bad start is no part of the posterior. Otherwise, one chain in a negligible mode fails all of its datum, and its
+    long trees hold up the others.
+    """
+    lanes, powers = state.lanes, state.fixed.powers
+    astray, other = adaptation.stray(state.adaptation, index, chains, window)
+    lane, other = index[astray], other[astray]
+    if len(lane):
+        fresh = (lanes.phase[other] == FRESH)[:, None]  # that stands at `q`, in coordinates of its own
+        there = torch.where(fresh, lanes.q[other], lanes.tree_q[other])
+        lanes.q[lane] = plan.coordinates.move(there, powers[other], powers[lane])
+        adaptation.forget(state.adaptation, lane, window[astray])
+        state.moved[lane] += 1
+
+
+def _mass_factor(metric: Tensor) -> Tensor:
+    """F with F Fᵀ = mass, from the inverse mass."""
+    if metric.dim() == 2:
+        return metric.rsqrt()
+    eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(metric).mT, eye.expand_as(metric), upper=True)
+
+
+def _draw_noise(state: State) -> None:
+    """The noise of momenta for all iterations that may begin before the next call."""
+    lanes, noise = state.lanes, state.fixed.noise
+    places = noise.shape[1]
+    ahead = lanes.iteration[:, None] + torch.arange(places, device=noise.device)
+    lane, number = (ahead >= state.noisy[:, None]).nonzero().unbind(1)
+    ahead = ahead[lane, number]
+    noise[lane, ahead % places] = normal(fold(fold(lanes.key[lane], MOMENTUM), ahead), noise.shape[2])
+    state.noisy = lanes.iteration + places

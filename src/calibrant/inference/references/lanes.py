@@ -1,0 +1,372 @@
+"""Batched NUTS on the posterior of every datum: which chain is in which lane.
+
+`sample_nuts` lays chains out in lanes, starts them, moves them with `nuts.step`, stores what they draw, hands free
+lanes to the next data and drops lanes once no data are left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from calibrant.data.dataset import Data
+from calibrant.inference.graphs.recording import TensorFunction, compiled, record
+from calibrant.inference.references import adaptation, lane_state, nuts
+from calibrant.inference.references.chains import STATISTICS, McmcDraws
+from calibrant.inference.references.coordinates import beside
+from calibrant.inference.references.random_numbers import fold, label_key, mix, uniform
+from calibrant.inference.references.target import Target, prior_start
+from calibrant.program.contract import Program, Values
+from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.latents import sites
+from calibrant.program.tracing import guide_trace, sampled
+from calibrant.progress import Progress
+
+_LANES = {"cpu": 4096, "cuda": 65_536}
+_LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # for the state of all lanes
+_CACHE_BYTES = {"cpu": 3 * 2**23, "cuda": 2**34}  # beyond, a lane's step takes longer, and fewer lanes are refilled
+_FEW_LANES = 256  # as many as are worth the fixed cost of a step
+_FEW_NUMBERS = 2**14  # in the vectors of all lanes; a step of fewer takes little longer than that of a single one
+_MANY_STEPS = 8000  # whose cost for three quarters of the lanes is that of recording a step, or compiling it
+_RECORD_ROWS = 16_384
+_LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
+
+
+@dataclass(frozen=True)
+class NutsSettings:
+    """Lengths and tuning of the chains.
+
+    `dense` estimates a dense metric; `powers` fixes κ, `(data, pair)`, or with `other_powers` says which to leave;
+    `compile` compiles the leapfrog.
+    """
+
+    chains: int = 4
+    warmup: int = 1000
+    draws: int = 1000
+    target_accept: float = 0.8
+    dense: bool = False
+    powers: Tensor | None = None
+    other_powers: bool = False
+    compile: bool = False
+
+
+def sample_nuts(
+    model: PyroModule,
+    data: Data,
+    settings: NutsSettings,
+    seed: int,
+    progress: Progress,
+    guide: Program | None = None,
+) -> tuple[McmcDraws, Tensor]:
+    """Batched NUTS in float64; also returns κ of every complete datum and pair, `(data, chain, pair)`.
+
+    Chains start at draws of the prior, every second one at a draw of the guide where one is given.
+
+    Raises:
+        InferenceError: for latents that the sampler can't move.
+    """
+    given = data.tensors()[0]
+    with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False):
+        observed, covariates = data.tensors(*place)
+        double = in_double(model)
+        found = sites(model, given, data.tensors()[1])
+        target = Target(double, found, observed, covariates, getattr(model, "coordinates", None))
+        keys = _keys(target, data, seed, place[0])
+        starts = _starts(target, data, keys, settings.chains, in_double(guide) if guide is not None else None)
+        run = _Run(target, keys, starts, settings, progress)
+        run.sample()
+        return run.result(list(found)), run.powers[run.complete_units].cpu()
+
+
+def _keys(target: Target, data: Data, seed: int, device: torch.device) -> Tensor:
+    """A random key for every datum, from its label; one where lanes are joint."""
+    labels = [0] if target.joint else [label_key(label) for label in data.coords["data"].tolist()]
+    base = mix(torch.tensor([seed], device=device))
+    return fold(base, torch.tensor(labels, device=device))
+
+
+def _starts(target: Target, data: Data, keys: Tensor, chains: int, guide: Program | None) -> Tensor:
+    """Starts `(unit, chain, width)`: draws of the prior, of the guide for odd chains where there is one.
+
+    One run of the program a datum (and chain where lanes are joint), seeded by its key, so that the starts of a datum
+    don't depend on the others.
+    """
+    parts = []
+    for unit, key in enumerate(keys.tolist()):
+        own = torch.arange(target.total) if target.joint else torch.full((chains,), unit)
+        covariates, observed = target.rows(own)
+        with torch.no_grad(), seeded(key & 0x7FFFFFFF):
+            draw = [prior_start(target, covariates, len(own)) for _ in range(chains if target.joint else 1)]
+            start = torch.cat(draw)
+            if guide is not None:
+                run = [_guide_start(target, guide, observed, covariates, len(own)) for _ in draw]
+                start[1::2] = torch.cat(run)[1::2]
+        parts.append(start)
+    return torch.stack(parts)
+
+
+def _guide_start(target: Target, guide: Program, observed: Values, covariates: Values, size: int) -> Tensor:
+    values = {n: s["value"] for n, s in sampled(guide_trace(guide, observed, size, covariates)).items()}
+    return target.unconstrain(values, size, covariates)
+
+
+class _Run:
+    """One call's chains: units (data, or all data jointly) waiting, in lanes, and complete."""
+
+    def __init__(
+        self, target: Target, keys: Tensor, starts: Tensor, settings: NutsSettings, progress: Progress
+    ) -> None:
+        self.target, self.keys, self.starts, self.settings, self.progress = target, keys, starts, settings, progress
+        units, chains, draws = len(keys), settings.chains, settings.draws
+        device = starts.device
+        where = _coordinates(target, device)
+        fixed = settings.powers
+        self.first_powers = where.first().expand(units, -1) if fixed is None else fixed.to(device)
+        if settings.other_powers:
+            self.first_powers = where.other(self.first_powers)
+        self.powers = starts.new_zeros(units, chains, len(where.table))
+        self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float32, device=device)
+        self.stats = {
+            name: torch.zeros(units, chains, draws, dtype=kind, device=device) for name, kind in STATISTICS.items()
+        }
+        self.lost = torch.zeros(units, dtype=torch.bool, device=device)
+        self.moved = torch.zeros(units, dtype=torch.int64, device=device)
+        self.complete = torch.zeros(units, dtype=torch.bool, device=device)
+        self.divergences = 0
+        self.plan = nuts.Plan(
+            schedule=adaptation.schedule(settings.warmup),
+            iterations=settings.warmup + draws,
+            chains=chains,
+            target_accept=settings.target_accept,
+            coordinates=where,
+            choose_powers=settings.powers is None and not settings.dense and len(where.table) > 0,
+        )
+
+    def sample(self) -> None:
+        """Run all chains to their end, or to Ctrl-C."""
+        rounds = ceil(len(self.keys) / max(1, self._capacity() // self.settings.chains))
+        slots = ceil(len(self.keys) / rounds)  # equally many in every round
+        self.unit = torch.arange(slots, device=self.keys.device)
+        self.next = slots
+        self.state = self._new_lanes(self.unit)
+        self.step = self._record(self.settings.compile)
+        try:
+            while self._advance():
+                pass
+        except KeyboardInterrupt:
+            if not self.complete.any():
+                raise
+
+    def _advance(self) -> bool:
+        """A few steps, and what comes after them; False when all chains are over."""
+        ended = []
+        for _ in range(nuts.TENDED):
+            self.state.lanes, one = nuts.step(self.step, self.state.lanes, self.state.fixed)
+            ended.append(one)
+        over = nuts.joined(ended)
+        lane_state.tend(self.state, over, self.plan)
+        self._store(over)
+        running = (self.state.lanes.phase != nuts.OVER).reshape(-1, self.settings.chains).any(1)
+        if running.all():
+            return True
+        self._retire(~running)
+        return self._refill(running)
+
+    def _capacity(self) -> int:
+        windows, candidates = max(self.plan.schedule.windows, 1), 3 if len(self.target.pairs) else 1
+        square = self.target.width if self.settings.dense else 1
+        per_lane = 8 * self.target.width * (60 + windows * candidates * (1 + square))
+        device = self.keys.device.type
+        cached = max(_FEW_LANES, _CACHE_BYTES[device] // per_lane)
+        return min(_LANES[device], _LANE_BYTES[device] // per_lane, cached)
+
+    def _new_lanes(self, units: Tensor) -> lane_state.State:
+        chains = self.settings.chains
+        key = fold(self.keys[units][:, None], torch.arange(chains, device=units.device)).reshape(-1)
+        powers = self.first_powers[units].repeat_interleave(chains, 0)
+        start = self.starts[units].reshape(len(units) * chains, -1)
+        start = self.plan.coordinates.move(start, torch.zeros_like(powers), powers)
+        rows: dict[str, Tensor] = {}
+        if not self.target.joint:
+            covariates, observed = self.target.rows(units.repeat_interleave(chains))
+            rows = {**covariates, **observed}
+        return lane_state.init(key, start, powers, rows, self.plan, self.settings.dense)
+
+    def _record(self, compile_it: bool) -> TensorFunction:
+        """The step of as many lanes as there are now."""
+        target, state = self.target, self.state
+
+        def density(q: Tensor, powers: Tensor, rows: Values) -> Tensor:
+            if target.joint:
+                return target.log_density(q, powers, target.covariates, target.observed)
+            parts = ({name: rows[name] for name in part} for part in (target.covariates, target.observed))
+            return target.log_density(q, powers, *parts)
+
+        function = nuts.step_function(density, self.plan, tuple(state.fixed.rows))
+        return (compiled if compile_it else record)(function, *nuts.arguments(state.lanes, state.fixed))
+
+    def _store(self, ended: nuts.Ended) -> None:
+        lane = (ended.over & (ended.iteration >= self.settings.warmup)).nonzero()[:, 0]
+        if not len(lane):
+            return
+        own = lane % len(self.state.lanes.key)
+        at = self.unit[own // self.settings.chains], own % self.settings.chains
+        draw, powers = ended.iteration[lane] - self.settings.warmup, self.state.fixed.powers[own]
+        self.q[*at, draw] = self.plan.coordinates.move(ended.q[lane], powers, torch.zeros_like(powers)).float()
+        self.powers[at] = powers
+        found = {
+            "lp": ended.log_density,
+            "energy": ended.energy,
+            "acceptance_rate": ended.acceptance_rate,
+            "step_size": ended.step_size,
+            "tree_depth": (ended.n_steps + 1).log2().ceil(),
+            "n_steps": ended.n_steps,
+            "diverging": ended.diverging,
+        }
+        for name, value in found.items():
+            self.stats[name][*at, draw] = value[lane].to(self.stats[name].dtype)
+        self.divergences += int(ended.diverging[lane].sum())
+
+    def _retire(self, free: Tensor) -> None:
+        """Note what became of the units in free slots."""
+        free = free & (self.unit >= 0)
+        unit = self.unit[free]
+        if not len(unit):
+            return
+        lost, moved = (part.reshape(-1, self.settings.chains)[free] for part in (self.state.lost, self.state.moved))
+        self.lost[unit], self.moved[unit] = lost.any(1), (moved > 0).sum(1)
+        self.complete[unit] = True
+        self.unit[free] = -1
+        text = f"{self.divergences} divergences, ESS of the density {self._ess():.0f}"
+        self.progress("reference", int(self.complete.sum()), len(self.keys), text)
+
+    def _ess(self) -> float:
+        """The median over complete data of the effective sample size of the log density, by batch means."""
+        lp = self.stats["lp"][self.complete & ~self.lost][:256]
+        draws = lp.shape[-1]
+        blocks = int(draws**0.5)
+        if not len(lp) or blocks < 2:
+            return torch.nan
+        length = draws // blocks
+        means = lp[..., : blocks * length].unflatten(-1, (blocks, length)).mean(-1)
+        share = lp.var((1, 2)) / (length * means.var((1, 2)))
+        return float((lp[0].numel() * share).median())
+
+    def _refill(self, running: Tensor) -> bool:
+        """Give free slots to the units that wait, or drop them; False when nothing runs any more."""
+        free, left = (~running).nonzero()[:, 0], running.nonzero()[:, 0]
+        waiting = len(self.keys) - self.next
+        if waiting and (16 * len(free) >= len(running) or not len(left)):
+            free = free[:waiting]
+            unit = torch.arange(self.next, self.next + len(free), device=free.device)
+            self.next += len(free)
+            self.unit[free] = unit
+            lane_state.put(self.state, self._lanes_of(free), self._new_lanes(unit))
+        elif not waiting and len(left) and self._worth_dropping(len(left), len(running)):
+            self.state, self.unit = lane_state.select(self.state, self._lanes_of(left)), self.unit[left]
+            self.step = self._record(self.settings.compile)
+        return bool(len(left) or waiting)
+
+    def _worth_dropping(self, left: int, slots: int) -> bool:
+        """Whether the steps that are left pay for recording one of fewer lanes."""
+        if left > slots // 4 or slots * self.settings.chains * self.target.width <= _FEW_NUMBERS:
+            return False
+        done = self.state.lanes.iteration
+        steps = (self.plan.iterations - done) * self.state.lanes.clock / done.clamp_min(1)
+        return float(steps.max()) > _MANY_STEPS
+
+    def _lanes_of(self, slots: Tensor) -> Tensor:
+        chains = self.settings.chains
+        return (slots[:, None] * chains + torch.arange(chains, device=slots.device)).reshape(-1)
+
+    @property
+    def complete_units(self) -> Tensor:
+        """Positions of the units that are complete."""
+        return self.complete.nonzero()[:, 0]
+
+    def result(self, latents: list[str]) -> McmcDraws:
+        """Constrain what was drawn, and let the program record its deterministic sites."""
+        unit = self.complete_units
+        lost, moved = self.lost[unit], self.moved[unit]
+        stats = {name: value[unit].permute(1, 2, 0) for name, value in self.stats.items()}
+        if self.target.joint:
+            draws = self._record_jointly()
+            everything = torch.arange(self.target.total)
+            stats = {name: value.expand(*value.shape[:2], self.target.total) for name, value in stats.items()}
+            lost, moved = lost.expand(self.target.total), moved.expand(self.target.total)
+        else:
+            draws, everything = self._record_units(unit), unit
+        local = [name for name in draws if name in self.target.local_sites]
+        stats = {name: value.cpu() for name, value in stats.items()}
+        return McmcDraws(draws, stats, latents, local, everything.cpu(), lost.cpu(), moved.cpu())
+
+    def _levels(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
+        count = torch.Size(shape).numel()
+        return uniform(fold(key, _LEVEL), torch.arange(count, device=key.device)).reshape(shape)
+
+    def _record_units(self, units: Tensor) -> dict[str, Tensor]:
+        chains, draws = self.settings.chains, self.settings.draws
+        rows = max(1, _RECORD_ROWS // (chains * draws))
+        parts: list[dict[str, Tensor]] = []
+        with torch.no_grad():
+            for index in units.split(rows):
+                q = self.q[index].reshape(-1, self.target.width).double()
+                levels = torch.cat([self._levels(self.keys[unit], (chains * draws,)) for unit in index])
+                given = self.target.rows(index.repeat_interleave(chains * draws))
+                values = self.target.record(q, levels, *given)
+                parts.append(
+                    {
+                        n: _by_chain(v, len(index), chains, draws, n in self.target.local_sites)
+                        for n, v in values.items()
+                    }
+                )
+        return {name: torch.cat([part[name] for part in parts], 2) for name in parts[0]}
+
+    def _record_jointly(self) -> dict[str, Tensor]:
+        chains, draws = self.settings.chains, self.settings.draws
+        rows = max(1, _RECORD_ROWS // self.target.total)
+        parts = []
+        q = self.q[0].reshape(-1, self.target.width).double()
+        levels = self._levels(self.keys[0], (len(q), self.target.total))
+        with torch.no_grad():
+            for some in torch.arange(len(q), device=q.device).split(rows):
+                given = self.target.covariates, self.target.observed
+                parts.append(self.target.record(q[some], levels[some], *given))
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: value.reshape(chains, draws, *value.shape[1:]).float().cpu() for name, value in joined.items()}
+
+
+def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) -> Tensor:
+    """Rows `(data · chain · draw, …)` → `(chain, draw, data, …)`, in float32 on the CPU."""
+    if not local:  # a constant of the program
+        value = value.expand(data * chains * draws, *value.shape)
+    shaped = value.reshape(data, chains, draws, *value.shape[1:])
+    return shaped.movedim(0, 2).to(torch.float32 if value.is_floating_point() else value.dtype).cpu()
+
+
+def _coordinates(target: Target, device: torch.device) -> nuts.Coordinates:
+    """The target's pairs as tables over the entries of its vectors."""
+    pair_of = torch.full((target.width,), -1, device=device)
+    for index, pair in enumerate(target.pairs):
+        pair_of[pair.vector.start : pair.vector.stop] = index
+    table = torch.tensor([pair.powers for pair in target.pairs], dtype=torch.float64, device=device).reshape(-1, 3)
+    scale_of = torch.tensor([pair.scale.start for pair in target.pairs], dtype=torch.int64, device=device)
+    kinked = torch.zeros(target.width, dtype=torch.bool, device=device)
+    loc, scale = torch.zeros(target.width, device=device), torch.ones(target.width, device=device)
+    for name, prior in target.kinked.items():
+        entries = slice(target.blocks[name].start, target.blocks[name].stop)
+        kinked[entries] = True
+        loc[entries], scale[entries] = (part.expand(1, *target.blocks[name].shape).reshape(-1) for part in prior)
+    offset, centre_of = torch.zeros(target.width, device=device), torch.full((target.width,), -1, device=device)
+    for pair in target.pairs:
+        entries = slice(pair.vector.start, pair.vector.stop)
+        offset[entries] = pair.offset.reshape(-1).to(offset)
+        if pair.centre is not None:
+            own = torch.arange(pair.centre.start, pair.centre.stop, device=device).reshape(pair.centre.shape)
+            centre_of[entries] = beside(own, pair.offset).expand_as(pair.offset).reshape(-1)
+    return nuts.Coordinates(table, pair_of, kinked, loc, scale, offset, centre_of, scale_of)

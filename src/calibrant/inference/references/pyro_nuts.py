@@ -1,0 +1,197 @@
+"""Pyro's NUTS on the posterior of one datum after another (programs with shared latents: of all data at once)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.mcmc import NUTS
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.inference.references.chains import STATISTICS, McmcDraws
+from calibrant.program.contract import Program, Values
+from calibrant.program.density import density_of
+from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.supports import from_line, is_circular
+from calibrant.program.tracing import deterministic, is_local, messages, sampled, trace
+from calibrant.progress import Progress
+
+_STARTS = 100
+_TARGET_ACCEPT = 0.95  # one divergent transition of thousands fails the gate
+
+
+def sample_pyro_nuts(
+    model: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
+) -> McmcDraws:
+    """NUTS in unconstrained space with a diagonal metric, in float64; starts are U(−2, 2) there.
+
+    Raises:
+        InferenceError: for discrete latents, or a density without a finite start.
+    """
+    given = data.tensors()[0]
+    with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False), torch.enable_grad():
+        double, (rows, covariates) = in_double(model), data.tensors(*place)
+        latent = _latent_sites(double, rows, covariates)
+        if all(is_local(site) for site in latent.values()):
+            return _datum_by_datum(double, latent, rows, covariates, (chains, warmup, draws), seed, progress)
+        target = _Target(double, latent, rows, covariates)
+        runs = [_chain(target, warmup, draws, (seed, 0, chain), progress) for chain in range(chains)]
+        values, stats = _stack(runs)
+        local = [name for name in values if is_local(target.example[name])]
+        stats = {name: value[..., None].expand(*value.shape, len(data)) for name, value in stats.items()}
+        return McmcDraws(values, stats, list(latent), local, *_complete(len(data)))
+
+
+def _latent_sites(model: Program, rows: Values, covariates: Values) -> dict[str, dict[str, Any]]:
+    size = len(next(iter(rows.values())))
+    with torch.no_grad(), seeded(0):
+        run = trace(model, size, covariates, rows)
+    latent = {name: site for name, site in sampled(run).items() if name not in rows}
+    if discrete := [name for name, site in latent.items() if site["fn"].support.is_discrete]:
+        raise InferenceError(
+            f"latents {discrete} are discrete: Pyro's NUTS moves continuous ones alone; use method='nuts'"
+        )
+    if angles := [name for name, site in latent.items() if is_circular(site["fn"])]:
+        raise InferenceError(
+            f"latents {angles} are angles, whose density has no integral on the line: use method='nuts'"
+        )
+    return latent
+
+
+class _Target:
+    """The posterior of some data in unconstrained space."""
+
+    def __init__(self, model: Program, latent: Mapping[str, Any], rows: Values, covariates: Values) -> None:
+        self.model, self.rows, self.covariates = model, rows, covariates
+        self.size = len(next(iter(rows.values())))
+        with torch.no_grad(), seeded(0):
+            self.example = messages(trace(model, self.size, covariates, rows))
+        self.transforms = {name: from_line(self.example[name]["fn"].support) for name in latent}
+
+    def potential(self, raw: dict[str, Tensor]) -> Tensor:
+        values = self.constrain(raw)
+        held = {**self.rows, **values}
+        density = density_of(trace(self.model, self.size, self.covariates, held), self.size, held)
+        jacobians = (self.transforms[name].log_abs_det_jacobian(raw[name], values[name]).sum() for name in raw)
+        return -(density.local.sum() + density.shared + sum(jacobians))
+
+    def constrain(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.transforms[name](value) for name, value in raw.items()}
+
+    def record(self, values: Values) -> dict[str, Tensor]:
+        """The latents, and the deterministic sites that follow from them."""
+        run = trace(self.model, self.size, self.covariates, {**self.rows, **values})
+        return {**values, **{name: site["value"] for name, site in deterministic(run).items()}}
+
+    def start(self) -> dict[str, Tensor]:
+        for _ in range(_STARTS):
+            shapes = {n: t.inverse_shape(self.example[n]["value"].shape) for n, t in self.transforms.items()}
+            raw = {name: torch.empty(shape).uniform_(-2.0, 2.0) for name, shape in shapes.items()}
+            with torch.no_grad():
+                if self.potential(raw).isfinite():
+                    return raw
+        raise InferenceError(f"no finite log density at {_STARTS} random starts: look at the program and these data")
+
+
+class _RecordingNUTS(NUTS):
+    """Pyro's NUTS that keeps the statistics of each transition."""
+
+    def __init__(self, target: _Target, initial: dict[str, Tensor]) -> None:
+        super().__init__(potential_fn=target.potential, target_accept_prob=_TARGET_ACCEPT)
+        self.initial_params = initial
+        self.statistics: list[dict[str, float]] = []
+
+    def _sample_r(self, name: str) -> tuple[Any, Any]:
+        momentum, unscaled = super()._sample_r(name)
+        self._kinetic = float(self._kinetic_energy(unscaled))
+        return momentum, unscaled
+
+    def _build_basetree(self, *args: Any) -> Any:
+        leaf = super()._build_basetree(*args)
+        self._leaves.append(float(leaf.sum_accept_probs))
+        return leaf
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self._leaves: list[float] = []
+        _, before, _ = self._fetch_from_cache()
+        diverged = len(self._divergences)
+        result = super().sample(params)
+        _, after, _ = self._fetch_from_cache()
+        steps = len(self._leaves)
+        row = {
+            "lp": -float(after),
+            "energy": float(after if before is None else before) + self._kinetic,
+            "acceptance_rate": sum(self._leaves) / steps,
+            "step_size": float(self.step_size),
+            "tree_depth": math.ceil(math.log2(steps + 1)),
+            "n_steps": steps,
+            "diverging": len(self._divergences) > diverged,
+        }
+        self.statistics.append(row)
+        return result
+
+
+Run = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _chain(target: _Target, warmup: int, draws: int, key: tuple[int, int, int], progress: Progress | None) -> Run:
+    """One chain: site → `(draw, size or nothing, *event)`, statistic → `(draw,)`."""
+    seed, datum, chain = key
+    kept = []
+    with seeded((seed * 1_000_003 + datum) * 101 + chain):
+        kernel = _RecordingNUTS(target, target.start())
+        kernel.setup(warmup)
+        raw = kernel.initial_params
+        for step in range(warmup + draws):
+            raw = kernel.sample(raw)
+            if step >= warmup:
+                with torch.no_grad():
+                    kept.append({n: v.float().cpu() for n, v in target.record(target.constrain(raw)).items()})
+            if progress is not None:
+                progress(f"reference, chain {chain + 1}", step + 1, warmup + draws)
+    stats = {name: torch.tensor([row[name] for row in kernel.statistics[warmup:]]) for name in STATISTICS}
+    return {name: torch.stack([k[name] for k in kept]) for name in kept[0]}, stats
+
+
+def _stack(runs: list[Run]) -> Run:
+    values, stats = ({name: torch.stack([run[i][name] for run in runs]) for name in runs[0][i]} for i in (0, 1))
+    return values, stats
+
+
+def _datum_by_datum(
+    model: Program,
+    latent: Mapping[str, Any],
+    rows: Values,
+    covariates: Values,
+    lengths: tuple[int, int, int],
+    seed: int,
+    progress: Progress,
+) -> McmcDraws:
+    chains, warmup, draws = lengths
+    size = len(next(iter(rows.values())))
+    done: list[Run] = []
+    try:
+        for datum in range(size):
+            one = [{n: v[datum : datum + 1] for n, v in part.items()} for part in (rows, covariates)]
+            target = _Target(model, latent, *one)
+            done.append(_stack([_chain(target, warmup, draws, (seed, datum, c), None) for c in range(chains)]))
+            diverged = int(sum(stats["diverging"].sum() for _, stats in done))
+            progress("reference", datum + 1, size, f"{diverged} divergences")
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    local = [name for name in done[0][0] if is_local(target.example[name])]
+    values = {name: torch.cat([draw[name] for draw, _ in done], 2) for name in local}
+    constants = {name: value for name, value in done[0][0].items() if name not in local}
+    stats = {name: torch.stack([stat[name] for _, stat in done], -1) for name in done[0][1]}
+    return McmcDraws({**values, **constants}, stats, list(latent), local, *_complete(len(done)))
+
+
+def _complete(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.arange(count), torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)

@@ -1,0 +1,223 @@
+"""The reference posterior: exact where the program allows it, else Markov chain Monte Carlo; behind a gate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from calibrant.binding import bind, bind_fixed
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.inference.groups import add_groups
+from calibrant.inference.references.chains import McmcDraws
+from calibrant.inference.references.exact import ExactPosterior, solve
+from calibrant.inference.references.gate import exact_convergence, require_passable
+from calibrant.inference.references.lanes import NutsSettings, sample_nuts
+from calibrant.inference.references.pyro_nuts import sample_pyro_nuts
+from calibrant.inference.references.repair import judge, run_and_repair
+from calibrant.inference.trees import build_tree, data_labels, require_memory, with_coords
+from calibrant.linear_gaussian.detection import detect
+from calibrant.linear_gaussian.parameters import LinearGaussian
+from calibrant.program.contract import Program, as_program
+from calibrant.program.environment import defaults
+from calibrant.program.latents import sites
+from calibrant.program.refusals import check_program
+from calibrant.progress import Progress, silent
+
+METHODS = ("auto", "exact", "nuts", "pyro-nuts")
+_COMPILED_FROM = 1000  # iterations: compiling takes about as long as so many without it
+
+
+def reference(
+    model: Program,
+    observed: Mapping[str, Any] | Data,
+    method: str = "auto",
+    chains: int = 4,
+    warmup: int = 1000,
+    draws: int = 1000,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    init: Program | None = None,
+    target_accept: float = 0.8,
+    dense: bool = False,
+    compile: bool | Literal["auto"] = "auto",
+    groups: Iterable[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.DataTree:
+    """`chains` × `draws` draws of the exact posterior of every datum, with the gate's verdict on each.
+
+    They are computed in float64 and stored in float32: give the program units in which a posterior's sd is no less than
+    a millionth of its mean.
+
+    Args:
+        model: the program; it should be in `eval()`.
+        observed: site → tensor, or a `Data`.
+        method: "exact" (closed form, or quadrature over a scale), "nuts" (batched NUTS; data that fail the gate are
+            run again up to twice, treated by the cause), "pyro-nuts" (Pyro's NUTS, datum by datum), or "auto": exact
+            where the program allows it, else batched NUTS.
+        chains: number of chains (at least 4 for MCMC).
+        warmup: adaptation steps of each chain (MCMC alone).
+        draws: kept draws a chain (at least 500 for MCMC).
+        init: a guide: every second chain of batched NUTS starts at its draws, the others at draws of the prior.
+        target_accept: mean acceptance that batched NUTS adapts its steps to; what diverges is run again with a higher.
+        dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
+            Gaussian process); coordinates then stay as they are at first.
+        compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations a chain.
+        covariates: keyword → tensor.
+        groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
+        seed: of the draws.
+        progress: called with (stage, done, total, text).
+
+    Returns:
+        A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
+        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run, and `moved`, the number of
+        chains that left a mode without mass in warm-up; exact methods add `grid_error` (posterior sd) and
+        `log_evidence` (nats).
+
+    Raises:
+        InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.
+        ProgramError, DataError: for a model or data that break the contract.
+    """
+    if method not in METHODS:
+        raise InferenceError(f"unknown method {method!r}; known: {METHODS}")
+    data, program = bind_fixed(model, observed, covariates), as_program(model)
+    check_program(program, *data.tensors())
+    structure = exact_structure(program, data) if method in ("auto", "exact") else None
+    if method == "exact" and structure is None:
+        raise InferenceError(
+            f"{type(program).__name__} has no exact posterior that is known here (affine decoder, Gaussian noise, "
+            "Gaussian local latents, at most one scale, no covariates): use method='nuts'"
+        )
+    entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
+    require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data")
+    if structure is not None:
+        tree = _exact(program, structure, data, chains, draws, seed)
+        progress("reference", len(data), len(data))
+    else:
+        require_passable(chains, draws)
+        _check_target(target_accept)
+        if method == "pyro-nuts":
+            tree = _one_by_one(program, data, chains, warmup, draws, seed, progress)
+        else:
+            compiles = warmup + draws >= _COMPILED_FROM if compile == "auto" else compile
+            settings = NutsSettings(chains, warmup, draws, target_accept, dense, compile=compiles)
+            tree = _batched(program, data, settings, init, seed, progress)
+    add_groups(tree, program, data, groups, seed)
+    return tree
+
+
+def _check_target(value: float) -> None:
+    if not 0.5 <= value < 1:
+        raise InferenceError(f"target_accept={value}: give a mean acceptance from 0.5 to below 1")
+
+
+def exact_structure(model: Program, observed: Mapping[str, Any] | Data) -> LinearGaussian | None:
+    """The structure that makes the posterior exact, or None."""
+    data = bind(model, observed)
+    return detect(model, *data.batch(torch.arange(min(len(data), 16))))
+
+
+def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
+    """The exact log evidence of every datum, `(data,)`, in nats.
+
+    Raises:
+        InferenceError: for a program whose exact posterior is not known here.
+    """
+    data, program = bind_fixed(model, observed), as_program(model)
+    structure = exact_structure(program, data)
+    if structure is None:
+        raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
+    return _solve(program, structure, data).log_evidence
+
+
+def _solve(program: PyroModule, structure: LinearGaussian, data: Data) -> ExactPosterior:
+    with torch.no_grad(), defaults(program, data.tensors()[0], torch.float64) as place:
+        return solve(structure, data.tensors(*place)[0][structure.observed])
+
+
+def _exact(
+    program: PyroModule, structure: LinearGaussian, data: Data, chains: int, draws: int, seed: int
+) -> xr.DataTree:
+    solution = _solve(program, structure, data)
+    values = solution.sample(chains, draws, seed)
+    tree = build_tree(
+        values,
+        model=program,
+        data=data,
+        local=values,
+        latents=values,
+        method="exact",
+        independent=True,
+        sample_stats={},
+        settings={"chains": chains, "draws": draws, "seed": seed},
+    )
+    _attach_convergence(tree, exact_convergence(solution.grid_error, solution.log_evidence, data.coords["data"]))
+    return tree
+
+
+def _one_by_one(
+    program: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
+) -> xr.DataTree:
+    result = sample_pyro_nuts(program, data, chains, warmup, draws, seed, progress)
+    settings = {"chains": chains, "warmup": warmup, "draws": draws, "seed": seed}
+    tree = _mcmc_tree(program, data, result, "pyro-nuts", settings)
+    _attach_convergence(tree, judge(result, lambda _: _gated(tree)))
+    return tree
+
+
+def _batched(
+    program: PyroModule, data: Data, settings: NutsSettings, guide: Program | None, seed: int, progress: Progress
+) -> xr.DataTree:
+    latents = sites(program, *data.batch(torch.arange(1)))
+    joint = any(not site.local for site in latents.values())
+    continuous = [name for name, site in latents.items() if not site.support.is_discrete]
+    stored = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws, "seed": seed}
+
+    def sample(rows: Tensor, plan: NutsSettings) -> tuple[McmcDraws, Tensor]:
+        drawn, powers = sample_nuts(program, data.subset(rows), plan, seed, progress, guide)
+        return replace(drawn, data=rows[drawn.data]), powers
+
+    def tree_of(drawn: McmcDraws) -> xr.DataTree:
+        return _mcmc_tree(program, data, drawn, "nuts", stored)
+
+    def groups(drawn: McmcDraws) -> tuple[xr.Dataset, xr.Dataset]:
+        """What the gate judges: discrete latents are drawn independently given the others, and may be constant."""
+        posterior, stats = _gated(tree_of(drawn))
+        return posterior.assign_attrs(latents=json.dumps(continuous)) if continuous else posterior, stats
+
+    draws, convergence = run_and_repair(sample, groups, len(data), settings, joint)
+    tree = tree_of(draws)
+    _attach_convergence(tree, convergence)
+    return tree
+
+
+def _gated(tree: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
+    return tree["posterior"].dataset, tree["sample_stats"].dataset
+
+
+def _mcmc_tree(
+    program: PyroModule, data: Data, result: McmcDraws, method: str, settings: Mapping[str, Any]
+) -> xr.DataTree:
+    return build_tree(
+        result.draws,
+        model=program,
+        data=data.subset(result.data),
+        local=result.local,
+        latents=result.latents,
+        method=method,
+        independent=False,
+        sample_stats=result.stats,
+        settings=settings,
+    )
+
+
+def _attach_convergence(tree: xr.DataTree, convergence: xr.Dataset) -> None:
+    tree["convergence"] = xr.DataTree(with_coords(convergence, {"data": data_labels(tree)}))

@@ -1,0 +1,205 @@
+"""Results as ArviZ `DataTree`s: making them, and reading latents and draws from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from torch import Tensor, nn
+
+from calibrant._version import __version__
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+
+Array = npt.NDArray[np.float64]
+_BLOCK_ELEMENTS = 2**21  # 16 MiB of float64; diagnostics hold a few copies of a block
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One scalar of a latent site: its site and its position in the site's event, `()` for a scalar site."""
+
+    site: str
+    index: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The name shown to users, such as `scale`, `z[3]` or `z[1,2]`."""
+        return f"{self.site}[{self.position}]" if self.index else self.site
+
+    @property
+    def position(self) -> str:
+        """The index as text: `3` or `1,2`, empty for a scalar site."""
+        return ",".join(map(str, self.index))
+
+
+def latent_names(posterior: xr.Dataset) -> list[str]:
+    """Names of the latent sites of a `posterior` group: its `latents` attribute, else every variable with draws."""
+    if "latents" in posterior.attrs:
+        return [str(name) for name in json.loads(posterior.attrs["latents"])]
+    return [str(name) for name, var in posterior.data_vars.items() if {"chain", "draw"} <= set(var.dims)]
+
+
+def scalars(posterior: xr.Dataset, names: Sequence[str]) -> list[Latent]:
+    """Every scalar of the named sites, in the order in which `draw_blocks` and `shared_draws` stack them."""
+    plate = {"chain", "draw", "data"}
+    shapes = {name: [n for dim, n in posterior[name].sizes.items() if dim not in plate] for name in names}
+    return [Latent(name, index) for name in names for index in np.ndindex(*shapes[name])]
+
+
+def draw_blocks(posterior: xr.Dataset, names: Sequence[str], rows: Sequence[int]) -> Iterator[Array]:
+    """Draws of the named local sites, for a block of data at a time so that memory stays bounded.
+
+    Args:
+        posterior: group with variables `(chain, draw, data, …)`.
+        names: local latent sites.
+        rows: positions along `data`.
+
+    Yields:
+        float64 arrays `(data, chain, draw, latent)`; together they hold all `rows` in their order.
+    """
+    per_datum = posterior.sizes["chain"] * posterior.sizes["draw"] * len(scalars(posterior, names))
+    step = max(1, _BLOCK_ELEMENTS // max(1, per_datum))
+    for start in range(0, len(rows), step):
+        block = posterior[list(names)].isel(data=list(rows[start : start + step]))
+        yield _stack([block[name].transpose("data", "chain", "draw", ...).values for name in names], 3)
+
+
+def shared_draws(posterior: xr.Dataset, names: Sequence[str]) -> Array:
+    """Draws of the named shared sites, float64 `(chain, draw, latent)`."""
+    return _stack([posterior[name].transpose("chain", "draw", ...).values for name in names], 2)
+
+
+def _stack(arrays: list[np.ndarray], batch_dims: int) -> Array:
+    flat = [a.reshape(*a.shape[:batch_dims], int(np.prod(a.shape[batch_dims:]))) for a in arrays]
+    return np.concatenate(flat, axis=-1, dtype=np.float64)
+
+
+def data_labels(tree: xr.DataTree) -> np.ndarray:
+    """Labels along `data` of a tree: those of its `posterior`, else (only shared latents) of its `observed_data`."""
+    names = [name for name in ("posterior", "observed_data") if name in tree.children]
+    return labels_of(*(tree[name].to_dataset() for name in names))
+
+
+def labels_of(*groups: xr.Dataset) -> np.ndarray:
+    """Labels of the first group that has the dimension or coordinate `data`; one datum called 0 if none has."""
+    for group in groups:
+        if "data" in group.coords or "data" in group.dims:
+            return np.atleast_1d(group["data"].values)
+    return np.zeros(1, dtype=np.int64)
+
+
+SAMPLE = ("chain", "draw")
+
+
+def model_sha256(model: nn.Module) -> str:
+    """A hash of a model's weights and buffers: two results with the same hash are of the same model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_tree(
+    draws: Mapping[str, Tensor | np.ndarray],
+    *,
+    model: nn.Module,
+    data: Data,
+    local: Iterable[str],
+    latents: Iterable[str],
+    method: str,
+    independent: bool,
+    sample_stats: Mapping[str, Tensor | np.ndarray],
+    settings: Mapping[str, Any],
+) -> xr.DataTree:
+    """A result tree with `posterior`, `sample_stats`, `observed_data` and `constant_data`.
+
+    Args:
+        draws: site → `(chain, draw, data, *event)`, or `(chain, draw, *event)` for a shared site.
+        local: the sites with a data dimension.
+        latents: the latent sites among the draws (the others are deterministic).
+        method: "amortized", "exact", "nuts" or "pyro-nuts".
+        independent: whether draws are independent.
+        sample_stats: name → `(chain, draw, data)`, or `(chain, draw)`.
+        settings: JSON values.
+    """
+    attributes = {
+        "method": method,
+        "independent_draws": int(independent),
+        "latents": json.dumps(list(latents)),
+        "settings": json.dumps(dict(settings)),
+        "model_sha256": model_sha256(model),
+        "inference_library": "calibrant",
+        "inference_library_version": __version__,
+    }
+    local = set(local)
+    posterior = {name: _array(model, name, value, SAMPLE, name in local) for name, value in draws.items()}
+    stats = {name: _statistic(value) for name, value in sample_stats.items()}
+    observed, covariates = data.tensors()
+    coords = {"data": data.coords["data"], **getattr(model, "coords", {})}
+    groups = {
+        "posterior": xr.Dataset(posterior, attrs=attributes),
+        "sample_stats": xr.Dataset(stats, attrs=attributes),
+        "observed_data": xr.Dataset({n: _array(model, n, v, (), True) for n, v in observed.items()}),
+        "constant_data": xr.Dataset({n: _array(model, n, v, (), True) for n, v in covariates.items()}),
+    }
+    return xr.DataTree.from_dict({f"/{name}": with_coords(group, coords) for name, group in groups.items()})
+
+
+def add_group(
+    tree: xr.DataTree,
+    name: str,
+    values: Mapping[str, Tensor],
+    model: nn.Module,
+    leading: tuple[str, ...],
+    local: Iterable[str],
+) -> None:
+    """Attach a group of arrays `(*leading, data, *event)` to a tree."""
+    local = set(local)
+    group = xr.Dataset({n: _array(model, n, v, leading, n in local) for n, v in values.items()})
+    coords = {"data": tree["observed_data"].coords["data"].values, **getattr(model, "coords", {})}
+    tree[name] = xr.DataTree(with_coords(group, coords))
+
+
+def with_coords(group: xr.Dataset, coords: Mapping[str, Any]) -> xr.Dataset:
+    """A dataset with those coordinates whose dimension it has, and 0, 1, … for all others, as ArviZ has it."""
+    return group.assign_coords({n: coords.get(str(n), np.arange(size)) for n, size in group.sizes.items()})
+
+
+def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], local: bool) -> xr.DataArray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    leading = (*leading, "data") if local else leading
+    return xr.DataArray(array, dims=(*leading, *event_dims(model, name, array.ndim - len(leading))))
+
+
+def event_dims(model: nn.Module, name: str, count: int) -> list[str]:
+    """Names of the dimensions of a site's event: the model's own, where it has some."""
+    named = list(getattr(model, "dims", {}).get(name, ()))
+    return [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(count)]
+
+
+def _statistic(value: Any) -> xr.DataArray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return xr.DataArray(array, dims=(*SAMPLE, "data")[: array.ndim])
+
+
+def require_memory(entries: int, what: str, budget: int = 4 << 30) -> None:
+    """Refuse results beyond the memory budget (bytes of float32), and say what to reduce.
+
+    Raises:
+        InferenceError: when they are larger.
+    """
+    if 4 * entries > budget:
+        raise InferenceError(
+            f"{what} take {4 * entries / 2**30:.1f} GiB, more than {budget / 2**30:.0f} GiB: reduce draws, or take "
+            "fewer data"
+        )

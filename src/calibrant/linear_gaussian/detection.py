@@ -1,0 +1,305 @@
+"""Which programs have an exact posterior: linear-Gaussian structure, found by evaluating the program.
+
+A Gaussian has a log density whose gradient is affine. At known points, the gradients of a program's density give the
+noise, the loading and the prior that a `LinearGaussian` needs; at random points, near and far, it is then seen whether
+the program's gradients are those of that structure and nothing else. No class, name or argument is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution
+
+from calibrant.errors import InferenceError
+from calibrant.linear_gaussian.density import verify
+from calibrant.linear_gaussian.parameters import LinearGaussian, Shapes, join, split
+from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.density import log_density
+from calibrant.program.environment import cast, defaults, in_double, seeded
+from calibrant.program.latents import few
+from calibrant.program.supports import from_line, is_mixture, is_real
+from calibrant.program.tracing import factors, is_local, sampled, trace
+
+_POINTS = 64  # draws that give each latent's location and scale, and points at which gradients are compared
+_DISTANCES = (1e-3, 0.1, 1.0, 10.0, 1e3)  # of latents from their prior mean, in prior sd
+_RESIDUALS = (0.01, 1.0, 100.0)  # of pixels from their mean given the latents, in noise sd
+_SCALE_STEP = 3.0  # by which the scale is moved away from its prior's draws, on the whole line
+_FURTHEST = 50.0  # of a scale's draws, there
+_TOLERANCE = 1e-8  # of a gradient, relative to the sum of its terms' absolute values
+_ROUNDING = 1e-13  # relative to the datum's largest such sum
+_LARGEST_BLOCK = 4096  # latents: beyond, the matrices of the closed form take gigabytes
+_ELEMENTS = 2**20  # numbers in the points evaluated together
+
+
+class _Unknown(Exception):
+    """The program has another structure."""
+
+
+def detect(program: Program, observed: Values, covariates: Values) -> LinearGaussian | None:
+    """The structure that makes a program's posterior exact; None where it has another one.
+
+    It is x = offset + s·(shift + A z) + ε for the one observed site x: all latents but s are jointly Gaussian (z, any
+    number of sites of any event shape), the noise ε is independent between pixels, and s, where there is one, is a
+    positive scalar latent that nothing else depends on.
+
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def walk(size):
+    ...     with pyro.plate("data", size):
+    ...         start = pyro.sample("start", dist.Normal(1.0, 2.0))
+    ...         end = pyro.sample("end", dist.Normal(start, 0.5))
+    ...         pyro.sample("x", dist.Normal(3.0 * end, 0.1))
+    >>> found = detect(walk, {"x": torch.zeros(2)}, {})
+    >>> found.latents, found.loading.round(decimals=6).tolist(), found.mean.round(decimals=6).tolist()
+    ({'start': (), 'end': ()}, [[0.0, 3.0]], [1.0, 1.0])
+
+    A nearly linear program is another one:
+
+    >>> def bent(size):
+    ...     with pyro.plate("data", size):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z + 1e-6 * z**2, 0.1))
+    >>> detect(bent, {"x": torch.zeros(2)}, {}) is None
+    True
+
+    Args:
+        program: the program, on weights and buffers that are left as they are; evaluated in float64.
+        observed: site → tensor, leading dimension data; the first few are looked at.
+        covariates: keyword → tensor; with any, the structure is not known.
+    """
+    if len(observed) != 1 or covariates:
+        return None
+    program, name = as_program(program), next(iter(observed))
+    with _probing(program, observed) as place:
+        try:
+            return _detect(in_double(program), name, cast(few(observed, _POINTS), *place)[name])
+        except _Unknown:
+            return None
+
+
+def read(program: Program, observed: str, event_shape: torch.Size) -> LinearGaussian:
+    """The structure of a program that is known to have it, from its present weights: cheap, and not verified.
+
+    Safe inside another program: what the program samples meanwhile is no handler's business.
+
+    Args:
+        program: the program, left as it is; evaluated in float64, at k + 3 points.
+        observed: the observed site.
+        event_shape: of that site.
+
+    Raises:
+        InferenceError: where the program no longer has the structure, or its weights are not finite.
+    """
+    program = as_program(program)
+    with poutine.block(), _probing(program, {}):
+        try:
+            double = in_double(program)
+            with _unknown():
+                sites = _sites(trace(double, _POINTS), observed, event_shape)
+            return _structure(sites, _recover(double, sites))
+        except _Unknown as error:
+            raise InferenceError(
+                f"{type(program).__name__} is no longer linear and Gaussian in {observed!r}, or its weights are not "
+                "finite"
+            ) from error
+
+
+@contextmanager
+def _probing(program: Program, values: Values) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Around a program that is evaluated in float64, with gradients, whatever the caller's modes are."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        seeded(0),
+        pyro.validation_enabled(False),
+        defaults(program, values, torch.float64) as place,
+    ):
+        yield place
+
+
+def _detect(double: Program, name: str, x: Tensor) -> LinearGaussian:
+    with _unknown():
+        sites = _sites(trace(double, _POINTS), name, x.shape[1:])
+    found = _recover(double, sites)
+    _compare(double, sites, found)
+    structure = _structure(sites, found)
+
+    def log_joint(values: dict[str, Tensor]) -> Tensor:
+        return log_density(double, values, len(values[name]), observed=[name]).joint
+
+    with _unknown(), torch.no_grad():
+        verify(structure, log_joint, x, torch.Generator().manual_seed(0))
+    return structure
+
+
+@contextmanager
+def _unknown() -> Iterator[None]:
+    """Around a program of unknown kind, at points of our choosing: whatever it raises, it is not the one looked for."""
+    try:
+        yield
+    except Exception as error:
+        raise _Unknown from error
+
+
+# -- what there is -----------------------------------------------------------------------------------------------------
+
+
+class _Scale(NamedTuple):
+    name: str
+    prior: Distribution
+    raw: Tensor  # (points,): draws from it on the whole line
+
+    def at(self, steps: float | Tensor = 0.0) -> Tensor:
+        """Scales (points,): the draws, moved by steps on the whole line."""
+        return from_line(self.prior.support)(self.raw + steps)
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """The sites, and units for them from draws of the program: z = centre + width u, and likewise for the pixels."""
+
+    observed: str
+    event: torch.Size
+    latents: Shapes
+    centre: Tensor  # (k,)
+    width: Tensor  # (k,)
+    pixel_centre: Tensor  # (pixels,)
+    pixel_width: Tensor  # (pixels,)
+    scale: _Scale | None
+
+
+def _sites(run: Any, observed: str, event: torch.Size) -> _Sites:
+    found = sampled(run)
+    continuous = all(is_local(site) and not site["fn"].support.is_discrete for site in found.values())
+    if factors(run) or observed not in found or not continuous or not _may_be_gaussian(found[observed]["fn"]):
+        raise _Unknown
+    values = {name: site["value"].detach() for name, site in found.items()}
+    latents = {n: tuple(values[n].shape[1:]) for n, s in found.items() if n != observed and _may_be_gaussian(s["fn"])}
+    others = [name for name in found if name != observed and name not in latents]
+    if not 0 < sum(map(prod, latents.values())) <= _LARGEST_BLOCK or len(others) > 1:
+        raise _Unknown
+    scale = _scale(others[0], found[others[0]]["fn"], values[others[0]]) if others else None
+    z, x = join(values, latents), values[observed].reshape(_POINTS, -1)
+    return _Sites(observed, event, latents, z.mean(0), z.std(0), x.mean(0), x.std(0), scale)
+
+
+def _may_be_gaussian(fn: Any) -> bool:
+    return is_real(fn) and not is_mixture(fn)
+
+
+def _scale(name: str, prior: Any, draws: Tensor) -> _Scale:
+    if draws.dim() > 1:
+        raise _Unknown
+    return _Scale(name, prior, from_line(prior.support).inv(draws).clamp(-_FURTHEST, _FURTHEST))
+
+
+def _gradients(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """∂ log p(x | z, s) / ∂x and ∂ log p(z, s) / ∂u at points x (n, pixels), u (n, k), s (n,)."""
+    rows = max(1, _ELEMENTS // (x.shape[1] + u.shape[1]))
+    parts = zip(x.split(rows), u.split(rows), s.split(rows), strict=True)
+    with _unknown():
+        likelihood, prior = zip(*(_gradients_of_few(double, sites, *part) for part in parts), strict=True)
+    return torch.cat(likelihood), torch.cat(prior)
+
+
+def _gradients_of_few(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    x, u = x.detach().requires_grad_(), u.detach().requires_grad_()
+    values = split(sites.centre + sites.width * u, sites.latents)
+    values[sites.observed] = x.reshape(len(x), *sites.event)
+    if sites.scale is not None:
+        values[sites.scale.name] = s
+    density = log_density(double, values, len(x), observed=[sites.observed])
+    likelihood, prior = density.observed.sum(), density.latent.sum()
+    return torch.autograd.grad(likelihood, x, retain_graph=True)[0], torch.autograd.grad(prior, u)[0]
+
+
+# -- what it would be --------------------------------------------------------------------------------------------------
+
+
+class _Found(NamedTuple):
+    """A structure in the units u: x = offset + s·(shift + u columns) + ε, u ~ N(mean, precision⁻¹)."""
+
+    variance: Tensor  # (pixels,): of the noise
+    offset: Tensor  # (pixels,)
+    shift: Tensor  # (pixels,)
+    columns: Tensor  # (k, pixels)
+    precision: Tensor  # (k, k)
+    covariance: Tensor  # (k, k)
+    mean: Tensor  # (k,)
+
+
+def _recover(double: Program, sites: _Sites) -> _Found:
+    """The structure from differences between points: all at the centre, save for one step each."""
+    count = len(sites.centre)
+    x = sites.pixel_centre.repeat(count + 3, 1)
+    u, s = x.new_zeros(len(x), count), x.new_ones(len(x))
+    u[1:-2] = torch.eye(count)
+    if sites.scale is not None:
+        low, high = sites.scale.at().aminmax()
+        s = torch.where(torch.arange(len(x)) == len(x) - 2, low, high)
+    x[-1] += sites.pixel_width
+    pull, prior_pull = _gradients(double, sites, x, u, s)
+    variance = sites.pixel_width / (pull[0] - pull[-1])
+    mean = x + variance * pull  # of x given the latents: a Gaussian pulls towards it
+    columns = (mean[1:-2] - mean[0]) / s[0]
+    offset, shift = mean[0], torch.zeros_like(mean[0])
+    if sites.scale is not None:
+        shift = (mean[0] - mean[-2]) / (s[0] - s[-2])
+        offset = mean[-2] - s[-2] * shift
+    precision = prior_pull[0] - prior_pull[1:-2]
+    precision = (precision + precision.T) / 2
+    root, failed = torch.linalg.cholesky_ex(precision)
+    found = (variance, offset, shift, columns, precision)
+    if failed or not (variance > 0).all() or not all(part.isfinite().all() for part in found):
+        raise _Unknown
+    covariance = torch.cholesky_inverse(root)
+    return _Found(*found, covariance, covariance @ prior_pull[0])
+
+
+def _structure(sites: _Sites, found: _Found) -> LinearGaussian:
+    loading = (found.columns / sites.width[:, None]).T
+    return LinearGaussian(
+        observed=sites.observed,
+        latents=sites.latents,
+        loading=loading,
+        noise=found.variance.sqrt(),
+        offset=found.offset if sites.scale is not None else found.offset - loading @ sites.centre,
+        shift=found.shift - loading @ sites.centre if sites.scale is not None else None,
+        mean=sites.centre + sites.width * found.mean,
+        covariance=sites.width[:, None] * found.covariance * sites.width,
+        scale=sites.scale.name if sites.scale is not None else None,
+        scale_prior=sites.scale.prior if sites.scale is not None else None,
+    )
+
+
+# -- whether it is -----------------------------------------------------------------------------------------------------
+
+
+def _compare(double: Program, sites: _Sites, found: _Found) -> None:
+    """Raise where the program's gradients at random points are not those of the structure."""
+    (count, pixels), index = found.columns.shape, torch.arange(_POINTS)
+    distance, residual = (torch.tensor(cycle)[index % len(cycle), None] for cycle in (_DISTANCES, _RESIDUALS))
+    u = found.mean + distance * torch.randn(_POINTS, count)
+    s = torch.ones(_POINTS)
+    if sites.scale is not None:
+        s = sites.scale.at(_SCALE_STEP * torch.randn(_POINTS))
+    mean = found.offset + s[:, None] * (found.shift + u @ found.columns)
+    error = residual * found.variance.sqrt() * torch.randn(_POINTS, pixels)
+    pull, prior_pull = _gradients(double, sites, mean + error, u, s)
+    terms = s[:, None] * (found.shift.abs() + u.abs() @ found.columns.abs()) + found.offset.abs()
+    _require_close(mean + error + found.variance * pull, mean, terms + error.abs() + found.variance.sqrt())
+    terms = (u.abs() + found.mean.abs()) @ found.precision.abs()
+    _require_close(prior_pull, (found.mean - u) @ found.precision, terms)
+
+
+def _require_close(theirs: Tensor, ours: Tensor, terms: Tensor) -> None:
+    if not ((theirs - ours).abs() <= _TOLERANCE * terms + _ROUNDING * terms.amax(1, keepdim=True)).all():
+        raise _Unknown

@@ -1,0 +1,1 @@
+"""Parts that any model takes: likelihoods, priors, decoders."""

@@ -1,0 +1,99 @@
+"""The contract of a model: what a generative Pyro program promises, and what follows from it.
+
+A model is a `PyroModule` (or a plain function) called as `model(size, **covariates)`. It never sees observations.
+
+>>> import torch, pyro, pyro.distributions as dist
+>>> import calibrant as cal
+>>> def factor(size):
+...     with pyro.plate("data", size):
+...         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+...         pyro.sample("x", dist.Normal(z.sum(-1), 0.5))
+
+**Local** sites live in `pyro.plate("data", size)`, the batch dimension −1; everything else of a site is event. Their
+log density has one entry a datum:
+
+>>> values = {"z": torch.zeros(3, 2), "x": torch.zeros(3)}
+>>> density = cal.program.log_density(factor, values, observed=["x"])
+>>> {name: tuple(term.shape) for name, term in density.items()}
+{'z': (3,), 'x': (3,)}
+>>> bool(torch.equal(density.joint, density.latent + density.observed))
+True
+
+**Shared** sites live outside that plate, in plates of their own if they like; their log density is one number:
+
+>>> def hierarchical(size):
+...     centre = pyro.sample("centre", dist.Normal(0.0, 10.0))
+...     with pyro.plate("data", size):
+...         z = pyro.sample("z", dist.Normal(centre, 1.0))
+...         pyro.sample("x", dist.Normal(z, 0.5))
+>>> latents = cal.program.sites(hierarchical, {"x": torch.zeros(3)})
+>>> {name: site.local for name, site in latents.items()}
+{'centre': False, 'z': True}
+
+**Dependencies** are read from the program, and confirmed by changing one latent at a time, since in-place writes
+hide them from Pyro:
+
+>>> def hidden(size):
+...     with pyro.plate("data", size):
+...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+...         mean = torch.zeros(size, 2)
+...         mean[:, 0] = z
+...         w = pyro.sample("w", dist.Normal(mean, 1.0).to_event(1))
+...         pyro.sample("x", dist.Normal(w.sum(-1), 1.0))
+>>> cal.program.sites(hidden, {"x": torch.zeros(3)})["w"].parents
+('z',)
+
+What breaks the contract is refused by name, with the remedy:
+
+>>> def unfinished(size):
+...     with pyro.plate("data", size):
+...         pyro.sample("x", dist.Normal(torch.zeros(size, 2), 1.0))
+>>> cal.program.check_program(unfinished, {"x": torch.zeros(3, 2)})
+Traceback (most recent call last):
+    ...
+calibrant.errors.ProgramError: site 'x' has 2 entries in batch dimension -1 where the plate 'data' has 3: the \
+dimensions beyond the data belong to the event, so end its distribution with .to_event(their number)
+
+The rest of the contract:
+
+- Covariates are keyword tensors with leading dimension data.
+- Weights are `nn.Parameter`s that exist after `__init__`; constants are buffers. `PyroSample` weights are read before
+  the plate.
+- A datum's density, and what is recorded for it, depend on that datum and the shared latents alone; what lies outside
+  the plate does not depend on the data.
+- The support of a site does not move with other latents, and no value of a site is changed in place.
+- `pyro.deterministic` is recorded, never conditioned. `pyro.factor` and improper priors are allowed where nothing is
+  simulated.
+- There is no device or dtype code in a program: `defaults` sets both for the call. Integer observations are cast
+  before the density, except where the site itself draws integers (classes).
+"""
+
+from calibrant.program.contract import PLATE, Program, Values, as_program, covariate_names
+from calibrant.program.density import LogDensity, log_density
+from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.latents import Site, sites
+from calibrant.program.refusals import check_program
+from calibrant.program.simulation import sample_prior
+from calibrant.program.tracing import trace
+
+__all__ = [
+    "PLATE",
+    "LogDensity",
+    "Program",
+    "Site",
+    "Values",
+    "as_program",
+    "check_program",
+    "covariate_names",
+    "defaults",
+    "in_double",
+    "log_density",
+    "sample_prior",
+    "seeded",
+    "sites",
+    "trace",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

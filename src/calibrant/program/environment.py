@@ -1,0 +1,77 @@
+"""Where a program runs: device, dtype, random state and validation, set for a call and restored after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call
+
+from calibrant.program.contract import Program, Values, as_program
+
+
+def in_double(module: Program) -> Program:
+    """The model or guide as a function that runs in float64 on cast copies of its weights and buffers.
+
+    The module itself is never changed, nor are its buffers; gradients do not reach its weights.
+    """
+    program = as_program(module)
+    copies = {name: _copy_in_double(tensor.detach()) for name, tensor in _state(program)}
+    return lambda *args, **kwargs: functional_call(program, copies, args, kwargs)
+
+
+def _copy_in_double(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def cast(values: Values, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The values on a device, the floating ones in one dtype; integers keep theirs."""
+    return {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in values.items()}
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+@contextmanager
+def defaults(
+    model: Program, values: Values, dtype: torch.dtype | None = None
+) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Default device and dtype for a call: from the model's weights, else from the values; restored afterwards."""
+    weights = [tensor for _, tensor in _state(model)] if isinstance(model, nn.Module) else []
+    tensors = [*weights, *values.values()]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    before_device, before = torch.get_default_device(), torch.get_default_dtype()
+    device = next((tensor.device for tensor in (*floating, *tensors)), before_device)
+    dtype = dtype or next((tensor.dtype for tensor in floating), before)
+    torch.set_default_dtype(dtype)
+    try:
+        with nullcontext() if device == before_device else device:
+            yield device, dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def validation_kept() -> Iterator[None]:
+    """Undo what an import or a compiler inside does to the validation of all of torch's distributions."""
+    before = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draws inside follow `seed` and leave the random state outside untouched; None draws from the global state."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

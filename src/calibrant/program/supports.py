@@ -1,0 +1,134 @@
+"""Distributions and supports under their wrappings: `expand`, `to_event`, `mask`, mixtures, transforms, angles.
+
+Nothing else in this package takes a distribution or a constraint apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily, biject_to
+from torch.distributions.transforms import Transform
+
+_CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises)
+_DRESS = (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)  # change shapes and weights, not values
+
+# -- distributions -----------------------------------------------------------------------------------------------------
+
+
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution, and all that it is wrapped around, from the outside in."""
+    yield fn
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+        yield fn
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution under all wrappings, transforms too: a LogNormal's is a Normal."""
+    *_, last = layers(fn)
+    return last
+
+
+def undressed(fn: Any) -> Any:
+    """A distribution without `expand`, `to_event` and `mask` around it: of the same values."""
+    return next(layer for layer in layers(fn) if not isinstance(layer, _DRESS))
+
+
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is an `ImproperUniform`."""
+    return isinstance(innermost(fn), dist.ImproperUniform)
+
+
+def is_masked(fn: Any) -> bool:
+    """Whether some entries of a distribution do not count."""
+    return any(isinstance(layer, dist.MaskedDistribution) for layer in layers(fn))
+
+
+def is_mixture(fn: Any) -> bool:
+    """Whether a distribution is a mixture whose components are summed out."""
+    return isinstance(undressed(fn), MixtureSameFamily)
+
+
+def is_circular(fn: Any) -> bool:
+    """Whether the entries of a site are angles, whose support torch calls the real line."""
+    return isinstance(undressed(fn), _CIRCULAR)
+
+
+def is_direction(fn: Any) -> bool:
+    """Whether the values of a site are points of a circle or a sphere."""
+    return is_circular(fn) or base_support(fn.support) is constraints.sphere
+
+
+def bounds(support: Any) -> list[Tensor]:
+    """The bounds that a support names, the lower one first."""
+    base = base_support(support)
+    return [torch.as_tensor(getattr(base, b)) for b in ("lower_bound", "upper_bound") if hasattr(base, b)]
+
+
+# -- supports ----------------------------------------------------------------------------------------------------------
+
+
+def base_support(support: Any) -> Any:
+    """A support without `independent` and mixtures around it: that of single entries."""
+    while isinstance(support, constraints.independent) or _is_of_mixture(support):
+        support = support.base_constraint
+    return support
+
+
+def usual_support(support: Any) -> Any:
+    """The same support in words that torch has maps for: a mixture's is that of its components."""
+    if _is_of_mixture(support):
+        return usual_support(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        base = usual_support(support.base_constraint)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    return support
+
+
+def _is_of_mixture(support: Any) -> bool:
+    return type(support).__name__ == "MixtureSameFamilyConstraint"  # torch does not export it everywhere
+
+
+def is_real(fn: Any) -> bool:
+    """Whether a site is unconstrained, in every entry; angles are not."""
+    return isinstance(base_support(fn.support), type(constraints.real)) and not is_circular(fn)
+
+
+def is_positive(support: Any) -> bool:
+    """Whether a support is the positive half-line, which `from_line` maps by the exponential function."""
+    base = base_support(support)
+    bound = getattr(base, "lower_bound", None)
+    half_line = isinstance(base, constraints.greater_than | constraints.greater_than_eq) or base is constraints.positive
+    return half_line and not isinstance(bound, Tensor) and bound == 0
+
+
+def from_line(support: Any) -> Transform:
+    """The map from unconstrained numbers to a support.
+
+    Raises:
+        NotImplementedError: for a support that no map of torch reaches.
+    """
+    return biject_to(usual_support(support))
+
+
+def anywhere(fn: Any) -> Tensor | None:
+    """A value of a distribution at U(−2, 2) in unconstrained space; None for a support without one."""
+    try:
+        transform = from_line(fn.support)
+    except NotImplementedError:
+        return None
+    return transform(torch.empty(transform.inverse_shape(fn.shape())).uniform_(-2.0, 2.0))
+
+
+def inside(fn: Any, value: Tensor) -> Tensor:
+    """Whether a value lies in the support of a distribution, entry by entry of what the support checks."""
+    try:
+        return usual_support(fn.support).check(value if value.is_floating_point() else value.double())
+    except NotImplementedError:  # a support that torch can't tell
+        return torch.ones(value.shape[:1], dtype=torch.bool, device=value.device)

@@ -1,0 +1,289 @@
+"""Run folders: weights as safetensors, what rebuilds a run as JSON, results as NetCDF, the history as CSV.
+
+Nothing is pickled, and `load` imports no file because a folder names it. Every file is written under another name first
+and then moved, so an interrupted write leaves the old file or none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+from calibrant.errors import CalibrantError, RunError
+from calibrant.folders.configuration import CONFIG, FORMAT, read_any_config, read_config, versions, write_config
+from calibrant.folders.files import digest
+from calibrant.folders.history import HISTORY, load_history, write_history
+from calibrant.folders.netcdf import load_dataset, load_tree, save_dataset, save_tree
+from calibrant.folders.tensors import check_fits, class_name, read_weights, set_weights, write_weights
+from calibrant.guides.amortized import AmortizedGuide
+from calibrant.guides.amortizing import from_spec
+from calibrant.guides.collapsed import CollapsedGuide
+from calibrant.inference.fitting.checkpoints import CHECKPOINT_FILE, CHECKPOINTS, FIT_FIELDS, has_checkpoint
+from calibrant.models.registry import create
+from calibrant.program.contract import Program, as_program
+from calibrant.program.environment import seeded
+from calibrant.userfile import is_user_spec
+
+if TYPE_CHECKING:
+    from calibrant.evaluation.results import RunResult
+    from calibrant.inference.fitting.state import Fit
+__all__ = [
+    "AMORTIZED",
+    "CALIBRATION",
+    "CHECKPOINTS",
+    "COMPARISON",
+    "CONFIG",
+    "CONTRAST",
+    "DATASETS",
+    "FORMAT",
+    "GAP",
+    "GUIDE",
+    "HISTORY",
+    "MODEL",
+    "PREDICTIVE",
+    "REFERENCE",
+    "REMEDIES",
+    "REPORT",
+    "TREES",
+    "WEIGHTS",
+    "clear_run",
+    "has_checkpoint",
+    "load",
+    "load_dataset",
+    "load_history",
+    "load_result",
+    "load_tree",
+    "read_any_config",
+    "read_config",
+    "save_dataset",
+    "save_run",
+    "save_tree",
+    "versions",
+    "write_config",
+]
+
+REPORT = "report.html"
+MODEL, GUIDE = "model.safetensors", "guide.safetensors"
+AMORTIZED, REFERENCE, COMPARISON, CONTRAST = "amortized.nc", "reference.nc", "comparison.nc", "contrast.nc"
+GAP, WEIGHTS, CALIBRATION, PREDICTIVE = "gap.nc", "weights.nc", "calibration.nc", "predictive.nc"
+REMEDIES = "remedies.nc"
+# The results of a check, by their names in `RunResult`.
+TREES = {"amortized": AMORTIZED, "reference": REFERENCE, "calibration": CALIBRATION}
+DATASETS = {
+    "comparison": COMPARISON,
+    "contrast": CONTRAST,
+    "gap": GAP,
+    "weights": WEIGHTS,
+    "predictive": PREDICTIVE,
+    "remedies": REMEDIES,
+}
+_FILES = (CONFIG, HISTORY, REPORT, MODEL, GUIDE, *TREES.values(), *DATASETS.values())
+
+
+def save_run(
+    run_dir: str | Path,
+    model: Program,
+    guide: Program,
+    fit: Fit | None = None,
+    *,
+    data: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **details: Any,
+) -> Path:
+    """Write the weights, the history and what rebuilds both modules into a folder, which is made if need be.
+
+    Args:
+        run_dir: the folder.
+        model: the program; built by `models.create`, it can be rebuilt without the caller.
+        guide: its guide; made by `guides.amortize` (with an encoder of ours), it can be rebuilt too.
+        fit: what training did; None before its end: then only `config.json` is written.
+        data: what is known of the data, JSON values.
+        settings: how it was trained, JSON values.
+        details: more keys of `config.json`, JSON values.
+
+    Raises:
+        RunError: for values that JSON can't hold, or a module whose state is more than tensors.
+    """
+    folder = Path(run_dir)
+    program, guided = as_program(model), as_program(guide)
+    recipe = getattr(program, "recipe", None)
+    config = {
+        "format": FORMAT,
+        "name": recipe.name if recipe is not None else class_name(program),
+        "model": recipe and {"name": recipe.name, "arguments": recipe.arguments, "sha256": recipe.sha256},
+        "guide": guided.spec if isinstance(guided, AmortizedGuide | CollapsedGuide) else None,
+        "data": dict(data or {}),
+        "settings": dict(settings or {}),
+        **details,
+        "fit": None,
+        "sha256": {},
+        "versions": versions(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if fit is not None:
+        config["sha256"] = {
+            MODEL: write_weights(folder / MODEL, program),
+            GUIDE: write_weights(folder / GUIDE, guided),
+        }
+        config["fit"] = {name: getattr(fit, name) for name in FIT_FIELDS}
+        write_history(folder / HISTORY, fit.history)
+    write_config(folder, config)
+    return folder
+
+
+def load(
+    run_dir: str | Path,
+    model: Program | type[nn.Module] | str | None = None,
+    encoder: nn.Module | None = None,
+    guide: Program | None = None,
+) -> tuple[PyroModule, PyroModule]:
+    """The model and guide of a run folder, with their trained weights, in `eval()` and on the CPU.
+
+    A registered model is rebuilt from the folder alone. Code of yours is never imported because a folder names it:
+    pass the model.
+
+    Args:
+        run_dir: the folder.
+        model: for a model in a file of yours "FILE.py:Class" or the class, which is built with the stored arguments;
+            or a built model, into which the weights are loaded (also for models that were built from modules).
+        encoder: the built encoder, where the guide was made with one of yours.
+        guide: the built guide, where it was not made by `guides.amortize`.
+
+    Raises:
+        RunError: for a folder that is no run folder, damaged, or of another model, and where `model`, `encoder` or
+            `guide` is needed.
+    """
+    folder = Path(run_dir)
+    config = read_config(folder)
+    if config["fit"] is None:
+        raise RunError(
+            f"the training in {folder} has no result yet: go on with it, calibrant run --out {folder} --resume"
+        )
+    with seeded(0), torch.device("cpu"):
+        program = as_program(_rebuild_model(folder, config, model))
+        guided = as_program(_rebuild_guide(folder, config, program, encoder, guide))
+    found = [read_weights(folder, name, config["sha256"]) for name in (MODEL, GUIDE)]
+    for file, module, tensors in zip((MODEL, GUIDE), (program, guided), found, strict=True):
+        check_fits(f"{folder / file}", module, tensors)
+    for module, tensors in zip((program, guided), found, strict=True):
+        set_weights(module, tensors)
+    return program.eval(), guided.eval()
+
+
+def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | None = None) -> RunResult:
+    """All that a run folder holds, as a report shows it.
+
+    Args:
+        run_dir: the folder.
+        model: as in `load`.
+
+    Raises:
+        RunError: as `load` does, and for a folder without `amortized.nc`.
+    """
+    from calibrant.evaluation.results import RunResult
+
+    folder = Path(run_dir)
+    config = read_config(folder)
+    if not (folder / AMORTIZED).is_file():
+        raise RunError(f"{folder} holds no posterior ({AMORTIZED}): make it with calibrant check {folder}")
+    with seeded(0), torch.device("cpu"):
+        program = as_program(_rebuild_model(folder, config, model))
+    tensors = read_weights(folder, MODEL, config["sha256"])
+    check_fits(f"{folder / MODEL}", program, tensors)
+    set_weights(program, tensors)
+    results: dict[str, Any] = {
+        name: read(folder / file)
+        for read, files in ((load_tree, TREES), (load_dataset, DATASETS))
+        for name, file in files.items()
+        if (folder / file).is_file()
+    }
+    return RunResult(
+        name=config["name"],
+        model=program.eval(),
+        config=config,
+        history=load_history(folder),
+        **results,
+    )
+
+
+def clear_run(run_dir: str | Path) -> None:
+    """Delete the files that calibrant wrote into a run folder, and nothing else; an empty folder is left as it is.
+
+    Raises:
+        RunError: for a folder that is no run folder: nothing in it is deleted.
+    """
+    folder = Path(run_dir)
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    config = read_any_config(folder)
+    for name in config.get("runs", ()):
+        if (folder / name / CONFIG).is_file() and Path(name).name == name:
+            clear_run(folder / name)
+            _remove_if_empty(folder / name)
+    for file in _FILES:
+        (folder / file).unlink(missing_ok=True)
+    (folder / CHECKPOINTS / CHECKPOINT_FILE).unlink(missing_ok=True)
+    _remove_if_empty(folder / CHECKPOINTS)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
+    recipe = config["model"]
+    if given is not None and not isinstance(given, str | type):
+        _warn_other_file(folder, recipe, type(given))
+        return given
+    if recipe is None:
+        raise RunError(
+            f"the model of {folder} was built from modules, which no file can rebuild: build it again as it was and "
+            "pass it, load(run, model=...)"
+        )
+    if given is None and is_user_spec(recipe["name"]):
+        raise RunError(
+            f"the model of {folder} is {recipe['name']}, which is not imported because a folder names it: pass "
+            'load(run, model="FILE.py:Class"), on the command line --model FILE.py:Class'
+        )
+    if isinstance(given, str) and not is_user_spec(given) and given != recipe["name"]:
+        raise RunError(f"the model of {folder} is {recipe['name']}, not {given}")
+    arguments = {name: tuple(v) if name == "shape" else v for name, v in recipe["arguments"].items()}  # JSON has lists
+    try:
+        model = given(**arguments) if isinstance(given, type) else create(given or recipe["name"], **arguments)
+    except (CalibrantError, TypeError) as error:
+        raise RunError(f"the model of {folder} cannot be rebuilt: {error}") from error
+    _warn_other_file(folder, recipe, type(model))
+    return model
+
+
+def _warn_other_file(folder: Path, recipe: dict[str, Any] | None, cls: type) -> None:
+    """Say when a user's file is no longer the one that the run was made with."""
+    if recipe is None or not recipe["sha256"]:
+        return
+    try:
+        file = inspect.getsourcefile(cls)
+    except TypeError:  # defined in a notebook or an interpreter: there is no file to compare
+        return
+    if file is not None and digest(Path(file).read_bytes()) != recipe["sha256"]:
+        warnings.warn(f"{file} is not the file that {folder} was made with (another sha256)", stacklevel=4)
+
+
+def _rebuild_guide(
+    folder: Path, config: dict[str, Any], program: PyroModule, encoder: nn.Module | None, given: Program | None
+) -> Program:
+    if given is not None:
+        return given
+    if config["guide"] is None:
+        raise RunError(f"the guide of {folder} was written by hand: build it as it was and pass load(run, guide=...)")
+    try:
+        return from_spec(config["guide"], encoder, program)
+    except (CalibrantError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"the guide of {folder} cannot be rebuilt: {error}") from error

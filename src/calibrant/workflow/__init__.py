@@ -1,0 +1,13 @@
+"""What the commands do: fit a model, sample its posteriors, compare them, report; each step is one library call.
+
+A run folder holds one model; a run of several models has a subfolder for each and the report on top.
+"""
+
+from calibrant.workflow.running import Outcome, check_run, fit_run, report_run, run
+from calibrant.workflow.summary import Summary, summarise
+
+__all__ = ["Outcome", "Summary", "check_run", "fit_run", "report_run", "run", "summarise"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,291 @@
+"""Everything that can be refused before training: folders, data, models, guides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.nn import PyroModule
+
+from calibrant import store
+from calibrant.binding import bind
+from calibrant.data.dataset import Data
+from calibrant.data.registry import load as load_data
+from calibrant.errors import DataError, RunError
+from calibrant.guides.amortizing import amortize
+from calibrant.inference.fitting.objectives import check_objective
+from calibrant.inference.references.gate import require_passable
+from calibrant.inference.references.sampling import exact_structure
+from calibrant.models.registry import constructor_arguments, create
+from calibrant.program.environment import seeded
+from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
+from calibrant.userfile import is_user_spec
+from calibrant.workflow.matching import match_sites
+
+_SMALL_BATCH, _SMALL_STEPS = 128, 2000  # noisier gradients take more steps, and cost less
+_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
+
+
+@dataclass
+class Job:
+    """One model of a run, with the data as its program takes them."""
+
+    name: str
+    folder: Path
+    model: PyroModule
+    guide: PyroModule
+    splits: dict[str, Data]
+    settings: Settings
+    config: dict[str, Any]
+    notes: list[str]
+    resume: bool = False
+
+
+def prepare(request: Request) -> tuple[Request, list[Job]]:
+    """The request with nothing left open, and its jobs; the folder is made (or cleared) when all else is sound."""
+    if request.out is not None:
+        _check_folder(request)
+    elif request.resume or request.overwrite:
+        raise RunError(f"--{'resume' if request.resume else 'overwrite'} needs the folder: --out FOLDER")
+    request = (
+        _resumed(request)
+        if request.resume
+        else replace(request, models=request.models or MODELS, data=request.data or DATA)
+    )
+    settings = Settings(**request.asked())
+    _check_device(settings.device)
+    request = replace(request, out=request.out or _free_folder(request))
+    names = [_slug(name) for name in request.models]
+    if len(set(names)) < len(names):
+        raise RunError(f"the models {', '.join(request.models)} would share a folder: run them one by one")
+    splits = load_splits(request, settings.seed)
+    request = _with_enough_steps(request, len(splits["train"]))
+    settings = Settings(**request.asked())
+    folder = folder_of(request)
+    folders = [folder / name for name in names] if len(names) > 1 else [folder]
+    jobs = [new_job(name, at, splits, request, settings) for name, at in zip(request.models, folders, strict=True)]
+    _open_folder(request, names)
+    return request, jobs
+
+
+def folder_of(request: Request) -> Path:
+    assert request.out is not None
+    return request.out
+
+
+def _check_folder(request: Request) -> None:
+    folder = folder_of(request)
+    if request.resume:
+        if request.overwrite:
+            raise RunError("--resume goes on with a run and --overwrite throws it away: give one of them")
+        store.read_any_config(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: name another folder, --out FOLDER")
+    elif folder.is_dir() and any(folder.iterdir()):
+        try:
+            store.read_any_config(folder)
+        except RunError as error:
+            raise RunError(f"{error}, so it is left alone: name another folder, --out FOLDER") from error
+        if not request.overwrite:
+            raise RunError(
+                f"{folder} holds a run: --resume goes on with it, --overwrite replaces it, --out FOLDER takes another"
+            )
+
+
+def _open_folder(request: Request, names: list[str]) -> None:
+    folder = folder_of(request)
+    if request.overwrite and folder.is_dir():
+        store.clear_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(names) > 1 and not request.resume:
+        config = {
+            "format": store.FORMAT,
+            "runs": names,
+            "request": _stored(request),
+            "versions": store.versions(),
+        }
+        store.write_config(folder, config)
+
+
+def _free_folder(request: Request) -> Path:
+    """`runs/MODEL-DATA-N` with the first free N."""
+    data = request.data or DATA
+    stem = data.rpartition(":")[2] if is_user_spec(data) else Path(data).stem
+    base = "-".join([*(_slug(name) for name in request.models), re.sub(r"[^\w-]+", "-", stem)])
+    number = 1
+    while Path("runs", f"{base}-{number}").exists():
+        number += 1
+    return Path("runs", f"{base}-{number}")
+
+
+def _slug(model: str) -> str:
+    return re.sub(r"[^\w-]+", "-", model.rpartition(":")[2] if is_user_spec(model) else model)
+
+
+def _stored(request: Request) -> dict[str, Any]:
+    """What of a request is needed to go on with it."""
+    settings = asdict(Settings(**request.asked()))
+    kept = {name: getattr(request, name) for name in ("data", "data_root", "site", "arguments")}
+    return {"models": list(request.models), **kept, "settings": settings}
+
+
+def _resumed(request: Request) -> Request:
+    """The request that the folder was made with; what is asked for now has to agree with it where that matters."""
+    stored = store.read_any_config(folder_of(request)).get("request")
+    if stored is None:
+        raise RunError(f"{folder_of(request)} was not made by a command, so none can go on with it")
+    asked = {"models": list(request.models), "data": request.data, "site": request.site, "arguments": request.arguments}
+    differ = [f"{n} was {stored[n]}, is {now}" for n, now in asked.items() if now and now != stored[n]]
+    before = {**asdict(Settings()), **stored["settings"]}  # of a version that had fewer
+    settings = {name: value for name, value in request.asked().items() if name in TRAINING}
+    differ += [f"{n} was {before[n]}, is {now}" for n, now in settings.items() if now != before[n]]
+    if differ:
+        raise RunError(
+            f"{request.out} was made with other settings ({'; '.join(differ)}): leave them out, or start anew"
+        )
+    for what, given, names in (("MODEL", request.models, stored["models"]), ("--data", request.data, [stored["data"]])):
+        if not given and (own := [name for name in names if is_user_spec(name)]):
+            raise RunError(
+                f"{', '.join(own)}: a file of yours is imported only when you name it: give {what}, as before"
+            )
+    return replace(
+        request,
+        models=tuple(stored["models"]),
+        data=stored["data"],
+        data_root=request.data_root or stored["data_root"],
+        site=stored["site"],
+        arguments=stored["arguments"],
+        settings={**stored["settings"], **request.settings},
+        quick=False,
+    )
+
+
+def _with_enough_steps(request: Request, data: int) -> Request:
+    """Smaller minibatches and more epochs where so few data would make few steps; what was asked for stays."""
+    settings, asked = Settings(**request.asked()), request.asked()
+    data = min(data, settings.train_data or data)
+    batch_size, epochs = settings.batch_size, settings.epochs
+    if "batch_size" not in asked:
+        batch_size = min(batch_size, max(_LEAST_BATCH, data // _STEPS_AN_EPOCH))
+    if "epochs" not in asked:
+        steps = _STEPS if batch_size >= _SMALL_BATCH else _SMALL_STEPS
+        epochs = max(epochs, ceil(steps / max(1, data // batch_size)))
+    return replace(request, settings={**request.settings, "batch_size": batch_size, "epochs": epochs})
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"device {name!r} can't be used here ({reason}): --device cpu always can") from error
+
+
+def load_splits(request: Request, seed: int) -> dict[str, Data]:
+    return load_data(request.data or DATA, request.data_root, request.download, seed)
+
+
+def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, settings: Settings) -> Job:
+    with seeded(settings.seed):
+        model = _build_model(name, splits["train"], request)
+    splits, wanted, notes = match_sites(model, splits, request.site)
+    splits["train"] = train = _part(splits["train"], settings.train_data)
+    guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
+    check_objective(settings.objective, model, guide, *bind(model, train).batch(torch.arange(min(len(train), 4))))
+    if exact_structure(model, train) is None:
+        require_passable(settings.chains, settings.draws)
+    config = {
+        "data": {
+            "name": train.name or request.data,
+            "path": request.data,
+            "splits": {split: len(part) for split, part in splits.items()},
+            "sites": wanted,
+        },
+        "settings": asdict(settings),
+        "request": {**_stored(request), "models": [name]},
+    }
+    if request.quick:
+        notes.append(
+            f"a quick run: the guide has trained for {settings.epochs} epochs; its verdicts show that all works, not "
+            "what the guide can do"
+        )
+    return Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
+
+
+def _part(train: Data, count: int | None) -> Data:
+    """The training data that are used, from all over the set."""
+    if count is None or count >= len(train):
+        return train
+    return train[np.linspace(0, len(train) - 1, count).round().astype(int)]
+
+
+def _build_model(name: str, train: Data, request: Request) -> PyroModule:
+    known, arguments = constructor_arguments(name), dict(request.arguments)
+    if unknown := sorted(set(arguments) - set(known)):
+        more = "; --set holds for all models of a run: run them one by one" if len(request.models) > 1 else ""
+        raise RunError(f"--set: {name} has no argument {', '.join(unknown)}; it has {', '.join(known)}{more}")
+    if "shape" in known and "shape" not in arguments:
+        arguments["shape"] = _event_shape(train, request.site)
+    return create(name, **arguments)
+
+
+def _event_shape(data: Data, site: Mapping[str, str]) -> tuple[int, ...]:
+    """The event shape of the one key that is the observation: as named, else `x`, else the only one."""
+    keys = list(site.values()) or [key for key in data.keys() if key == "x"] or list(data.keys())  # noqa: SIM118
+    if len(keys) != 1:
+        raise RunError(
+            f"the model's argument `shape` is the event shape of which key, of {', '.join(keys)}? "
+            "Say --site NAME=KEY, or --set 'shape=[…]'"
+        )
+    values = {**data.batch([0])[0], **data.batch([0])[1]}
+    if keys[0] not in values:
+        raise DataError(f"--site: the data have no {keys[0]!r}; there are: {', '.join(data.keys())}")
+    return tuple(values[keys[0]].shape[1:])
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """The run folders of a run: itself, or its subfolders."""
+    config = store.read_any_config(folder)
+    return [folder / name for name in config["runs"]] if "runs" in config else [folder]
+
+
+def model_for(folder: Path, given: tuple[str, ...]) -> str | None:
+    """Which of the models that the caller names is the one of this folder: the one with its class."""
+    name = store.read_config(folder)["name"]
+    same = [spec for spec in given if is_user_spec(spec) and spec.rpartition(":")[2] == name.rpartition(":")[2]]
+    return same[0] if same else None
+
+
+def reopen(folder: Path, spec: str | None, request: Request) -> Job:
+    """A trained run, with data for its check."""
+    config = store.read_config(folder)
+    stored = config.get("request") or {}
+    data = request.data or stored.get("data")
+    if data is None:
+        raise RunError(f"{folder} does not say which data it is of: --data")
+    if request.data is None and is_user_spec(data):
+        raise RunError(f"{data}: a file of yours is imported only when you name it: give --data, as before")
+    model, guide = store.load(folder, model=spec)
+    root = request.data_root or stored.get("data_root")
+    splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
+    splits, _, notes = match_sites(model, splits, request.site or stored.get("site", {}))
+    asked = {name: value for name, value in request.asked().items() if name not in TRAINING or name == "seed"}
+    settings = Settings(**(_made_with(config["settings"]) | asked))
+    splits["train"] = _part(splits["train"], settings.train_data)
+    if exact_structure(model, splits["test"]) is None:
+        require_passable(settings.chains, settings.draws)
+    return Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
+
+
+def _made_with(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run; of a quick one, not how little its check did."""
+    known = {f.name: stored[f.name] for f in fields(Settings) if f.name in stored}
+    little = {name: value for name, value in QUICK.items() if name not in TRAINING}
+    was_quick = all(known.get(name) == value for name, value in little.items())
+    return {name: value for name, value in known.items() if not (was_quick and name in little)}
