@@ -41,9 +41,9 @@ from benchmarks.planted import PROBLEMS, Guide, Problem
 from benchmarks.structure import write
 from benchmarks.trained import AS_TRAINED, TRAINED, Trained
 from calibrant.evaluation import c2st, compare, uniformity, verdicts, weights
-from calibrant.evaluation.calibration import below, tarp_distance
-from calibrant.evaluation.conclusion import conclude
-from calibrant.inference.gate import exact_convergence
+from calibrant.evaluation.judgements.conclusion import conclude
+from calibrant.evaluation.statistics.simulation_ranks import below, tarp_distance
+from calibrant.inference.references.gate import exact_convergence
 from calibrant.inference.trees import SAMPLE
 
 LEVEL, TAIL = 0.05, 0.025

@@ -29,9 +29,9 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import calibrant as cal
-from calibrant.inference import lanes
-from calibrant.inference.gate import mcmc_convergence
-from calibrant.inference.lanes import NutsSettings
+from calibrant.inference.references import lanes
+from calibrant.inference.references.gate import mcmc_convergence
+from calibrant.inference.references.lanes import NutsSettings
 
 CHAINS, TARGET = 4, 0.8
 SIDES = ("calibrant", "pyro", "numpyro-each", "numpyro-vmap", "numpyro-vmap-float32")
@@ -153,7 +153,7 @@ def ours(name: str, model: PyroModule, x: torch.Tensor, warmup: int, draws: int)
 
 def pyros(name: str, model: PyroModule, x: torch.Tensor, warmup: int, draws: int) -> Drawn:
     """Pyro's NUTS, one chain after another."""
-    from calibrant.inference import pyro_nuts
+    from calibrant.inference.references import pyro_nuts
 
     pyro_nuts._TARGET_ACCEPT = TARGET
     start = time.perf_counter()

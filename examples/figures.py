@@ -12,7 +12,7 @@ from PIL import Image
 
 from calibrant import store, workflow
 from calibrant.evaluation.results import RunResult
-from calibrant.inference.gate import latent_names
+from calibrant.inference.trees import latent_names
 from calibrant.settings import Request
 
 HERE = Path(__file__).parent

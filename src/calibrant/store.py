@@ -287,3 +287,7 @@ def _rebuild_guide(
         return from_spec(config["guide"], encoder, program)
     except (CalibrantError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"the guide of {folder} cannot be rebuilt: {error}") from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
