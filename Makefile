@@ -10,7 +10,7 @@ ARGS ?=
 # Two processes with one thread each: more threads than cores are slower than one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test check format clean FORCE
+.PHONY: help demo test truth check format clean FORCE
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -22,13 +22,16 @@ demo: $(VENV)/.stamp-demo ## install, then fit, sample and compare on the built-
 test: $(VENV)/.stamp-test ## run the default tests
 	$(PYTEST) $(ARGS)
 
+truth: $(VENV)/.stamp-test ## run the tests of statistical truth, which take longer than the default ones
+	$(PYTEST) -m truth $(ARGS)
+
 check: $(VENV)/.stamp-test ## run all that a change must pass: ruff, mypy, the default tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(PYTEST) $(ARGS)
 
-format: $(VENV)/.stamp-test ## let ruff format and mend
+format: $(VENV)/.stamp-test ## let ruff format, and correct what it can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 

@@ -177,6 +177,23 @@ def _named(node: ast.AST) -> list[str]:
     return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
 
 
+PATH = re.compile(
+    r"`([a-z_]+(?:/[a-z_0-9.-]+)*/[a-z_0-9]+\.(?:py|md))`|\]\(([a-z_/0-9.-]+\.(?:py|md))\)|\b(benchmarks/[a-z_]+\.py)"
+)
+
+
+def test_files_that_are_named_exist():
+    """In the docs, and in docstrings and comments of the package."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py")]
+    missing = [
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in pages
+        for path in (next(filter(None, found)) for found in PATH.findall(page.read_text()))
+        if not any((base / path).exists() for base in (ROOT, PACKAGE, page.parent))
+    ]
+    assert missing == []
+
+
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
