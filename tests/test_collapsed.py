@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from agreement import assert_agrees, known, limit
-from test_structure import SOLVED, Truth, hierarchical, hierarchical_scaled, simulate
+from gaussian_programs import SOLVED, Truth, hierarchical, hierarchical_scaled, simulate
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
