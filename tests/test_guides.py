@@ -250,7 +250,7 @@ def test_the_closed_form_divergence_of_shared_latents_is_the_mean_of_its_estimat
     with torch.no_grad():
         closed = torch.stack([OBJECTIVES["kl"](program, guide, observed, 16, {}).shared for _ in range(4)])
         drawn = torch.stack([elbo_terms(program, guide, observed, 16, {}).shared for _ in range(400)])
-    assert (closed == closed[0]).all()
+    torch.testing.assert_close(closed, closed[0].expand(4))
     assert abs(drawn.mean() - closed[0]) < limit(1) * drawn.std() / 20
 
 
@@ -313,7 +313,8 @@ def test_a_latent_depends_on_the_latents_that_its_structure_names(any_guide):
                 later = guide.order.index(name) < guide.order.index(site["name"])
                 carried = guide.spec["structure"] == "program" and later and site["local"]  # by the top-down state
                 depends = name in site["parents"] or carried
-                assert torch.equal(base[site["name"]], moved[site["name"]]) != depends, (name, site["name"])
+                same = torch.allclose(base[site["name"]], moved[site["name"]], rtol=1e-5, atol=1e-5)
+                assert same != depends, (name, site["name"])
 
 
 def test_shared_latents_see_no_data_and_local_ones_their_own_datum(any_guide):
@@ -329,7 +330,7 @@ def test_shared_latents_see_no_data_and_local_ones_their_own_datum(any_guide):
         {name: value[rows] if name in local else value for name, value in values.items()},
     )
     for name in guide.order:
-        torch.testing.assert_close(part[name], whole[name][rows] if name in local else whole[name])
+        torch.testing.assert_close(part[name], whole[name][rows] if name in local else whole[name], rtol=1e-4, atol=1e-4)
         assert (part[name].shape == (4,)) == (name in local)
 
 
@@ -391,7 +392,7 @@ def test_the_guides_density_can_be_traced_for_compiling(any_guide):
     with pyro.validation_enabled(False):
         graph = make_fx(density)(state, observed["x"])
     other = torch.randn(32, 2)
-    torch.testing.assert_close(graph(state, other), density(state, other))
+    torch.testing.assert_close(graph(state, other), density(state, other), rtol=1e-4, atol=1e-3)
 
 
 @DENSE_AND_TOP_DOWN
