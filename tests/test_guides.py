@@ -117,12 +117,19 @@ def test_chain_reaches_the_exact_evidence(structure):
 # -- shared latents ----------------------------------------------------------------------------------------------------
 
 
+SHORT = (40, 8, 40, 3e-2, 0.35)  # data, batch, epochs, learning rate, error of the sd
+
+
 class Hierarchy:
-    """centre ~ N(0, 1); z_i ~ N(centre, 1); x_ij ~ N(z_i, 1), j = 1 … 4: data, evidence and posterior of the centre."""
+    """centre ~ N(0, 1); z_i ~ N(centre, 1); x_ij ~ N(z_i, 1), j = 1 … 4: data, evidence and posterior of the centre.
 
-    size, batch = 40, 8
+    Trained long, the guide's centre is within a quarter of an sd, and its sd within 15%; over seeds 0–2 they were
+    within 0.15 sd and 7%. With more data the same takes more steps: how z follows the centre, within the centre's own
+    posterior, is worth ever less a datum (0.0003 nats for 400).
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, long: bool) -> None:
+        self.size, self.batch, self.epochs, self.lr, self.error = (100, 20, 200, 1e-2, 0.15) if long else SHORT
         generator = torch.Generator().manual_seed(3)
         z = 0.7 + torch.randn(self.size, 1, generator=generator)
         self.observed = {"x": z + torch.randn(self.size, 4, generator=generator)}
@@ -150,10 +157,10 @@ class Hierarchy:
             guide,
             self.observed,
             validation=cal.data.Data(self.observed),  # other data would choose the weights that suit their own centre
-            epochs=80,
+            epochs=self.epochs,
             batch_size=self.batch,
-            lr=2e-2,
-            patience=80,
+            lr=self.lr,
+            patience=self.epochs,
         )
         return guide
 
@@ -164,26 +171,22 @@ class Hierarchy:
         return float(draws.mean()), float(draws.std())
 
     def is_right(self, guide) -> bool:
-        """Within a quarter of an sd, and the sd within 15%; over seeds 0–2 they were within 0.15 sd and 7%.
-
-        With more data the same takes more steps: how z follows the centre, within the centre's own posterior, is worth
-        ever less a datum (0.0003 nats for 400).
-        """
+        """The centre within a quarter of an sd, and its sd within the error."""
         mean, sd = self.centre(guide)
-        return abs(mean - self.mean) < 0.25 * self.sd and 0.85 < sd / self.sd < 1.15
+        return abs(mean - self.mean) < 0.25 * self.sd and abs(log(sd / self.sd)) < self.error
 
 
 def trace_of(guide, observed, size):
     return guide_trace(guide, {name: value[:size] for name, value in observed.items()}, size, {})
 
 
-@pytest.fixture(scope="module")
-def hierarchy():
-    return Hierarchy()
+@pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.truth)])
+def hierarchy(request):
+    return Hierarchy(request.param == "long")
 
 
 def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
-    """Minibatches of 8 among 40; the ELBO of all data is within 0.01 nats a datum of the evidence of all of them."""
+    """Minibatches of a fifth of the data; their ELBO is within 0.01 nats a datum of the evidence of all of them."""
     guide = hierarchy.train()
     tree = cal.inference.posterior(hierarchy.program, guide, hierarchy.observed, draws=400)
     stats = tree["sample_stats"].dataset
@@ -213,6 +216,19 @@ def test_the_classic_plate_scaling_bugs_are_caught(hierarchy, monkeypatch, wrong
         ElboTerms, "maximised", lambda terms, total: terms.local.mean() + wrong(terms, len(terms.local))
     )
     assert not hierarchy.is_right(hierarchy.train())
+
+
+def test_minibatches_average_to_the_elbo_of_all_data():
+    """Of the local terms each minibatch has its own; the shared ones count once among all data."""
+    local, bound, shared = torch.randn(40), torch.randn(40), torch.tensor(-7.0)
+    batches = [ElboTerms(local[rows], shared, bound[rows]) for rows in torch.arange(40).split(8)]
+    elbo, maximised = (
+        torch.stack(values).mean()
+        for values in zip(*[(t.per_datum(40), t.maximised(40)) for t in batches], strict=True)
+    )
+    torch.testing.assert_close(elbo, (local.sum() + shared) / 40)
+    torch.testing.assert_close(maximised, (bound.sum() + shared) / 40)
+    torch.testing.assert_close(ElboTerms(local, shared).maximised(40), elbo)
 
 
 def regression(size, dose):
@@ -330,7 +346,9 @@ def test_shared_latents_see_no_data_and_local_ones_their_own_datum(any_guide):
         {name: value[rows] if name in local else value for name, value in values.items()},
     )
     for name in guide.order:
-        torch.testing.assert_close(part[name], whole[name][rows] if name in local else whole[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            part[name], whole[name][rows] if name in local else whole[name], rtol=1e-4, atol=1e-4
+        )
         assert (part[name].shape == (4,)) == (name in local)
 
 

@@ -210,8 +210,8 @@ def test_a_trained_vae_is_checked_without_retraining(trained):
     model = cal.models.from_decoder(vae.decoder, LATENTS, "bernoulli")
     guide = cal.guides.from_encoder(vae.encode, "loc, log_variance")
     few = {"x": x[:4]}
-    post = cal.inference.posterior(model, guide, few, draws=200)
-    ref = cal.inference.reference(model, few, method="nuts", warmup=200, draws=250)
+    post = cal.inference.posterior(model, guide, few, draws=500)
+    ref = cal.inference.reference(model, few, method="nuts", warmup=200, draws=500)
     result = cal.evaluation.compare(post, ref)
     assert int(ref["convergence"]["is_reference"].sum()) >= 2
     assert set(result["latent"].values) == {"z[0]", "z[1]"}
