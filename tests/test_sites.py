@@ -191,9 +191,18 @@ GRAPHS: dict[str, tuple[Callable, dict[str, tuple[tuple[str, ...], tuple[str, ..
 }
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3), X, X[:1]], ids=["zeros", "three data", "one datum"])
-@pytest.mark.parametrize(("program", "wanted"), GRAPHS.values(), ids=GRAPHS)
-def test_known_graphs(program, wanted, x):
+DATA = {"zeros": torch.zeros(3), "three data": X, "one datum": X[:1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *((name, "three data") for name in GRAPHS),
+        *((name, data) for name in ("collider", "in place", "cancelled", "shared") for data in ("zeros", "one datum")),
+    ],
+)
+def test_known_graphs(name, data):
+    (program, wanted), x = GRAPHS[name], DATA[data]
     found = sites(program, {"x": x})
     if program is cancelled:  # it cancels in numbers, and Pyro still sees it: seen by either counts
         assert found["a"].children in (("b",), ("b", "x"))
