@@ -205,11 +205,12 @@ def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("hierarchy", "wrong"),
     [
-        pytest.param(lambda terms, size: terms.shared / size, id="1/B"),
-        pytest.param(lambda terms, size: terms.shared, id="1", marks=pytest.mark.truth),
+        pytest.param("short", lambda terms, size: terms.shared / size, id="1/B"),
+        pytest.param("long", lambda terms, size: terms.shared, id="1", marks=pytest.mark.truth),
     ],
+    indirect=["hierarchy"],
 )
 def test_the_classic_plate_scaling_bugs_are_caught(hierarchy, monkeypatch, wrong):
     """Shared terms weighed against a minibatch as if it were all the data, or against a single datum."""
