@@ -38,3 +38,11 @@ def coin_guide(observed, size):
     """Its prior."""
     with pyro.plate("data", size):
         pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(size)))
+
+
+def hierarchical(size):
+    """Normals on three levels, of which the first is shared."""
+    centre = pyro.sample("centre", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(centre, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5))

