@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from agreement import limit
+from calibrant.evaluation.c2st import held_out, kernel
+from calibrant.inference.gate import exact_convergence
 from scipy.signal import lfilter
 from scipy.stats import norm
 
 from calibrant.errors import InferenceError
 from calibrant.evaluation import c2st
-from calibrant.evaluation.c2st import held_out, kernel
-from calibrant.inference.gate import exact_convergence
 
 Array = np.ndarray
 

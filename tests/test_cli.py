@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calibrant.inference.objectives import OBJECTIVES as known_objectives
 from typer.testing import CliRunner
 
 import calibrant as cal
 from calibrant import cli, store, workflow
 from calibrant.errors import RunError
 from calibrant.guides.structure import STRUCTURES as known_structures
-from calibrant.inference.objectives import OBJECTIVES as known_objectives
 from calibrant.settings import FAMILIES, OBJECTIVES, QUICK, STRUCTURES, Request, Settings
 
 training = sys.modules["calibrant.inference.fit"]

@@ -19,10 +19,13 @@ import calibrant as cal
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.guides import CollapsedGuide, amortize, collapsed
 from calibrant.inference import fit, log_evidence, posterior, reference
-from calibrant.inference.exact import solve
-from calibrant.inference.objectives import path_derivative
-from calibrant.linear_gaussian import detect
-from calibrant.program import cast, defaults, density_of, guide_trace, in_double, log_density, sampled
+from calibrant.inference.fitting.objectives import path_derivative
+from calibrant.inference.references.exact import solve
+from calibrant.linear_gaussian.detection import detect
+from calibrant.program import defaults, in_double, log_density
+from calibrant.program.density import density_of
+from calibrant.program.environment import cast
+from calibrant.program.tracing import guide_trace, sampled
 
 PROGRAMS = [
     "noise of each pixel",

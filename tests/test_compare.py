@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import xarray as xr
 from agreement import limit
-from scipy.signal import lfilter
-from scipy.stats import binom, norm, wasserstein_distance
-
-from calibrant.errors import InferenceError
 from calibrant.evaluation.compare import compare
 from calibrant.evaluation.judging import FALSE_ALARM, Verdict
 from calibrant.evaluation.verdicts import verdicts
 from calibrant.inference.gate import exact_convergence
+from scipy.signal import lfilter
+from scipy.stats import binom, norm, wasserstein_distance
+
+from calibrant.errors import InferenceError
 
 LATENTS = 5  # `scale` and `z[0..3]`, in this order, in arrays over latents
 

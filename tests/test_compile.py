@@ -6,8 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-
 from calibrant.inference.compile import compiled, record
+
 from calibrant.program import density_of, trace
 
 

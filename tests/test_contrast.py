@@ -13,6 +13,8 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
+from calibrant.inference.exact import solve
+from calibrant.inference.reference import exact_structure
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -22,8 +24,6 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import CalibrantError, InferenceError
 from calibrant.evaluation import contrast, contrast_experiment, contrast_verdicts
-from calibrant.inference.exact import solve
-from calibrant.inference.reference import exact_structure
 
 SHAPE, LATENTS, LEVELS, FEW = (1, 4, 4), 5, [0.1, 0.3, 1.0, 3.0, 10.0], [0.1, 1.0, 10.0]
 

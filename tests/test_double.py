@@ -12,16 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from calibrant.errors import ProgramError
-from calibrant.program import (
-    check_program,
-    defaults,
-    in_double,
-    log_density,
-    sample_prior,
-    seeded,
-    sites,
-    trace,
-)
+from calibrant.program import check_program, defaults, in_double, log_density, sample_prior, seeded, sites, trace
 
 X = torch.tensor([0.3, -1.2, 0.8])
 

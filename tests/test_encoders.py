@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import calibrant as cal
 from calibrant.errors import ProgramError
-from calibrant.guides.encoders import ENCODERS, FusedEncoder, default_encoder, make_encoder
+from calibrant.guides.encoders.choosing import ENCODERS, default_encoder, make_encoder
+from calibrant.guides.encoders.inputs import FusedEncoder
 
 SIZE = 6
 SET = {"x": (7, 3), "mask": (7,)}

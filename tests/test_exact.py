@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from agreement import limit
+from calibrant.inference.exact import ExactPosterior, solve
+from calibrant.linear_gaussian.structure import LinearGaussian, join
 from scipy.integrate import quad
 from torch import Tensor
 from torch.distributions import Distribution
@@ -16,9 +18,7 @@ from torch.distributions.transforms import SoftplusTransform
 
 from calibrant.errors import InferenceError
 from calibrant.inference import exact
-from calibrant.inference.exact import ExactPosterior, solve
 from calibrant.linear_gaussian.density import log_joint, verify
-from calibrant.linear_gaussian.structure import LinearGaussian, join
 
 PRIORS = {
     "lognormal": dist.LogNormal(0.0, 1.0),

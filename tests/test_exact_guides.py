@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import calibrant as cal
-from calibrant.guides import densities
-from calibrant.guides.directional import VonMisesFisher
-from calibrant.program import defaults, in_double, log_density, sampled, seeded, trace
+from calibrant.guides.families import densities
+from calibrant.guides.families.directional import VonMisesFisher
+from calibrant.program import defaults, in_double, log_density, seeded, trace
+from calibrant.program.tracing import sampled
 
 HELD_OUT, DRAWS = 2000, 20
 

@@ -16,8 +16,9 @@ from scipy import special, stats
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from calibrant.errors import ProgramError
-from calibrant.guides.directional import VonMises, VonMisesFisher, log_normalizer, mean_cosine
-from calibrant.guides.families import FAMILIES, Head, choose_family
+from calibrant.guides.families.choosing import FAMILIES, choose_family
+from calibrant.guides.families.directional import VonMises, VonMisesFisher, log_normalizer, mean_cosine
+from calibrant.guides.families.heads import Head
 
 DIMENSIONS = (2, 3, 10, 128, 512, 1000)
 CONCENTRATIONS = (1e-3, 1.0, 30.0, 1000.0, 1e5)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
+from calibrant.inference.evidence import Evidence, bridge, evidence, normal_log_ratios
 from pyro.nn import PyroModule
 from scipy.special import ndtr
 from scipy.stats import gamma
@@ -23,7 +24,6 @@ from calibrant.data import Data, as_data
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.evaluation import gap
 from calibrant.guides import refine
-from calibrant.inference.evidence import Evidence, bridge, evidence, normal_log_ratios
 from calibrant.inference.trees import build_tree
 from calibrant.program import as_program
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from arviz_stats.base import array_stats
+from calibrant.inference.gate import convergence_of, exact_convergence, mcmc_convergence, require_passable
 from scipy.signal import lfilter
 
 from calibrant.errors import InferenceError
-from calibrant.inference.gate import convergence_of, exact_convergence, mcmc_convergence, require_passable
 
 DIMS = ("chain", "draw", "data")
 DATA = [10, 11, 12]

@@ -9,11 +9,11 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
-
-from calibrant.evaluation import c2st
 from calibrant.evaluation.calibration import below, tarp_distance
 from calibrant.inference.gate import exact_convergence
 from calibrant.inference.importance import importance
+
+from calibrant.evaluation import c2st
 
 
 def stored(name: str) -> dict[str, np.ndarray]:

@@ -18,8 +18,10 @@ import calibrant as cal
 from calibrant.errors import ProgramError
 from calibrant.guides import AmortizedGuide
 from calibrant.guides.structure import STRUCTURES
-from calibrant.inference.objectives import OBJECTIVES, ElboTerms, elbo_terms
-from calibrant.program import density_of, guide_trace, seeded, trace
+from calibrant.inference.fitting.objectives import OBJECTIVES, ElboTerms, elbo_terms
+from calibrant.program import seeded, trace
+from calibrant.program.density import density_of
+from calibrant.program.tracing import guide_trace
 
 HELD_OUT = 2000
 STRUCTURED = tuple(sorted(set(STRUCTURES) - {"collapsed"}))

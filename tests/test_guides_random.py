@@ -1,5 +1,6 @@
 """Guides of random programs: samples in the support, finite ELBO and gradients, sites and plates, storing, float64."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,10 +20,13 @@ from torch.distributions import constraints
 
 from calibrant.errors import ProgramError
 from calibrant.guides import AmortizedGuide, amortize
-from calibrant.guides.directional import VonMisesFisher
+from calibrant.guides.contract import check_guide
+from calibrant.guides.families.directional import VonMisesFisher
 from calibrant.guides.structure import STRUCTURES
-from calibrant.inference.objectives import OBJECTIVES, check_guide
-from calibrant.program import defaults, density_of, guide_trace, is_local, sampled, seeded, trace
+from calibrant.inference.fitting.objectives import OBJECTIVES
+from calibrant.program import defaults, seeded, trace
+from calibrant.program.density import density_of
+from calibrant.program.tracing import guide_trace, is_local, sampled
 
 ROOT = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 1.1]])
 SIZE = 8
@@ -224,7 +228,7 @@ def test_guide_of_every_prior(kind):
 
 def test_the_assertion_sees_samples_outside_the_support(monkeypatch):
     """A positive latent under a Normal guide."""
-    module = __import__("calibrant.guides.amortize", fromlist=["choose_family"])
+    module = importlib.import_module("calibrant.guides.amortizing")
     monkeypatch.setattr(module, "choose_family", lambda *_: "normal")
     with pytest.raises(ProgramError, match="support"):
         assert_guide_is_right(Spec((Part("z0", "half-cauchy", (40,)),), ("z0",), "faithful"), torch.float32)

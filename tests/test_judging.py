@@ -7,9 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import binom
-
-from calibrant.evaluation import conclude
 from calibrant.evaluation.judging import (
     FALSE_ALARM,
     FALSE_PASS,
@@ -20,6 +17,9 @@ from calibrant.evaluation.judging import (
     limit,
     normal_statistic,
 )
+from scipy.stats import binom
+
+from calibrant.evaluation import conclude
 
 MARGIN = 0.1
 

@@ -10,13 +10,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from agreement import limit
+from calibrant.inference.draws import McmcDraws
+from calibrant.inference.lanes import NutsSettings, sample_nuts
+from calibrant.inference.target import Target, from_normal, to_normal
 
 import calibrant as cal
 from calibrant.errors import InferenceError
 from calibrant.inference import adaptation, counter, diagnostics, gate, lanes, repair
-from calibrant.inference.draws import McmcDraws
-from calibrant.inference.lanes import NutsSettings, sample_nuts
-from calibrant.inference.target import Target, from_normal, to_normal
 from calibrant.program import as_program
 
 SHORT = {"warmup": 200, "draws": 500, "compile": False}

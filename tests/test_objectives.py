@@ -14,8 +14,8 @@ from torch.distributions import Categorical, Normal
 
 import calibrant as cal
 from calibrant.errors import InferenceError, ProgramError
-from calibrant.inference import objectives
-from calibrant.inference.objectives import (
+from calibrant.inference.fitting import objectives
+from calibrant.inference.fitting.objectives import (
     OBJECTIVES,
     doubly_reparameterized,
     elbo_terms,

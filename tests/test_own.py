@@ -14,7 +14,8 @@ from torch.nn import functional
 
 import calibrant as cal
 from calibrant.errors import DataError, ProgramError, RunError
-from calibrant.inference.objectives import analytic_kl, check_guide, elbo_terms
+from calibrant.guides.contract import check_guide
+from calibrant.inference.fitting.objectives import analytic_kl, elbo_terms
 
 LATENTS, PIXELS = 2, 64
 

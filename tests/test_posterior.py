@@ -11,6 +11,8 @@ import torch
 import xarray as xr
 from agreement import limit
 from arviz_stats.base import array_stats
+from calibrant.inference.objectives import analytic_kl, elbo_terms, guide_trace, path_derivative
+from calibrant.inference.pyro_nuts import sample_pyro_nuts
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -19,8 +21,6 @@ from torch.distributions import Normal, constraints
 import calibrant as cal
 from calibrant.errors import DataError, InferenceError, ProgramError
 from calibrant.inference import posterior, reference
-from calibrant.inference.objectives import analytic_kl, elbo_terms, guide_trace, path_derivative
-from calibrant.inference.pyro_nuts import sample_pyro_nuts
 from calibrant.program import LogDensity, as_program, sample_prior, seeded
 from calibrant.progress import silent
 

@@ -13,16 +13,8 @@ from small_models import hierarchical
 from torch import Tensor, nn
 
 from calibrant.errors import ProgramError
-from calibrant.program import (
-    as_program,
-    check_program,
-    covariate_names,
-    deterministic,
-    log_density,
-    sample_prior,
-    sites,
-    trace,
-)
+from calibrant.program import as_program, check_program, covariate_names, log_density, sample_prior, sites, trace
+from calibrant.program.tracing import deterministic
 
 X = torch.tensor([0.3, -1.2, 0.8])
 

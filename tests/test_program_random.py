@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calibrant import program as cal
 from calibrant.errors import CalibrantError
+from calibrant.program import density, tracing
 
 REAL = ("normal", "laplace", "student", "mvn")
 OTHER = ("lognormal", "gamma", "half-normal", "beta", "uniform", "dirichlet", "bernoulli", "poisson", "categorical")
@@ -167,7 +168,7 @@ def float64() -> Iterator[None]:
 def prior_values(spec: Spec) -> dict[str, Tensor]:
     with float64(), cal.seeded(spec.size):
         run = cal.trace(spec.program, spec.size, spec.given())
-    return {name: site["value"] for name, site in cal.sampled(run).items()}
+    return {name: site["value"] for name, site in tracing.sampled(run).items()}
 
 
 def assert_density_is_pyros(spec: Spec) -> None:
@@ -177,10 +178,10 @@ def assert_density_is_pyros(spec: Spec) -> None:
         run = poutine.trace(pyro.condition(spec.program, data=values)).get_trace(spec.size, **covariates)
         total = run.log_prob_sum()
         density = cal.log_density(spec.program, values, spec.size, covariates, observed=["x"])
-    sites = {name: site for name, site in cal.messages(run).items() if not cal.is_deterministic(site)}
+    sites = {name: site for name, site in tracing.messages(run).items() if not tracing.is_deterministic(site)}
     assert set(density) == set(sites)
     for name, site in sites.items():
-        assert density[name].shape == ((spec.size,) if cal.is_local(site) else ())
+        assert density[name].shape == ((spec.size,) if tracing.is_local(site) else ())
         assert_close(density[name].sum(), site["log_prob_sum"], name)
     assert_close(density.joint.sum(), total, "joint")
     assert_close(density.local.sum() + density.shared, total, "local and shared")
@@ -265,25 +266,30 @@ def _first_of_a_plate(site, size, name, compute):
     return site["fn"].log_prob(site["value"]).flatten()[0] if name == "w" else compute(name, site, size)
 
 
+def plant(monkeypatch, defect):
+    for module in (tracing, density):
+        monkeypatch.setattr(module, "site_log_prob", defect)
+
+
 @pytest.mark.parametrize(
     "defect", [_without_mask, _without_scale, _without_one_site, _mean_over_events, _first_of_a_plate]
 )
 def test_the_assertion_sees_a_defect(monkeypatch, defect):
-    compute = cal._log_prob
-    monkeypatch.setattr(cal, "_log_prob", lambda name, site, size: defect(site, size, name, compute))
+    compute = tracing.site_log_prob
+    plant(monkeypatch, lambda name, site, size: defect(site, size, name, compute))
     with pytest.raises(AssertionError):
         assert_density_is_pyros(EVERYTHING)
 
 
 def test_the_assertion_sees_data_that_touch(monkeypatch):
-    compute = cal._log_prob
+    compute = tracing.site_log_prob
 
     def centred(name, site, size):
         term = compute(name, site, size)
         return term - term.mean() if name == "a" else term
 
     assert_data_are_independent(EVERYTHING)
-    monkeypatch.setattr(cal, "_log_prob", centred)
+    plant(monkeypatch, centred)
     with pytest.raises(AssertionError):
         assert_data_are_independent(EVERYTHING)
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 import xarray as xr
 from arviz_stats.base import array_stats
+from calibrant.inference.lanes import NutsSettings, sample_nuts
+from calibrant.inference.objectives import elbo_terms
 from pyro.nn import PyroModule
 
 import calibrant as cal
 from calibrant.errors import ProgramError
-from calibrant.inference.lanes import NutsSettings, sample_nuts
-from calibrant.inference.objectives import elbo_terms
 from calibrant.program import as_program, guide_trace
 from calibrant.progress import silent
 

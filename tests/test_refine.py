@@ -16,7 +16,7 @@ from torch import nn
 import calibrant as cal
 from calibrant.errors import ProgramError
 from calibrant.guides import refine
-from calibrant.guides.refine import _is_movable
+from calibrant.guides.refined import is_movable
 
 DATA = 2000
 
@@ -230,7 +230,7 @@ def test_angles_points_and_masked_sites_stay(fn):
             pyro.sample("w", dist.Normal(torch.zeros(size), 1.0))
 
     found = pyro.poutine.trace(run).get_trace({}, 3).nodes
-    assert [_is_movable(found[name]) for name in ("z", "w")] == [False, True]
+    assert [is_movable(found[name]) for name in ("z", "w")] == [False, True]
 
 
 def test_nothing_to_refine():

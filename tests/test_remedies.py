@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
+from calibrant.evaluation.remedies import _has_weights, _richer, _trained, _TrainingData
 from pyro.nn import PyroModule
 from small_models import coin, coin_guide
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ import calibrant as cal
 from calibrant.data import as_data
 from calibrant.errors import InferenceError, NonFiniteLoss
 from calibrant.evaluation import remedies, remedy_sentences
-from calibrant.evaluation.remedies import _has_weights, _richer, _trained, _TrainingData
 from calibrant.inference.trees import model_sha256
 
 MODULE = importlib.import_module("calibrant.evaluation.remedies")  # the package's attribute is the function

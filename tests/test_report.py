@@ -19,6 +19,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from calibrant.evaluation.conclusion import conclude
+from calibrant.evaluation.gap import gap
+from calibrant.evaluation.report import evidence_gap
+from calibrant.evaluation.words import number
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -37,10 +41,6 @@ from calibrant.evaluation import (
     predictive_plots,
     report,
 )
-from calibrant.evaluation.conclusion import conclude
-from calibrant.evaluation.gap import gap
-from calibrant.evaluation.report import evidence_gap
-from calibrant.evaluation.words import number
 
 SHAPE = (1, 5, 5)
 CHECKED = ("calibration_bands", "coverage_curves", "recovery", "importance", "classifier", "pairs")

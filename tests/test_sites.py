@@ -10,13 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 import calibrant as cal
-from calibrant.program import (
-    check_program,
-    deterministic,
-    sampled,
-    sites,
-    trace,
-)
+from calibrant.program import check_program, sites, trace
+from calibrant.program.tracing import deterministic, sampled
 
 X = torch.tensor([0.3, -1.2, 0.8])
 

@@ -11,15 +11,15 @@ import pytest
 import safetensors.torch
 import torch
 import xarray as xr
+from calibrant.evaluation.compare import compare
+from calibrant.evaluation.verdicts import verdicts
+from calibrant.inference.fit import Fit
 from pyro.nn import PyroModule
 from torch import nn
 
 import calibrant as cal
 from calibrant import store
 from calibrant.errors import NonFiniteLoss, RunError
-from calibrant.evaluation.compare import compare
-from calibrant.evaluation.verdicts import verdicts
-from calibrant.inference.fit import Fit
 
 training = sys.modules["calibrant.inference.fit"]  # the function of that name hides the module
 

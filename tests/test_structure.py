@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import calibrant as cal
 from calibrant.errors import InferenceError
-from calibrant.linear_gaussian import detect
+from calibrant.linear_gaussian.detection import detect
 
 
 @pytest.mark.parametrize(("program", "truth"), SOLVED.values(), ids=SOLVED)

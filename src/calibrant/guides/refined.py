@@ -125,7 +125,7 @@ class _Moved(Messenger):
             msg["fn"] = dist.TransformedDistribution(msg["fn"], [to_support.inv, affine, to_support])
 
 
-def _is_movable(site: Mapping[str, Any]) -> bool:
+def is_movable(site: Mapping[str, Any]) -> bool:
     """Whether a site of the guide can have a map of its own for each datum."""
     fn = site["fn"]
     if not is_local(site) or fn.support.is_discrete or is_masked(fn):
@@ -149,7 +149,7 @@ def _moments(
         repeated = rows.repeat_interleave(_DRAWS)
         given, cols = ({name: value[repeated] for name, value in part.items()} for part in (observed, covariates))
         for name, site in sampled(guide_trace(guide, given, len(repeated), cols)).items():
-            if not _is_movable(site):
+            if not is_movable(site):
                 continue
             raw = from_line(site["fn"].support).inv(site["value"])
             raw = raw.reshape(len(rows), _DRAWS, *raw.shape[1:])
