@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tasks import dying, failing_or_waiting, reporting, wait_for_an_interrupt
 
-from calibrant import store
+from calibrant import store, workflow
 from calibrant.errors import RunError
 from calibrant.processes import processes_for, side_by_side
 from calibrant.progress import Progress
@@ -30,33 +30,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def reporting(path: Path, progress: Progress) -> None:
-    progress("stage", torch.get_num_threads(), 2, path.name)
-    path.write_text("done")
-
-
-def failing_or_waiting(path: Path, progress: Progress) -> None:
-    if path.name == "fails":
-        while not path.with_name("waits").exists():
-            time.sleep(0.05)
-        raise RunError("no luck")
-    wait_for_an_interrupt(path, progress)
-
-
-def wait_for_an_interrupt(path: Path, progress: Progress) -> None:
-    path.write_text("waiting")
-    progress("wait", 0, 1)
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        path.write_text("kept")
-        raise
-
-
-def dying(path: Path, progress: Progress) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -97,11 +70,16 @@ def test_a_process_that_dies_is_noticed(tmp_path):
         side_by_side(dying, [(tmp_path / name,) for name in "ab"], lambda *_: None)
 
 
-def test_two_models_are_run_and_checked_side_by_side(tmp_path):
-    rows = np.random.default_rng(0).normal(size=(200, 3)).astype("f4")
+def by_turns(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], progress: Progress) -> None:
+    """As `side_by_side`, in this process: what reaches a task has been pickled."""
+    for given in pickle.loads(pickle.dumps([(task, *each) for each in arguments])):
+        given[0](*given[1:], progress)
+
+
+def test_two_models_are_run_and_checked_side_by_side(tmp_path, short_check, monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(64, 3)).astype("f4")
     np.savez(tmp_path / "rows.npz", x=rows)
-    settings = {"epochs": 1, "batch_size": 40, "draws": 100, "held_out": 4, "contrast_images": 4, "contrast_levels": 3}
-    settings |= {"simulations": 100, "predictive_draws": 20}
+    settings = {"epochs": 1, "batch_size": 32, "draws": 100, "held_out": 4, "simulations": 100, "predictive_draws": 20}
     request = Request(
         models=("ppca", "vae"),
         data=str(tmp_path / "rows.npz"),
@@ -114,9 +92,13 @@ def test_two_models_are_run_and_checked_side_by_side(tmp_path):
     assert {"ppca: fit", "vae: fit", "ppca: posterior", "report"} <= seen
     assert [result.name for result in outcome.results] == ["ppca", "vae"]
     assert outcome.report is not None
-    again = check_run(Request(out=tmp_path / "run", settings={**settings, "held_out": 3}))
-    assert [result.amortized["posterior"].sizes["data"] for result in again.results] == [3, 3]
     assert len(store.load_history(tmp_path / "run" / "vae")) == 1
+    monkeypatch.setattr(workflow, "side_by_side", by_turns)  # that models run in processes has been seen above
+    again = check_run(
+        Request(out=tmp_path / "run", settings={**settings, "held_out": 3}), lambda stage, *_: seen.add(stage)
+    )
+    assert [result.amortized["posterior"].sizes["data"] for result in again.results] == [3, 3]
+    assert "vae: gap" in seen
 
 
 def test_one_model_or_one_thread_needs_no_process():
