@@ -1,8 +1,6 @@
 """Every test starts from the same seed, and fails when it leaves global state changed."""
 
-import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from commands import SMALL, fit_rows, good, write_files
 from pyro.poutine import runtime
+from small_checks import CHECKED, refine_hardly, show_few_contrasts
 
 import calibrant as cal
 
@@ -59,12 +58,6 @@ def _write_shortly(results: Any, path: Any, command: str = "") -> Path:
     return Path(path)
 
 
-def refine_hardly(patch: pytest.MonkeyPatch) -> None:
-    """Gaps are split by a guide that is refined in a few steps: the part of a check that takes longest."""
-    check = sys.modules[cal.evaluation.check.__module__]
-    patch.setattr(check, "gap", partial(cal.evaluation.gap, steps=5))
-
-
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test runs in a folder of its own, with small data and a user's file in it."""
@@ -74,10 +67,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaps are split in a few steps."""
+    refine_hardly(monkeypatch)
+
+
+@pytest.fixture
+def short_check(short_gap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are about files and messages: reports are one line, and gaps are split in a few steps."""
     monkeypatch.setattr(cal.evaluation, "report", _write_shortly)
-    refine_hardly(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +97,35 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "whole.out").write_text(out)
         (folder / "whole.err").write_text(err)
     return folder
+
+
+# -- checks and reports ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_check() -> Iterator[None]:
+    """Checks take little time: few contrasts, and guides that are hardly refined."""
+    with pytest.MonkeyPatch.context() as patch:
+        show_few_contrasts(patch)
+        refine_hardly(patch)
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ArviZ's pictures and those of the check, which take most of the time."""
+    from calibrant.evaluation import check_plots, plots, predictive_plots
+
+    monkeypatch.setattr(plots, "arviz_pictures", lambda result: {})
+    for module, names in ((check_plots, CHECKED), (predictive_plots, predictive_plots.CAPTIONS)):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda result: None)
+
+
+@pytest.fixture
+def bare(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any picture."""
+    from calibrant.evaluation import plots
+
+    for name in ("training_curves", "contrast_curves", "dictionary", "samples", "agreement", "gaps", "worst_data"):
+        monkeypatch.setattr(plots, name, lambda result: None)

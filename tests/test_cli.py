@@ -162,7 +162,7 @@ def test_fit_then_check_gives_what_run_gives(short_check, made_runs):
 @pytest.mark.parametrize(
     "model", [pytest.param("gsm", marks=pytest.mark.slow), "ppca"]
 )  # with a scale to learn, or not
-def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_check, model):
+def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_check, monkeypatch, model):
     words = f"run {model} --data rows.npz --set latents=2 --structure collapsed --objective dreg --out run"
     good(*words.split(), *SMALL)
     assert store.read_config("run")["guide"]["structure"] == "collapsed"
@@ -172,7 +172,9 @@ def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_check, mo
     good("check", "run", "--draws", "100", "--held-out", "4", "--simulations", "100")
     assert store.load_result("run").amortized["sample_stats"].equals(first.amortized["sample_stats"])
     good("report", "run")
-    good(*words.split(), *SMALL, "--resume")
+    monkeypatch.setattr(workflow, "examine", lambda *_, **__: 1 / 0)  # as far as the check, which is made above
+    with pytest.raises(ZeroDivisionError):
+        call(*words.split(), *SMALL, "--resume")
 
 
 def test_check_takes_other_data_and_forgets_old_results(short_check, made_runs):
