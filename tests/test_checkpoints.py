@@ -1,5 +1,6 @@
 """Checkpoints: trainings go on as if they had not been interrupted, and what can't go on is refused."""
 
+import shutil
 import sys
 
 import pytest
@@ -94,12 +95,20 @@ def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path, monkeypatch
     assert all(torch.equal(value, tensors[f"best.model.{name}"]) for name, value in model.state_dict().items())
 
 
-def test_trainings_that_cannot_go_on_are_refused(tmp_path):
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """The folder of a training of one epoch; tests copy it."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(folder, epochs=1)
+    return folder
+
+
+def test_trainings_that_cannot_go_on_are_refused(tmp_path, one_epoch):
     with pytest.raises(RunError, match="no checkpoint"):
         train(tmp_path / "empty", resume=True)
     with pytest.raises(RunError, match="run_dir="):
         train(resume=True)
-    train(tmp_path, epochs=1)
+    shutil.copytree(one_epoch, tmp_path, dirs_exist_ok=True)
     with pytest.raises(RunError, match="resume=True"):
         train(tmp_path, epochs=1)
     with pytest.raises(RunError, match=r"epochs was 1, is 2; .*lr was 0.005, is 0.1"):
@@ -111,8 +120,8 @@ def test_trainings_that_cannot_go_on_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "no training"])
-def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
-    train(tmp_path, epochs=1)
+def test_a_damaged_checkpoint_is_refused(tmp_path, one_epoch, damage):
+    shutil.copytree(one_epoch, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "checkpoints" / "training.safetensors"
     if damage == "cut":
         cut(path)
