@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from agreement import limit
-from calibrant.evaluation.check_plots import ecdf_band
 from pyro.nn import PyroModule
 from scipy.stats import norm
 
-from calibrant.evaluation import RunResult, check_plots, compare, uniformity
+from calibrant.evaluation import RunResult, compare, uniformity
+from calibrant.evaluation.reporting import check_plots
+from calibrant.evaluation.reporting.check_plots import ecdf_band
 
 RNG = np.random.default_rng
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,123 +13,28 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
-from calibrant.inference.exact import solve
-from calibrant.inference.reference import exact_structure
-from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
-from torch import Tensor, nn
-from torch.distributions import constraints
+from contrast_models import (
+    FEW,
+    LATENTS,
+    LEVELS,
+    SHAPE,
+    ExactGuide,
+    PlainGuide,
+    experiment,
+    flat,
+    images,
+    model,
+    shown,
+    statuses,
+)
 
 import calibrant as cal
 from calibrant.data import Data
-from calibrant.errors import CalibrantError, InferenceError
-from calibrant.evaluation import contrast, contrast_experiment, contrast_verdicts
-
-SHAPE, LATENTS, LEVELS, FEW = (1, 4, 4), 5, [0.1, 0.3, 1.0, 3.0, 10.0], [0.1, 1.0, 10.0]
-
-
-def model(name: str, **arguments: Any) -> PyroModule:
-    torch.manual_seed(0)
-    if name == "ea-vae":  # small scales likely, so that a blank image leaves the latents at their prior
-        arguments = {"scale_prior": {"name": "lognormal", "loc": -1.5, "scale": 1.5}, **arguments}
-    return cal.models.create(name, shape=list(SHAPE), latents=LATENTS, **arguments).eval()
-
-
-def images(count: int = 12, seed: int = 1) -> dict[str, Tensor]:
-    """Images of very different contrast, none of them blank: what the decoders of `model` make, with a little noise."""
-    generator = torch.Generator().manual_seed(seed)
-    strength = torch.rand(count, 1, generator=generator) + 0.5
-    x = torch.randn(count, LATENTS, generator=generator) @ model("vae").decoder.weight.detach().T
-    x = strength * x + 0.1 * torch.randn(count, x.shape[1], generator=generator)
-    return {"x": x.reshape(count, *SHAPE)}
-
-
-# -- guides ------------------------------------------------------------------------------------------------------------
-
-
-class GridScale(TorchDistribution):
-    """A positive variable whose logarithm has a piecewise constant density: `weights` (size, cells) on one grid."""
-
-    arg_constraints: Mapping[str, constraints.Constraint] = {}
-    support = constraints.positive
-    has_rsample = False
-
-    def __init__(self, grid: Tensor, log_weights: Tensor) -> None:
-        self.grid, self.width = grid, grid[1] - grid[0]
-        self.cells = torch.distributions.Categorical(logits=log_weights, validate_args=False)
-        super().__init__(log_weights.shape[:1], validate_args=False)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        cell = self.cells.sample(sample_shape)
-        return (self.grid[cell] + self.width * (torch.rand(cell.shape) - 0.5)).exp()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        cell = ((value.log() - self.grid[0]) / self.width).round().long().clamp(0, len(self.grid) - 1)
-        return self.cells.log_prob(cell) - self.width.log() - value.log()
-
-
-class ExactGuide(PyroModule):
-    """The exact posterior of a linear model by dense algebra of its own, with the scale on a fine grid.
-
-    `widen` multiplies the sd of z: a planted defect.
-    """
-
-    def __init__(self, target: PyroModule, widen: float = 1.0) -> None:
-        super().__init__()
-        self.target, self.widen = target, widen
-        self.register_buffer("grid", torch.linspace(-9.0, 6.0, 600))
-
-    def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
-        images, row = observed["x"].flatten(1).unique(dim=0, return_inverse=True)
-        loading, noise = self.target.decoder.weight, self.target.likelihood.scale
-        error = images - self.target.decoder.bias
-        with pyro.plate("data", size):
-            scale = torch.ones(size)
-            if hasattr(self.target, "prior_of_scale"):
-                scale = pyro.sample("scale", GridScale(self.grid, self.log_weights(error)[row]))
-            gain = (loading.T @ loading)[None] * (scale / noise)[:, None, None] ** 2
-            covariance = torch.linalg.inv(torch.eye(loading.shape[1]) + gain)
-            mean = (scale / noise**2)[:, None] * torch.einsum("nij,nj->ni", covariance, (error @ loading)[row])
-            root = self.widen * torch.linalg.cholesky(covariance)
-            pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=root))
-
-    def log_weights(self, error: Tensor) -> Tensor:
-        """log p(log s) p(x | s) of the unique images on the grid, `(images, cells)`."""
-        scale, loading = self.grid.exp(), self.target.decoder.weight
-        values, vectors = torch.linalg.eigh(loading @ loading.T)
-        variance = scale[:, None] ** 2 * values.clamp_min(0) + self.target.likelihood.scale**2
-        power = (error @ vectors)[:, None] ** 2 / variance
-        return (
-            -0.5 * (power.sum(-1) + variance.log().sum(-1)) + self.target.prior_of_scale().log_prob(scale) + self.grid
-        )
-
-
-class PlainGuide(PyroModule):
-    """Normal z around zero with an sd that may depend on the image's contrast, and a scale that does not."""
-
-    def __init__(self, sd: Callable[[Tensor], Tensor], scale: bool) -> None:
-        super().__init__()
-        self.sd, self.scale = sd, scale
-
-    def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
-        width = self.sd(observed["x"].flatten(1).std(1))[:, None].expand(size, LATENTS)
-        with pyro.plate("data", size):
-            if self.scale:
-                pyro.sample("scale", dist.LogNormal(torch.zeros(size), 0.3))
-            pyro.sample("z", dist.Normal(torch.zeros_like(width), width).to_event(1))
-
-
-def flat(width: float) -> Callable[[Tensor], Tensor]:
-    return lambda strength: torch.full_like(strength, width)
-
-
-def experiment(target: PyroModule, guide: PyroModule, **options: Any) -> xr.Dataset:
-    return contrast_experiment(target, guide, images(), **{"levels": FEW, "chains": 2, **options})
-
-
-def statuses(result: xr.Dataset) -> dict[tuple[str, str], str]:
-    return {(v.site, v.quantity): v.status for v in contrast_verdicts(result)}
-
+from calibrant.errors import InferenceError
+from calibrant.evaluation import contrast_experiment, contrast_verdicts
+from calibrant.evaluation.statistics import contrast_curves as contrast
+from calibrant.inference.references.exact import solve
+from calibrant.inference.references.sampling import exact_structure
 
 # -- known truth -------------------------------------------------------------------------------------------------------
 
@@ -217,13 +122,6 @@ def test_the_errors_of_the_statistics_are_not_too_large_either(oracle):
         squares.append(((found - truth) / se) ** 2)
     mean, count = np.mean(squares), np.size(squares)
     assert abs(mean - 1) < limit(1) * math.sqrt(2 / count) * 1.5  # the draws of the scale have heavier tails
-
-
-def shown(strength: float) -> Tensor:
-    """The images of `images()` at a contrast, as the experiment should show them."""
-    x = images()["x"].double()
-    centred = x - x.mean((1, 2, 3), keepdim=True)
-    return strength * centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
 def test_signal_variance_is_free_of_monte_carlo_bias():
@@ -412,151 +310,3 @@ def test_no_image_with_a_reference_is_an_error(failing):
     failing(lambda call, image: True)
     with pytest.raises(InferenceError, match="12 of 12 images fails the gate"):
         experiment(target, ExactGuide(target), draws=50)
-
-
-# -- verdicts on curves of any shape -----------------------------------------------------------------------------------
-
-
-def curves(exact: list[float], ours: list[float], se: float = 1e-3, share: float = 1.0) -> xr.Dataset:
-    """A result with these posterior sds, without a scale."""
-    values = np.repeat(np.array([exact, ours])[:, :, None], 4, 2)
-    dims = ("source", "contrast", "image")
-    return xr.Dataset(
-        {"posterior_sd_by_image": (dims, values), "posterior_sd_by_image_se": (dims, np.full_like(values, se))},
-        coords={"source": ["exact", "amortized"], "contrast": np.geomspace(0.1, 10, len(exact))},
-        attrs={
-            "prior_sd": 1.0,
-            "scale": "",
-            "structure": "",
-            "reference_method": "exact",
-            "share_reference": share,
-            "spearman_exact": float(np.corrcoef(np.argsort(np.argsort(exact)), range(len(exact)))[0, 1]),
-        },
-    )
-
-
-FALLING = [0.99, 0.9, 0.6, 0.3, 0.1]
-
-
-@pytest.mark.parametrize(
-    ("exact", "ours", "expected", "words"),
-    [
-        (FALLING, FALLING, ("pass", "pass"), "falls from 0.99 to 0.10"),
-        (FALLING, [0.95 * v for v in FALLING], ("pass", "pass"), "falls"),
-        (FALLING, [0.8 * v for v in FALLING], ("pass", "fail"), "falls"),
-        (FALLING, [0.99, 0.9, 0.6, 0.3, 0.3], ("pass", "fail"), "falls"),
-        ([0.5, 0.5, 0.5, 0.5, 0.5], [0.5] * 5, ("fail", "pass"), "is flat, 0.50 of the prior"),
-        ([0.50, 0.49, 0.48, 0.47, 0.46], [0.48] * 5, ("fail", "pass"), "is flat"),
-        ([0.1, 0.3, 0.6, 0.9, 0.99], FALLING, ("fail", "fail"), "it should fall steadily"),
-        ([0.5, 0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.3, 0.2, 0.1], ("fail", "pass"), "it should start near the prior"),
-    ],
-)
-def test_verdicts_of_known_curves(exact, ours, expected, words):
-    first, second = contrast_verdicts(curves(exact, ours))
-    assert (first.status, second.status) == expected
-    assert words in first.sentence
-
-
-def test_a_flat_curve_is_flat_however_its_noise_is_ranked():
-    """Noise that happens to fall has rank correlation −1."""
-    still = [0.556, 0.553, 0.55, 0.547, 0.544]
-    assert contrast_verdicts(curves(still, still, se=0.005))[0].status == "fail"
-    assert "is flat" in contrast_verdicts(curves(still, still, se=0.005))[0].sentence
-    noisy = [0.60, 0.57, 0.55, 0.53, 0.50]
-    assert "is flat" not in contrast_verdicts(curves(noisy, noisy, se=0.001))[0].sentence
-
-
-def test_a_curve_that_is_not_known_is_not_called_flat():
-    falling = [1.0, 0.9, 0.7, 0.5, 0.4]
-    assert contrast_verdicts(curves(falling, falling, se=3.0))[0].status == "cannot tell"
-
-
-def test_a_guide_at_the_margin_is_left_open():
-    verdict = contrast_verdicts(curves(FALLING, [1.1 * v for v in FALLING], se=0.01))[1]
-    assert verdict.status == "cannot tell"
-    assert verdict.sentence.startswith("guide: cannot tell whether its posterior sd follows the exact curve within 10%")
-
-
-def test_a_guide_is_failed_even_where_many_references_are_missing():
-    first, second = contrast_verdicts(curves(FALLING, [0.5] * 5, share=0.8))
-    assert (first.status, second.status) == ("cannot tell", "fail")
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
-
-
-class Two(PyroModule):
-    """Two vector latents, two scales, noise of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.likelihood = cal.models.Gaussian(0.5)
-
-    def forward(self, size: int) -> None:
-        with pyro.plate("data", size):
-            a, b = (pyro.sample(n, dist.LogNormal(0.0, 1.0)) for n in ("a", "b"))
-            u, v = (pyro.sample(n, dist.Normal(0.0, 1.0).expand([2]).to_event(1)) for n in ("u", "v"))
-            mean = (a * u.sum(-1) + b * v.sum(-1))[:, None, None, None].expand(size, *SHAPE)
-            pyro.sample("x", self.likelihood(mean))
-
-
-class Scalar(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.likelihood = cal.models.Gaussian(0.5)
-
-    def forward(self, size: int) -> None:
-        with pyro.plate("data", size):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", self.likelihood(z[:, None, None, None].expand(size, *SHAPE)))
-
-
-class Pair(PyroModule):
-    def forward(self, size: int) -> None:
-        with pyro.plate("data", size):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1)[:, None, None, None].expand(size, *SHAPE), 1.0).to_event(3))
-            pyro.sample("w", dist.Normal(z.sum(-1), 1.0))
-
-
-def binary() -> dict[str, Tensor]:
-    return {"x": (images()["x"] > 0).float()}
-
-
-@pytest.mark.parametrize(
-    ("target", "data", "options", "message"),
-    [
-        (model("vae", likelihood="bernoulli"), binary(), {}, "has no `likelihood.scale`.*give noise="),
-        (model("vae"), images(), {"noise": 0.0}, "noise=0.0"),
-        (model("vae"), images(), {"noise": math.nan}, "noise=nan"),
-        (model("vae"), images(), {"levels": [1.0, 2.0]}, "levels are"),
-        (model("vae"), images(), {"levels": [0.0, 1.0, 2.0]}, "levels are"),
-        (model("vae"), images(), {"levels": [1.0, 1.0, 2.0]}, "levels are"),
-        (model("vae"), images(), {"images": 1}, "images=1"),
-        (model("vae"), {"x": torch.ones(9, *SHAPE)}, {}, "of 9 data 0 have contrast"),
-        (model("vae"), images(), {"latent": "y"}, r"latent='y' is no vector.*\['z'\]"),
-        (model("vae"), images(), {"scale": "z"}, "scale='z' is no positive scalar"),
-        (Scalar(), images(), {}, "no local vector latent"),
-        (Two(), images(), {}, r"vector latents \['u', 'v'\]: name one with latent="),
-        (Two(), images(), {"latent": "u"}, r"positive scalar latents \['a', 'b'\]: name one with scale="),
-        (Pair(), {**images(), "w": torch.zeros(12)}, {"noise": 1.0}, "contrast is that of one site"),
-        (model("vae"), {"x": torch.zeros(9, 5)}, {}, "'x' has shape"),
-    ],
-)
-def test_what_the_experiment_cannot_use_is_refused(target, data, options, message):
-    with pytest.raises(CalibrantError, match=message):
-        contrast_experiment(target, nn.Identity(), data, **options)
-
-
-def test_a_guide_without_any_spread_fails():
-    target = model("vae")
-    result = experiment(target, PlainGuide(flat(1e-30), scale=False), draws=50)
-    assert statuses(result)["guide", "posterior_sd"] == "fail"
-    assert "too small by up to 100%" in contrast_verdicts(result)[1].sentence
-
-
-def test_a_guide_with_draws_that_are_not_finite_is_refused():
-    target = model("vae")
-    broken = PlainGuide(flat(math.inf), scale=False)
-    with pyro.validation_enabled(False), pytest.raises(InferenceError, match="draws of 'z' are not finite"):
-        experiment(target, broken, draws=50)

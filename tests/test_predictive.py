@@ -11,14 +11,15 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
-from calibrant.evaluation.predictive import predictive_check
-from calibrant.evaluation.predictive_sentences import predictive_sentences
-from calibrant.evaluation.predictive_statistics import differences, moments, transport
 from scipy.stats import binom, norm, wasserstein_distance
 
 import calibrant as cal
 from calibrant.errors import InferenceError, ProgramError
-from calibrant.evaluation import predictive_draws, predictive_plots
+from calibrant.evaluation.judgements.on_predictions import predictive_sentences
+from calibrant.evaluation.reporting import predictive_plots
+from calibrant.evaluation.statistics import predictive_tallies as predictive_draws
+from calibrant.evaluation.statistics.data_statistics import differences, moments, transport
+from calibrant.evaluation.statistics.predictive_tests import predictive_check
 from calibrant.store import load_dataset, save_dataset
 
 SIDE, LATENTS, NOISE = 8, 2, 0.5

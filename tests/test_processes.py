@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tasks import dying, failing_or_waiting, reporting, wait_for_an_interrupt
 
 from calibrant import store
 from calibrant.errors import RunError
 from calibrant.processes import processes_for, side_by_side
 from calibrant.progress import Progress
 from calibrant.settings import Request
-from calibrant.workflow import check_run, run
+from calibrant.workflow import check_run, run, running
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="models run one by one where processes can't be interrupted")
 
@@ -30,33 +31,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def reporting(path: Path, progress: Progress) -> None:
-    progress("stage", torch.get_num_threads(), 2, path.name)
-    path.write_text("done")
-
-
-def failing_or_waiting(path: Path, progress: Progress) -> None:
-    if path.name == "fails":
-        while not path.with_name("waits").exists():
-            time.sleep(0.05)
-        raise RunError("no luck")
-    wait_for_an_interrupt(path, progress)
-
-
-def wait_for_an_interrupt(path: Path, progress: Progress) -> None:
-    path.write_text("waiting")
-    progress("wait", 0, 1)
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        path.write_text("kept")
-        raise
-
-
-def dying(path: Path, progress: Progress) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -97,26 +71,51 @@ def test_a_process_that_dies_is_noticed(tmp_path):
         side_by_side(dying, [(tmp_path / name,) for name in "ab"], lambda *_: None)
 
 
-def test_two_models_are_run_and_checked_side_by_side(tmp_path):
-    rows = np.random.default_rng(0).normal(size=(200, 3)).astype("f4")
-    np.savez(tmp_path / "rows.npz", x=rows)
-    settings = {"epochs": 1, "batch_size": 40, "draws": 100, "held_out": 4, "contrast_images": 4, "contrast_levels": 3}
-    settings |= {"simulations": 100, "predictive_draws": 20}
-    request = Request(
+def request_for(folder: Path) -> Request:
+    """Two small models of 64 data."""
+    rows = np.random.default_rng(0).normal(size=(64, 3)).astype("f4")
+    np.savez(folder / "rows.npz", x=rows)
+    settings = {"epochs": 1, "batch_size": 32, "draws": 100, "held_out": 4, "simulations": 100, "predictive_draws": 20}
+    return Request(
         models=("ppca", "vae"),
-        data=str(tmp_path / "rows.npz"),
+        data=str(folder / "rows.npz"),
         arguments={"latents": 2},
         settings=settings,
-        out=tmp_path / "run",
+        out=folder / "run",
     )
+
+
+def run_and_check(request: Request) -> None:
     seen: set[str] = set()
     outcome = run(request, lambda stage, *_: seen.add(stage))
     assert {"ppca: fit", "vae: fit", "ppca: posterior", "report"} <= seen
     assert [result.name for result in outcome.results] == ["ppca", "vae"]
     assert outcome.report is not None
-    again = check_run(Request(out=tmp_path / "run", settings={**settings, "held_out": 3}))
+    again = check_run(Request(out=request.out, settings={**request.settings, "held_out": 3}))
     assert [result.amortized["posterior"].sizes["data"] for result in again.results] == [3, 3]
-    assert len(store.load_history(tmp_path / "run" / "vae")) == 1
+    assert len(store.load_history(request.out / "vae")) == 1
+
+
+@pytest.mark.truth
+def test_two_models_are_run_and_checked_side_by_side(tmp_path, short_check):
+    run_and_check(request_for(tmp_path))
+
+
+def test_what_two_models_are_run_and_checked_with_reaches_other_processes(tmp_path, short_check, monkeypatch):
+    """As the test above, with tasks that are pickled and called here: to start processes takes longest."""
+    asked = []
+
+    def by_turns(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], progress: Progress) -> None:
+        asked.append(len(arguments))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as every process has
+        for given in pickle.loads(pickle.dumps([(task, *each) for each in arguments])):
+            given[0](*given[1:], progress)
+        torch.set_num_threads(threads)
+
+    monkeypatch.setattr(running, "side_by_side", by_turns)
+    run_and_check(request_for(tmp_path))
+    assert asked == [2, 2]
 
 
 def test_one_model_or_one_thread_needs_no_process():

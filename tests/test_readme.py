@@ -7,18 +7,48 @@ from pathlib import Path
 import pytest
 
 import calibrant as cal
-from calibrant.inference import repair
+from calibrant.inference.references import repair
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+def shortened(block, shorter):
+    for long, short in shorter:
+        assert long in block
+        block = block.replace(long, short)
+    return block
+
+
+@pytest.fixture
+def ungated(monkeypatch):
+    """Chains may be too short to judge anything."""
+    monkeypatch.setattr(sys.modules[cal.inference.reference.__module__], "require_passable", lambda *numbers: None)
+    monkeypatch.setattr(repair, "_LOOKS", 1)
+
+
+def write_your_own_model(block, folder, capsys):
+    assert len(block.splitlines()) < 35
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    assert "gain" in capsys.readouterr().out
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.truth
 def test_write_your_own_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS[0].splitlines()) < 35
-    exec(compile(BLOCKS[0], "README.md", "exec"), {"__name__": "__main__"})
-    assert "gain" in capsys.readouterr().out
-    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    write_your_own_model(BLOCKS[0], tmp_path, capsys)
+
+
+def test_write_your_own_model_with_short_chains(tmp_path, monkeypatch, capsys, ungated, short_gap):
+    monkeypatch.chdir(tmp_path)
+    shorter = (
+        ("2000, seed=0", "200, seed=0"),
+        ("epochs=20", "epochs=1"),
+        ("[:128]", "[:6]"),
+        ("warmup=300, draws=500", "warmup=10, draws=100, simulations=100"),
+    )
+    write_your_own_model(shortened(BLOCKS[0], shorter), tmp_path, capsys)
 
 
 def the_model_you_have(**shorter):
@@ -32,15 +62,15 @@ def the_model_you_have(**shorter):
     return names
 
 
-def test_check_the_model_you_already_have(monkeypatch, capsys):
+def test_check_the_model_you_already_have(capsys, ungated):
     """With chains that are too short to judge anything: the slow test takes the real ones."""
     assert len(BLOCKS[2].strip().splitlines()) <= 10
-    monkeypatch.setattr(sys.modules[cal.inference.reference.__module__], "require_passable", lambda *numbers: None)
-    monkeypatch.setattr(repair, "_LOOKS", 1)
     names = the_model_you_have(
         training=("range(1000)", "range(50)"),
         chains=("warmup=300, draws=500", "warmup=10, draws=30"),
+        data=("x[1500:1532]", "x[1500:1508]"),
         pool=("draws=10_000), draws=1000", "draws=200), draws=100"),
+        refining=("guide, few)  #", "guide, few, steps=20)  #"),
     )
     assert "`z" in capsys.readouterr().out
     assert cal.inference.posterior(names["model"], names["richer"], names["few"], draws=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
-from calibrant.evaluation.remedies import _has_weights, _richer, _trained, _TrainingData
 from pyro.nn import PyroModule
 from small_models import coin, coin_guide
 from torch import Tensor, nn
@@ -22,9 +20,10 @@ import calibrant as cal
 from calibrant.data import as_data
 from calibrant.errors import InferenceError, NonFiniteLoss
 from calibrant.evaluation import remedies, remedy_sentences
+from calibrant.evaluation.remedying import bench, richer, trying
+from calibrant.evaluation.remedying.richer import TrainingData, has_weights, richer_guides, trained_guide
 from calibrant.inference.trees import model_sha256
 
-MODULE = importlib.import_module("calibrant.evaluation.remedies")  # the package's attribute is the function
 DATA = 25
 OBLIQUE = [[1.0, 0.8], [0.9, 1.0], [0.2, 0.4], [0.0, 0.3]]
 ORTHOGONAL = [[1.0, 0.5], [0.5, -1.0], [0.4, 0.0], [0.0, 0.3]]
@@ -73,7 +72,7 @@ class Product(PyroModule):
 
 def only(monkeypatch, **kinds) -> None:
     """Of the richer guides, these alone are tried."""
-    monkeypatch.setattr(MODULE, "_richer", lambda *given: kinds)
+    monkeypatch.setattr(trying, "richer_guides", lambda *given: kinds)
 
 
 def value(result: xr.Dataset, remedy: str, name: str) -> float:
@@ -171,7 +170,7 @@ def test_a_wrong_scale_is_what_refining_and_resampling_mend(monkeypatch):
     x = {"x": cal.program.sample_prior(model, DATA, seed=1)["x"]}
     reference = cal.inference.reference(model, x, draws=1000, seed=7)
     only(monkeypatch)
-    monkeypatch.setattr(MODULE, "_POOL_ROWS", 60_000)  # pools of part of the data, joined
+    monkeypatch.setattr(bench, "_POOL_ROWS", 60_000)  # pools of part of the data, joined
     guide = Product(model, stretch=1.3)
     result = remedies(model, guide, x, reference, refine_steps=60)
     assert not misses(result, "guide", "gap", guide.divergence(), 0.0)
@@ -198,7 +197,7 @@ def test_without_evidence_the_best_bound_stands_for_it(oblique, monkeypatch):
     def unknown(*given):
         raise InferenceError("not known")
 
-    monkeypatch.setattr(MODULE, "log_evidence", unknown)
+    monkeypatch.setattr(bench, "log_evidence", unknown)
     guide = Product(model, 0.3, 1.2)
     result = remedies(model, guide, x, refine_steps=50, draws=300)
     assert result.attrs["evidence"] == "bound"
@@ -229,7 +228,7 @@ def test_a_reference_without_evidence_is_bridged(oblique, monkeypatch):
 
 
 def names(model, guide, x) -> list[str]:
-    return list(_richer(model, guide, as_data(x), 0))
+    return list(richer_guides(model, guide, as_data(x), 0))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ def test_flows_are_for_small_latents_where_there_are_some():
     for name in ("gsm", "ppca"):
         built = cal.models.create(name, shape=(14,), latents=12).eval()
         x = {"x": cal.program.sample_prior(built, 20, seed=1)["x"]}
-        found[name] = _richer(built, cal.guides.amortize(built, x), as_data(x), 0)["full, flow"][1]
+        found[name] = richer_guides(built, cal.guides.amortize(built, x), as_data(x), 0)["full, flow"][1]
         flowing = cal.guides.amortize(built, x, "full", "flow")
         assert names(built, flowing, x) == ["collapsed"]
     assert found == {"gsm": {"scale": "flow"}, "ppca": {"z": "flow"}}
@@ -271,7 +270,7 @@ def test_a_flow_is_kept_and_discrete_latents_have_none():
 
     program, x = cal.program.as_program(model), {"x": torch.randn(20, 2)}
     guide = cal.guides.amortize(program, x, "mean-field", {"z": "flow"})
-    found = _richer(program, guide, as_data(x), 0)
+    found = richer_guides(program, guide, as_data(x), 0)
     assert found == {"faithful": ("faithful", {"z": "flow"})}  # full has the same sites
 
 
@@ -292,11 +291,11 @@ def test_the_model_stays_as_it_is():
     """Its weights, its mode and whether they take gradients."""
     model = Noisy().eval()
     before, sha = copy.deepcopy(model.state_dict()), model_sha256(model)
-    training = _TrainingData.of(model, as_data({"x": torch.randn(10, 3)}), None, 0)
+    training = TrainingData.of(model, as_data({"x": torch.randn(10, 3)}), None, 0)
     assert training.source == "simulated"
-    few = _TrainingData(training.data[:600], "given")
-    guide = _trained(model, few, "full", {}, None, 2, 0, cal.progress.silent)
-    assert _has_weights(guide)
+    few = TrainingData(training.data[:600], "given")
+    guide = trained_guide(model, few, "full", {}, None, 2, 0, cal.progress.silent)
+    assert has_weights(guide)
     assert all(weight.requires_grad for weight in model.parameters())
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert model_sha256(model) == sha
@@ -342,9 +341,9 @@ def test_a_training_that_overflows_is_tried_again_with_a_lower_rate(oblique, tra
         if len(rates) == 1:
             raise NonFiniteLoss("not finite", [])
 
-    monkeypatch.setattr(MODULE, "fit", overflows)
-    data = _TrainingData(cal.binding.bind(oblique[0], train), "given")
-    assert _has_weights(_trained(oblique[0], data, "full", {}, None, 100, 0, cal.progress.silent))
+    monkeypatch.setattr(richer, "fit", overflows)
+    data = TrainingData(cal.binding.bind(oblique[0], train), "given")
+    assert has_weights(trained_guide(oblique[0], data, "full", {}, None, 100, 0, cal.progress.silent))
     assert rates[1] < rates[0]
 
 
@@ -375,7 +374,7 @@ def test_simulated_training_data_have_the_covariates_of_the_judged_ones():
 
     program, dose = cal.program.as_program(model), torch.tensor([1.0, 2.0, 5.0])
     judged = cal.binding.bind(program, {"x": 100 * dose}, {"dose": dose})
-    rows, covariates = _TrainingData.of(program, judged, None, 0).data.tensors()
+    rows, covariates = TrainingData.of(program, judged, None, 0).data.tensors()
     assert covariates["dose"].unique().tolist() == dose.tolist()
     assert ((rows["x"] - 100 * covariates["dose"]).abs() < 10).all()
 

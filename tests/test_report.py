@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 
@@ -17,66 +14,23 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-import torch
 import xarray as xr
-from calibrant.evaluation.conclusion import conclude
-from calibrant.evaluation.gap import gap
-from calibrant.evaluation.report import evidence_gap
-from calibrant.evaluation.words import number
 from pyro.nn import PyroModule
-from torch import Tensor
+from small_checks import CHECKED, SIMULATIONS, build, checked, images, tree
 
 import calibrant as cal
-from calibrant.data import Data
-from calibrant.errors import CalibrantError, RunError
-from calibrant.evaluation import (
-    Check,
-    RunResult,
-    check,
-    check_plots,
-    compare,
-    contrast,
-    judging,
-    plots,
-    predictive_plots,
-    report,
-)
+from calibrant.errors import RunError
+from calibrant.evaluation import RunResult, compare, report
+from calibrant.evaluation.judgements import decisions as judging
+from calibrant.evaluation.judgements.conclusion import conclude
+from calibrant.evaluation.judgements.wording import number
+from calibrant.evaluation.reporting import image_plots, run_plots
 
-SHAPE = (1, 5, 5)
-CHECKED = ("calibration_bands", "coverage_curves", "recovery", "importance", "classifier", "pairs")
-
-
-def build(name: str, **arguments: Any) -> PyroModule:
-    torch.manual_seed(0)
-    return cal.models.create(name, **{"shape": list(SHAPE), "latents": 3, **arguments}).eval()
-
-
-def images(count: int = 6, shape: tuple[int, ...] = SHAPE) -> Data:
-    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
-    return Data({"x": x}, coords={"data": np.arange(100, 100 + count)})
-
-
-def checked(model: PyroModule, data: Data, **options: Any) -> Check:
-    return check(
-        model,
-        cal.guides.amortize(model, data).eval(),
-        data,
-        **{"draws": 100, "chains": 2, "simulations": 200, **options},
-    )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_levels() -> Iterator[None]:
-    """A contrast experiment of three levels, and guides that are hardly refined, to save time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrast, "LEVELS", (0.1, 1.0, 10.0))
-        module = sys.modules["calibrant.evaluation.check"]
-        patch.setattr(module, "gap", partial(gap, steps=20))
-        yield
+GAPS = run_plots.gaps  # before any test replaces it
 
 
 @pytest.fixture(scope="module")
-def full() -> list[RunResult]:
+def full(small_check) -> list[RunResult]:
     """Two models with everything that a run has."""
     history = [{"epoch": i, "train": -100.0 / i, "validation": -90.0 / i, "lr": 1e-3} for i in range(1, 6)]
     config = {
@@ -96,22 +50,6 @@ def full() -> list[RunResult]:
 def page(full, tmp_path_factory) -> str:
     path = report(full, tmp_path_factory.mktemp("report") / "new" / "report.html", "calibrant run vae --set 'a<b'")
     return path.read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def quick(monkeypatch) -> None:
-    """Without ArviZ's pictures and those of the check, which take most of the time."""
-    monkeypatch.setattr(plots, "arviz_pictures", lambda result: {})
-    for module, names in ((check_plots, CHECKED), (predictive_plots, predictive_plots.CAPTIONS)):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda result: None)
-
-
-@pytest.fixture
-def bare(quick, monkeypatch) -> None:
-    """Without any picture."""
-    for name in ("training_curves", "contrast_curves", "dictionary", "samples", "agreement", "gaps", "worst_data"):
-        monkeypatch.setattr(plots, name, lambda result: None)
 
 
 def rendered(result: RunResult, tmp_path: Any) -> str:
@@ -225,8 +163,8 @@ def test_the_command_versions_and_settings_are_kept(page):
 
 def test_nothing_of_matplotlib_is_changed(full):
     before = dict(matplotlib.rcParams), plt.get_backend(), plt.get_fignums()
-    plots.agreement(full[1])
-    plots.arviz_pictures(full[1], latents=1)
+    run_plots.agreement(full[1])
+    run_plots.arviz_pictures(full[1], latents=1)
     assert (dict(matplotlib.rcParams), plt.get_backend(), plt.get_fignums()) == before
 
 
@@ -247,7 +185,7 @@ def test_the_quantities_of_a_calibration_are_those_found(full, page):
     row = cal.evaluation.uniformity(full[1].calibration).sel(quantity="log_joint")
     bias, spread = (number(float(row[name]), float(row[f"{name}_se"])) for name in ("bias", "spread"))
     assert f"log_joint{bias}{spread}{float(row['ecdf_difference']):.3f}" in text
-    assert "200 latents were drawn from the prior" in text
+    assert f"{SIMULATIONS} latents were drawn from the prior" in text
 
 
 def test_remedies_are_told_and_listed(full, tmp_path, bare):
@@ -285,7 +223,7 @@ def test_results_without_reference_or_history(full, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "shape"), [("ppca", (7,)), ("ppca", (3, 4, 5)), ("vae", (4, 6))], ids=str)
-def test_data_of_any_shape(name, shape, tmp_path, quick):
+def test_data_of_any_shape(name, shape, tmp_path, quick, small_check):
     data = images(shape=shape)
     result = checked(build(name, shape=list(shape)), data)
     text = rendered(result.result, tmp_path)
@@ -310,7 +248,7 @@ def test_a_reference_that_fails_for_some_data_or_for_all(full, failed, tmp_path,
     assert "How they differ: the root mean square of x is" in text
 
 
-def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, quick):
+def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, bare):
     text = re.sub(r"\s+", " ", Page(rendered(full[0], tmp_path)).text)
     split = full[0].gap
     for name, words in (("gap", "together"), ("approximation", "approximation"), ("amortization", "amortization")):
@@ -323,7 +261,8 @@ def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, quick):
     assert "Known for 3 of 6 data" in text
     assert "the first one: too <far>." in text
     none = replace(full[0], gap=some.where(False).assign(method=some["method"], reason=some["reason"]))
-    assert plots.gaps(none) is None
+    assert GAPS(full[0]) is not None
+    assert GAPS(none) is None
     assert "Known for 0 of 6 data" in re.sub(r"\s+", " ", Page(rendered(none, tmp_path)).text)
 
 
@@ -335,26 +274,6 @@ class Hierarchical(PyroModule):
         with pyro.plate("data", size):
             z = pyro.sample("z", dist.Normal(centre, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0))
-
-
-def tree(seed: int, method: str) -> xr.DataTree:
-    """Draws of a shared and of a local latent, as a reference or a guide would give them."""
-    generator = np.random.default_rng(seed)
-    posterior = xr.Dataset(
-        {
-            "centre": (("chain", "draw"), generator.normal(size=(4, 500))),
-            "z": (("chain", "draw", "data"), generator.normal(size=(4, 500, 3))),
-        },
-        coords={"data": ["a", "b", "c"]},
-        attrs={"latents": '["centre", "z"]', "independent_draws": 1, "method": method},
-    )
-    observed = xr.Dataset({"x": ("data", generator.normal(size=3))}, coords={"data": ["a", "b", "c"]})
-    groups = {
-        "/posterior": posterior,
-        "/sample_stats": xr.Dataset(),
-        "/observed_data": observed.assign(x=observed.x * 0),
-    }
-    return xr.DataTree.from_dict(groups)
 
 
 def test_shared_latents_and_labels_that_are_text(tmp_path):
@@ -375,15 +294,15 @@ def test_the_worst_and_the_typical_datum_are_those(full):
     comparison["mean_error"][4, 1] = -3.0
     comparison["sd_ratio"][2, 0] = 0.1
     comparison["sd_ratio"][5, 2] = 1.5
-    score = plots.scores(comparison)
+    score = run_plots.scores(comparison)
     assert score.max("latent").values == pytest.approx([0, 0, np.log(10), 0, 3, np.log(1.5)])
-    assert plots.typical_datum(comparison) in comparison["data"].values[[0, 1, 3]]
+    assert run_plots.typical_datum(comparison) in comparison["data"].values[[0, 1, 3]]
 
 
 def test_draws_of_single_latents():
     values = np.arange(2 * 3 * 2 * 2 * 2, dtype=float).reshape(2, 3, 2, 2, 2)
     posterior = xr.Dataset({"z": (("chain", "draw", "data", "a", "b"), values)}, {"chain": [0, 1], "draw": [0, 1, 2]})
-    found = plots.scalar_draws(
+    found = run_plots.scalar_draws(
         xr.DataTree.from_dict({"/posterior": posterior.assign_coords(data=["u", "v"])}), "v", ["z[1,0]"]
     )
     np.testing.assert_array_equal(found["z[1,0]"].values, values[:, :, 1, 1, 0])
@@ -400,104 +319,5 @@ def test_draws_of_single_latents():
     ],
 )
 def test_what_is_an_image(shape, image):
-    found = plots.as_images(np.zeros(shape))
+    found = image_plots.as_images(np.zeros(shape))
     assert (None if found is None else found.shape) == image
-
-
-# -- check -------------------------------------------------------------------------------------------------------------
-
-
-class ExactPPCA(PyroModule):
-    """The exact posterior of probabilistic PCA."""
-
-    def __init__(self, model: PyroModule) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
-        loading, noise = self.model.decoder.weight, self.model.likelihood.scale
-        precision = torch.eye(3) + loading.T @ loading / noise**2
-        mean = (observed["x"].flatten(1) - self.model.decoder.bias) / noise**2 @ loading @ torch.linalg.inv(precision)
-        with pyro.plate("data", size):
-            pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision.expand(size, 3, 3)))
-
-
-def test_check_of_an_exact_guide_passes_and_leaves_no_gap(tmp_path):
-    model = build("ppca", shape=[9])
-    found = check(model, ExactPPCA(model), images(80, (9,)), draws=3000, chains=2, simulations=1000)
-    assert {verdict.status for verdict in found.verdicts} == {"pass"}
-    evidence, bound, error = evidence_gap(found.result)
-    assert bound == pytest.approx(evidence, abs=1e-9)
-    assert error < 1e-9
-    assert float(np.abs(found.result.gap["gap"]).max()) < 1e-5
-    assert float(np.abs(found.result.gap["approximation"]).max()) < 0.05
-    lines = str(found).splitlines()
-    assert found.conclusion.status == "pass"
-    assert lines[0] == f"ppca: {found.conclusion}"
-    assert lines[0].startswith("ppca: You can believe the guide's uncertainty about the 80 data that were checked")
-    assert lines[1].startswith("  pass  `z`: ")
-    assert len(lines) == 1 + len(found.verdicts)
-
-
-def test_check_says_what_fails_and_saves_a_report(tmp_path, bare):
-    found = checked(build("ea-vae"), images())
-    assert found.conclusion.status == "fail"
-    assert str(found.conclusion).startswith("You can't believe the guide's uncertainty as it is.")
-    assert "fail" in found.summary()
-    assert {"model", "guide"} <= {verdict.site for verdict in found.verdicts}
-    saved = found.save(tmp_path / "check.html", "python check.py")
-    assert "python check.py" in saved.read_text(encoding="utf-8")
-
-
-def test_check_takes_a_reference_and_refuses_one_of_other_weights():
-    model, data = build("ppca", shape=[9]), images(4, (9,))
-    reference = cal.inference.reference(model, data, chains=2, draws=100)
-    found = checked(model, data, reference=reference)
-    assert found.result.reference is reference
-    torch.manual_seed(5)
-    other = cal.models.create("ppca", shape=[9], latents=3).eval()
-    with pytest.raises(CalibrantError, match="different models"):
-        checked(other, data, reference=reference)
-
-
-class Pair(PyroModule):
-    """Two vector latents, and an exact posterior."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.likelihood = cal.models.Gaussian(0.5)
-
-    def forward(self, size: int) -> None:
-        with pyro.plate("data", size):
-            u, v = (pyro.sample(name, dist.Normal(0.0, 1.0).expand([5]).to_event(1)) for name in "uv")
-            pyro.sample("x", self.likelihood((u[:, None, :, None] + v[:, None, None, :]).expand(size, *SHAPE)))
-
-
-def test_check_leaves_out_a_contrast_experiment_that_has_no_single_latent_to_look_at():
-    found = checked(Pair().eval(), images())
-    assert found.result.reference["posterior"].attrs["method"] == "exact"
-    assert found.result.contrast is None
-
-
-def test_check_of_one_datum_and_of_a_plain_function():
-    model = build("vae")
-    found = check(model, cal.guides.amortize(model, images()).eval(), images(1), draws=100, chains=2)
-    assert found.result.contrast is None
-
-    def tiny(size: int) -> None:
-        with pyro.plate("data", size):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0))
-
-    data = {"x": torch.zeros(2)}
-    exact = xr.DataTree.from_dict(tree(2, "by hand").to_dict())
-    exact["posterior"] = xr.DataTree(
-        exact["posterior"]
-        .to_dataset()[["z"]]
-        .isel(data=[0, 1])
-        .assign_coords(data=[0, 1])
-        .assign_attrs(latents='["z"]')
-    )
-    exact = xr.DataTree.from_dict({"/posterior": exact["posterior"].to_dataset()})
-    found = check(tiny, cal.guides.amortize(tiny, data), data, exact, draws=100)
-    assert found.result.name == "tiny"

@@ -126,7 +126,7 @@ def trained_guide(
 
     def fitted(lr: float) -> PyroModule:
         guide = amortize(frozen, data, structure, family, encoder, seed=seed)
-        if _has_weights(guide):
+        if has_weights(guide):
             fit(frozen, guide, data, lr=lr, **options, progress=progress)
         return guide
 
@@ -137,6 +137,6 @@ def trained_guide(
     return guide.attach(program) if isinstance(guide, CollapsedGuide) else guide
 
 
-def _has_weights(guide: PyroModule) -> bool:
+def has_weights(guide: PyroModule) -> bool:
     """A collapsed guide without a scale is exact as it is."""
     return any(weight.requires_grad for weight in guide.parameters())

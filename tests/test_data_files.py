@@ -1,0 +1,185 @@
+"""Splits, files and functions of users, and the registry of data sets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibrant.data import Data, list_data, load, register_data, registry
+from calibrant.data.splits import interleaved, random_splits
+from calibrant.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+
+
+def test_splits_are_disjoint_complete_stratified_and_seeded():
+    assert {split: len(where) for split, where in interleaved(100).items()} == {
+        "train": 80,
+        "validation": 10,
+        "test": 10,
+    }
+    labels = np.repeat([0, 1], [900, 100])
+    data = Data({"x": np.arange(1_000)})
+    splits = random_splits(data, seed=1, labels=labels)
+    positions = [splits[split].labels() for split in SPLITS]
+    assert sorted(np.concatenate(positions)) == list(range(1_000))
+    assert [int(labels[where].sum()) for where in positions] == [80, 10, 10]
+    assert np.array_equal(random_splits(data, 1, labels)["test"].labels(), positions[2])
+    assert not np.array_equal(random_splits(data, 2, labels)["test"].labels(), positions[2])
+    with pytest.raises(DataError, match="9 data are too few"):
+        random_splits(data[:9], 0)
+
+
+def test_npy_and_npz(tmp_path):
+    x = np.arange(40, dtype=np.float32).reshape(20, 2)
+    np.save(tmp_path / "a.npy", x)
+    np.savez(tmp_path / "b.npz", images=x, age=np.arange(20))
+    splits = load(tmp_path / "a.npy", seed=3)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 16, "validation": 2, "test": 2}
+    for data in splits.values():
+        assert torch.equal(data.tensors()[0]["x"], torch.from_numpy(x[data.labels()]))
+    assert np.array_equal(load(tmp_path / "a.npy", seed=3)["test"].labels(), splits["test"].labels())
+    assert load(str(tmp_path / "b.npz"))["train"].keys() == ("images", "age")
+
+
+def test_bad_array_files(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}] * 20), allow_pickle=True)
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name in ("objects.npy", "junk.npz", "empty.npy"):
+        with pytest.raises(DataError, match=f"{name} cannot be read"):
+            load(tmp_path / name)
+    with pytest.raises(DataError, match=r"there is no file .*none\.npy"):
+        load(tmp_path / "none.npy")
+    np.save(tmp_path / "fine.npy", np.zeros(20))
+    with pytest.raises(DataError, match="takes no options, but got size"):
+        load(tmp_path / "fine.npy", size=3)
+
+
+USER_FILE = """
+import numpy as np
+from calibrant.data import Data
+
+def whole(size=20):
+    return Data({"x": np.arange(float(size))})
+
+def parts():
+    return {"train": {"x": np.zeros(3)}, "validation": Data({"x": np.zeros(2)}), "test": {"x": np.zeros(1)}}
+
+def arrays():
+    return {"x": np.zeros(20)}
+
+def number():
+    return 3
+
+def needs(path):
+    return path
+
+def breaks():
+    raise KeyError("the user's own error")
+
+constant = 3
+"""
+
+
+def test_user_function(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(USER_FILE)
+    assert {k: len(v) for k, v in load(f"{file}:whole").items()} == {"train": 16, "validation": 2, "test": 2}
+    assert sum(len(data) for data in load(f"{file}:whole", size=30).values()) == 30
+    assert {k: len(v) for k, v in load(f"{file}:parts").items()} == {"train": 3, "validation": 2, "test": 1}
+    assert sum(len(data) for data in load(f"{file}:arrays").values()) == 20
+    with pytest.raises(KeyError, match="own error"):
+        load(f"{file}:breaks")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mine.py:absent", "absent"),
+        ("mine.py:constant", "constant is a int: name a function"),
+        ("mine.py:number", "returned a int: return a dict of arrays, a Data"),
+        ("mine.py:needs", "cannot be called with no arguments: missing a required argument: 'path'"),
+        ("mine.py", "say which function of .*mine.py"),
+        ("none.py:whole", "there is no file .*none.py"),
+        ("broken.py:whole", "broken.py does not import"),
+    ],
+)
+def test_bad_user_functions(tmp_path, spec, message):
+    (tmp_path / "mine.py").write_text(USER_FILE)
+    (tmp_path / "broken.py").write_text("import no_such_module_anywhere")
+    with pytest.raises(DataError, match=message):
+        load(f"{tmp_path}/{spec}")
+
+
+def test_unknown_names_and_options():
+    with pytest.raises(DataError, match="no data set 'natrual-patches'; did you mean natural-patches"):
+        load("natrual-patches")
+    with pytest.raises(DataError, match=r"no data set 'qqq'; there are cifar10, digits.*FILE\.npz"):
+        load("qqq")
+    with pytest.raises(DataError, match="natural-patches has no option 'width': its options are size"):
+        load("natural-patches", width=3)
+    with pytest.raises(DataError, match="digits has no option 'size': it has none"):
+        load("digits", size=3)
+
+
+def test_register_data(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+    about = {"description": "noise", "source": "numpy", "licence": "none"}
+
+    @register_data("noise", **about, folder="noise", downloads=True)
+    def noise(root, download, seed=0, size=4):
+        assert root == tmp_path
+        assert download
+        return {split: Data({"x": np.full(size, seed)}) for split in SPLITS}
+
+    splits = load("noise", root=tmp_path, download=True, seed=7, size=5)
+    assert splits["test"].tensors()[0]["x"].tolist() == [7] * 5
+    (entry,) = list_data("no*")
+    assert (entry.name, entry.description, entry.state(tmp_path)) == ("noise", "noise", "to download")
+    (tmp_path / "noise").mkdir()
+    assert entry.state(tmp_path) == "ready"
+    assert list_data("x*") == []
+    with pytest.raises(DataError, match="'noise' is registered already"):
+        register_data("noise", **about)(lambda root, download: {})
+
+    register_data("bad", **about)(lambda root, download: {"train": Data({"x": np.zeros(2)})})
+    with pytest.raises(DataError, match="bad returned a dict with the keys train"):
+        load("bad")
+
+
+def test_every_registered_set_is_described():
+    entries = {entry.name: entry for entry in list_data()}
+    assert {"natural-patches", "van-hateren", "digits", "mnist", "fashion-mnist", "cifar10", "svhn"} <= set(entries)
+    for entry in entries.values():
+        assert entry.description
+        assert "\n" not in entry.description
+        assert entry.source
+        assert entry.licence
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in list_data() if entry.folder])
+def test_missing_sets_say_where_they_belong(name, tmp_path):
+    (entry,) = list_data(name)
+    assert entry.state(tmp_path) == ("to download" if entry.downloads else "absent")
+    remedy = "--download" if entry.downloads else "no automatic download"
+    with pytest.raises(DataError, match=rf"{tmp_path / entry.folder}.*{remedy}"):
+        load(name, root=tmp_path)
+
+
+def test_root_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
+    assert registry.data_root() == tmp_path
+    assert registry.data_root("~/x") == Path.home() / "x"
+    monkeypatch.delenv("CALIBRANT_DATA")
+    assert registry.data_root() == Path.home() / ".cache/calibrant"
+
+
+def test_import_is_light():
+    heavy = "torchvision", "skimage", "sklearn", "matplotlib"
+    code = f"import sys, calibrant.data; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
