@@ -38,3 +38,35 @@ def coin_guide(observed, size):
     """Its prior."""
     with pyro.plate("data", size):
         pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(size)))
+
+
+# -- for batched NUTS --------------------------------------------------------------------------------------------------
+
+COUNTS = {"x": torch.tensor([0.0, 2.0, 7.0, 1.0, 4.0, 30.0])}
+MIXED = {"x": torch.tensor([[0.0, 0.0, 0.0], [0.3, -0.2, 0.4], [6.0, -4.0, 8.0]])}
+
+
+def elementwise(size):
+    """Gamma–Poisson: the posterior is Gamma(2 + x, 2)."""
+    with pyro.plate("data", size):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", dist.Poisson(rate))
+
+
+def scale_mixture(size, prior=dist.Normal):
+    """A scale that multiplies three latents."""
+    with pyro.plate("data", size):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        z = pyro.sample("z", prior(0.0, 1.0).expand([3]).to_event(1))
+        pyro.sample("x", dist.Normal(scale[:, None] * z, 0.5).to_event(1))
+
+
+def laplace_mixture(size):
+    """The same with sparse latents."""
+    scale_mixture(size, dist.Laplace)
+
+
+def nuts(program, observed, **options):
+    """A reference by four chains of batched NUTS, of 500 draws (the fewest that may pass), not compiled."""
+    short = {"warmup": 100, "draws": 500, "compile": False, "seed": 1}
+    return cal.inference.reference(program, observed, method="nuts", **{**short, **options})
