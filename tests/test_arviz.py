@@ -177,7 +177,7 @@ def wide() -> xr.DataTree:
             pyro.sample("z", dist.Normal(0.5 * observed["x"], 1.1))
 
     observed = {"x": torch.linspace(-2.0, 2.0, 6)}
-    return cal.inference.posterior(conjugate, guide, observed, 8_000, groups=["log_likelihood"])
+    return cal.inference.posterior(conjugate, guide, observed, 2_000, groups=["log_likelihood"])
 
 
 def test_log_weights_correct_the_guide_in_leave_one_out(wide):

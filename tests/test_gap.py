@@ -187,7 +187,7 @@ def misses(result: xr.Dataset, wanted: dict[str, float], slack: float = 0.01) ->
 def test_both_gaps_are_those_of_the_closed_form(ppca, observed, reference, shift, stretch, method):
     """The best product leaves approximation alone; a bias added to it is amortization."""
     guide, tree = Known(ppca, shift, stretch), reference
-    result = gap(ppca, guide, observed, tree if method == "exact" else without_evidence(tree), steps=150)
+    result = gap(ppca, guide, observed, tree if method == "exact" else without_evidence(tree))
     best = guide.correlation()
     assert best == pytest.approx(Known(ppca).divergence(), abs=1e-5)
     assert best > 0.3

@@ -441,7 +441,7 @@ CASES = {
 }
 
 
-QUICK = ("gamma-poisson", "mixture", "shared centre of components")
+QUICK = ("mixture", "shared centre of components")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
