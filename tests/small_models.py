@@ -40,6 +40,25 @@ def coin_guide(observed, size):
         pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(size)))
 
 
+X = {"x": torch.tensor([0.3, -1.2, 0.8, 2.5])}
+
+
+def hierarchical(size):
+    centre = pyro.sample("centre", dist.Normal(3.0, 0.5))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(centre, 1.0))
+        pyro.deterministic("double", 2 * z)
+        pyro.sample("x", dist.Normal(z, 0.5))
+    pyro.deterministic("square", centre.square())
+
+
+def conjugate(size):
+    """Posterior Normal(0.8 x, √0.2), evidence Normal(0, √1.25)."""
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5))
+
+
 # -- for batched NUTS --------------------------------------------------------------------------------------------------
 
 COUNTS = {"x": torch.tensor([0.0, 2.0, 7.0, 1.0, 4.0, 30.0])}

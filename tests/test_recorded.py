@@ -250,14 +250,16 @@ def test_what_can_not_be_recorded_is_told_once(recorded):
     assert len([w for w in told if "could not be recorded" in str(w.message)]) == 1
 
 
-def test_a_training_of_short_epochs_resumes_between_checkpoints(tmp_path, pair, recorded):
+def test_a_training_of_short_epochs_resumes_between_checkpoints(tmp_path, recorded):
     """Two steps an epoch: a checkpoint every five epochs, so that two of the seven are done again.
 
     Both parts are run from a graph, and together are a training without one.
     """
 
+    start = Model(), Guide()
+
     def train(folder, progress=lambda *_: None, **options):
-        model, guide = copy.deepcopy(pair)
+        model, guide = copy.deepcopy(start)
         options = {"epochs": 12, "batch_size": 80, "run_dir": folder, "progress": progress, **options}
         found = cal.inference.fit(model, guide, DATA, **options)
         return [row["train"] for row in found.history], nn.ModuleList([model, guide]).state_dict()
