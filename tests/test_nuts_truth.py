@@ -139,40 +139,26 @@ def improper() -> Case:
     return Case(program, {"x": x, "count": count}, truth)
 
 
-def every_support() -> Case:
-    """A positive latent, one in an interval, a simplex, and an angle in one program, each with data of its own;
-    hence independent of each other in the posterior."""
+def several_supports() -> Case:
+    """A positive latent, one in an interval and a simplex in one program, each with data of its own."""
     counts, heads, votes = data([[3, 1, 2], [9, 14, 7]]), data([4.0, 10.0]), data([[0, 2, 10], [4, 4, 4]])
-    turns = data([0.3, 3.0])
 
     def program(size):
         with pyro.plate("data", size):
             rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
             p = pyro.sample("p", dist.Beta(2.0, 3.0))
             w = pyro.sample("w", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
-            angle = pyro.sample("angle", dist.VonMises(0.5, 1.0))
             pyro.sample("counts", dist.Poisson(rate[:, None].expand(-1, 3)).to_event(1))
             pyro.sample("heads", dist.Binomial(10, p))
             pyro.sample("votes", dist.Multinomial(12, w))
-            pyro.sample("turn", dist.VonMises(angle, 2.0))
 
     after = votes.numpy() + np.array([1.0, 2.0, 3.0])
-    pull = np.exp(0.5j) + 2 * np.exp(1j * turns.numpy())
-    turn = (np.arange(4000) + 0.5) / 4000 * 2 * np.pi
-    direction = (pull[:, None] * np.exp(-1j * turn)).real
     truth = {
         "rate": from_scipy(stats.gamma(2.0 + counts.sum(1).numpy(), scale=1 / 3.5)),
         "p": from_scipy(stats.beta(2 + heads.numpy(), 13 - heads.numpy())),
         "w": from_scipy(stats.beta(after, after.sum(1, keepdims=True) - after)),
-        "cos": from_grid(np.cos(turn), direction),
-        "sin": from_grid(np.sin(turn), direction),
     }
-
-    def quantities(p: xr.Dataset) -> Mapping[str, Any]:
-        return {name: p[name] for name in ("rate", "p", "w")} | {"cos": np.cos(p["angle"]), "sin": np.sin(p["angle"])}
-
-    observed = {"counts": counts, "heads": heads, "votes": votes, "turn": turns}
-    return Case(program, observed, truth, quantities)
+    return Case(program, {"counts": counts, "heads": heads, "votes": votes}, truth)
 
 
 # -- circle and sphere -------------------------------------------------------------------------------------------------
@@ -459,7 +445,7 @@ CASES = {
     "uniform-normal": uniform_normal,
     "dirichlet-multinomial": dirichlet_multinomial,
     "improper": improper,
-    "every support": every_support,
+    "several supports": several_supports,
     "circular": circular,
     "spherical": spherical,
     "on a circle": on_a_circle,
@@ -478,7 +464,7 @@ CASES = {
 }
 
 
-QUICK = ("every support", "shared centre of components")  # every kind of latent, local, shared and discrete
+QUICK = ("several supports", "shared centre of components")  # local, shared and discrete
 TRUTH = ("skewed", "gamma-poisson", "improper", "spherical", "correlated", "strong product", "gsm", "mixture")
 
 
