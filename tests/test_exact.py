@@ -85,7 +85,7 @@ def test_every_part_of_the_structure(shape, prior):
     x = torch.stack([structure.offset, *normal(3, shape[0], seed=5)])
     posterior = solve(structure, x)
     assert_matches_dense(posterior, x)
-    assert posterior.grid_error.max() < 1e-12 if prior is not None else (posterior.grid_error == 0).all()
+    assert posterior.grid_error.max() < 1e-9 if prior is not None else (posterior.grid_error == 0).all()
 
 
 @pytest.mark.parametrize("defect", ["singular covariance", "zero variance", "duplicate columns", "zero loading"])
@@ -112,10 +112,10 @@ def test_moments_do_not_depend_on_batch_chunks_or_precision(monkeypatch):
     monkeypatch.setitem(exact._CHUNK_ELEMENTS, "cpu", 1)
     chunked = solve(structure, x)
     for one, other in [(whole, chunked), (solve(structure, x[7:9]), part)]:
-        torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-12, atol=0)
-        torch.testing.assert_close(one.sd["z"], other.sd["z"], rtol=1e-10, atol=0)
-    torch.testing.assert_close(whole.mean["z"][7:9], part.mean["z"], rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(whole.mean["s"][7:9], part.mean["s"], rtol=1e-10, atol=0)
+        torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-9, atol=0)
+        torch.testing.assert_close(one.sd["z"], other.sd["z"], rtol=1e-8, atol=0)
+    torch.testing.assert_close(whole.mean["z"][7:9], part.mean["z"], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(whole.mean["s"][7:9], part.mean["s"], rtol=1e-8, atol=0)
 
 
 # Known limits

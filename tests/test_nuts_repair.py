@@ -56,7 +56,7 @@ class MadeUp:
         nothing = torch.zeros(len(x), dtype=torch.int64)
         drawn = McmcDraws({"rate": rate}, stats, ["rate"], ["rate"], torch.arange(len(x)), nothing > 0, nothing)
         drawn = self.ill(look, drawn)
-        return drawn, torch.zeros(len(drawn.data), settings.chains, 0)
+        return drawn, torch.zeros(len(drawn.data), settings.chains, 0, dtype=torch.float64)
 
 
 def made_up(monkeypatch, observed, ill=lambda look, drawn: drawn, **options):

@@ -69,7 +69,7 @@ def test_k_hat_does_not_grow_with_the_number_of_data():
     assert found["pareto_k"].dims == ("data",)
     assert (found["pareto_k"] < found.attrs["good_k"]).mean() > 0.95
     alone = cal.inference.importance(tree.isel(data=[3]))["importance"]["pareto_k"]
-    assert float(alone[0]) == float(found["pareto_k"][3])
+    assert float(alone[0]) == pytest.approx(float(found["pareto_k"][3]), rel=1e-6)
     weights = tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]
     joint = array_stats.psislw(-weights.sum("data").values.ravel())[1]
     assert joint > 1 > float(found["pareto_k"].mean())  # what Pyro would have said
