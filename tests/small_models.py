@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.nn import PyroModule
 
 import calibrant as cal
+from calibrant.inference import repair
 
 
 def build(name: str, latents: int, **options: Any) -> tuple[PyroModule, dict[str, torch.Tensor]]:
@@ -89,3 +92,14 @@ def nuts(program, observed, **options):
     """A reference by four chains of batched NUTS, of 500 draws (the fewest that may pass), not compiled."""
     short = {"warmup": 100, "draws": 500, "compile": False, "seed": 1}
     return cal.inference.reference(program, observed, method="nuts", **{**short, **options})
+
+
+def one_look(patch: pytest.MonkeyPatch) -> None:
+    """Chains that fail the gate are not run again."""
+    patch.setattr(repair, "_LOOKS", 1)
+
+
+def any_length(patch: pytest.MonkeyPatch) -> None:
+    """Chains may be too short for the gate, and are run once: enough for the form of a tree."""
+    patch.setattr(importlib.import_module("calibrant.inference.reference"), "require_passable", lambda *_: None)
+    one_look(patch)

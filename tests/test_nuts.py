@@ -10,20 +10,21 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import small_models
 import torch
 from agreement import limit
 from small_models import COUNTS, elementwise, nuts
 
 import calibrant as cal
 from calibrant.errors import InferenceError
-from calibrant.inference import counter, lanes, repair
+from calibrant.inference import counter, lanes
 from calibrant.inference.lanes import NutsSettings, sample_nuts
 from calibrant.program import as_program
 
 
 @pytest.fixture
 def one_look(monkeypatch):
-    monkeypatch.setattr(repair, "_LOOKS", 1)
+    small_models.one_look(monkeypatch)
 
 
 def few_draws(observed=COUNTS, seed=1, warmup=20, draws=30, scale=1.0):
@@ -97,7 +98,7 @@ class Poisoned(pyro.nn.PyroModule):
 def clean():
     """The reference by one look, of data none of which is poisoned."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "_LOOKS", 1)
+        small_models.one_look(patch)
         return nuts(Poisoned(), COUNTS, covariates={"poison": torch.zeros(6)}, warmup=50)
 
 
