@@ -190,7 +190,7 @@ class OneMode(pyro.nn.PyroModule):
             pyro.sample("z", dist.Normal(observed["x"], 0.3))
 
 
-@pytest.mark.parametrize("looks", [1, pytest.param(3, marks=pytest.mark.truth)])
+@pytest.mark.parametrize("looks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_missing_mode_fails_the_gate_or_the_comparison(looks, monkeypatch):
     monkeypatch.setattr(repair, "_LOOKS", looks)
     observed = {"x": torch.tensor([4.0, 5.0])}

@@ -153,7 +153,7 @@ def test_draws_with_an_improper_prior():
     assert_statistics_are_sane(tree["sample_stats"].dataset, dimension=1)
 
 
-@pytest.mark.truth
+@pytest.mark.slow
 def test_a_lost_jacobian_is_seen(monkeypatch):
     transform = torch.distributions.transforms.ExpTransform
     monkeypatch.setattr(transform, "log_abs_det_jacobian", lambda self, x, y: 0 * x)
