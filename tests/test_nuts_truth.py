@@ -465,7 +465,7 @@ CASES = {
 
 
 QUICK = ("several supports", "shared centre of components")  # local, shared and discrete
-TRUTH = ("skewed", "gamma-poisson", "improper", "spherical", "correlated", "strong product", "gsm", "mixture")
+TRUTH = ("gamma-poisson", "improper", "mixture")
 
 
 def mark(name: str) -> list[pytest.MarkDecorator]:
