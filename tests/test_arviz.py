@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import arviz_plots
@@ -17,12 +16,13 @@ import torch
 import xarray as xr
 from pyro.nn import PyroModule
 from scipy.stats import kstest, norm
+from small_models import any_length
 
 import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation import calibration, pit, weights
-from calibrant.inference import GROUPS, repair
+from calibrant.inference import GROUPS
 
 LABELS = [7, 3, 11]
 
@@ -56,8 +56,7 @@ def trees() -> dict[str, xr.DataTree]:
     data = Data({"x": torch.randn(3, 1, 4, 4)}, coords={"data": LABELS})
     guide = cal.guides.amortize(model, data).eval()
     with pytest.MonkeyPatch.context() as patch:  # too few draws for the gate are enough for the form of a tree
-        patch.setattr(sys.modules[cal.inference.reference.__module__], "require_passable", lambda *numbers: None)
-        patch.setattr(repair, "_LOOKS", 1)
+        any_length(patch)
         nuts = cal.inference.reference(Curve().eval(), curve_data()[:1], draws=30, warmup=30, groups=GROUPS, seed=3)
     return {
         "amortized": cal.inference.posterior(model, guide, data, draws=100, groups=GROUPS, seed=1),
@@ -177,7 +176,7 @@ def wide() -> xr.DataTree:
             pyro.sample("z", dist.Normal(0.5 * observed["x"], 1.1))
 
     observed = {"x": torch.linspace(-2.0, 2.0, 6)}
-    return cal.inference.posterior(conjugate, guide, observed, 8_000, groups=["log_likelihood"])
+    return cal.inference.posterior(conjugate, guide, observed, 2_000, groups=["log_likelihood"])
 
 
 def test_log_weights_correct_the_guide_in_leave_one_out(wide):

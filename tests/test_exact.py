@@ -2,125 +2,26 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from agreement import limit
-from calibrant.inference.exact import ExactPosterior, solve
-from calibrant.linear_gaussian.structure import LinearGaussian, join
+from linear_gaussian_truth import (
+    PRIORS,
+    assert_matches_dense,
+    dense_posterior,
+    each_prior,
+    gsm,
+    normal,
+    program_density,
+)
 from scipy.integrate import quad
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions.transforms import SoftplusTransform
 
 from calibrant.errors import InferenceError
 from calibrant.inference import exact
-from calibrant.linear_gaussian.density import log_joint, verify
-
-PRIORS = {
-    "lognormal": dist.LogNormal(0.0, 1.0),
-    "gamma-2": dist.Gamma(2.0, 2.0),
-    "gamma-half": dist.Gamma(0.5, 1.0),
-    "rayleigh": dist.Weibull(math.sqrt(2.0), 2.0),
-    "softplus-laplace": dist.TransformedDistribution(dist.Laplace(0.0, 1.0), [SoftplusTransform()]),
-    "half-normal": dist.HalfNormal(1.0),
-    "half-cauchy": dist.HalfCauchy(1.0),
-    "expanded": dist.LogNormal(0.0, 1.0).expand([7]),
-}
-each_prior = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def gsm(pixels: int, latents: int, prior: Distribution | None = None, seed: int = 0, **others) -> LinearGaussian:
-    """A scale mixture with every part of the structure in use, unless told otherwise."""
-    root = normal(latents, latents, seed=seed + 1)
-    parts = {
-        "loading": normal(pixels, latents, seed=seed) / math.sqrt(latents),
-        "noise": 0.3 + 0.4 * torch.rand(pixels, generator=generator(seed + 2), dtype=torch.float64),
-        "offset": 0.5 * normal(pixels, seed=seed + 3),
-        "shift": 0.5 * normal(pixels, seed=seed + 4),
-        "mean": 0.5 * normal(latents, seed=seed + 5),
-        "covariance": root @ root.T / latents,
-        "scale": None if prior is None else "s",
-        "scale_prior": prior,
-    }
-    return LinearGaussian(observed="x", latents={"z": (latents,)}, **(parts | others))
-
-
-def prior_mean(structure: LinearGaussian) -> Tensor:
-    return torch.zeros(structure.loading.shape[1]).double() if structure.mean is None else structure.mean
-
-
-def program_density(structure: LinearGaussian, values: dict[str, Tensor]) -> Tensor:
-    """The log joint density as a program would write it, from torch's own distributions."""
-    z, s = values["z"], values.get("s", torch.ones(len(values["z"]), dtype=torch.float64))
-    covariance = torch.eye(z.shape[1]).double() if structure.covariance is None else structure.covariance
-    density = torch.distributions.MultivariateNormal(prior_mean(structure), covariance).log_prob(z)
-    if structure.scale_prior is not None:
-        density = density + structure.scale_prior.log_prob(s)
-    zero = torch.zeros((), dtype=torch.float64)
-    shift, offset = (zero if part is None else part for part in (structure.shift, structure.offset))
-    mean = offset + s[:, None] * (shift + z @ structure.loading.T)
-    return density + torch.distributions.Normal(mean, structure.noise).log_prob(values["x"].flatten(1)).sum(-1)
-
-
-def dense_conditional(structure: LinearGaussian, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(x | s), E[z | s, x] and Cov[z | s, x] for nodes s (n,) and one datum, from pixel-space covariances."""
-    loading, noise = structure.loading, structure.noise.expand(len(structure.loading))
-    covariance = torch.eye(loading.shape[1]).double() if structure.covariance is None else structure.covariance
-    zero = torch.zeros_like(x)
-    shift, offset = (zero if part is None else part for part in (structure.shift, structure.offset))
-    cross = s[:, None, None] * (covariance @ loading.T)
-    total = s[:, None, None] ** 2 * (loading @ covariance @ loading.T) + torch.diag(noise**2)
-    error = x - offset - s[:, None] * (shift + loading @ prior_mean(structure))
-    density = torch.distributions.MultivariateNormal(torch.zeros_like(x), total).log_prob(error)
-    gain = torch.linalg.solve(total, cross.mT).mT
-    return density, prior_mean(structure) + (gain @ error[..., None])[..., 0], covariance - gain @ cross.mT
-
-
-def dense_posterior(structure: LinearGaussian, x: Tensor, low=-40.0, high=9.0, nodes=4001) -> dict[str, Tensor]:
-    """Evidence, moments and nodes with cumulative weights for one datum, on an even grid in log s."""
-    if structure.scale is None:
-        density, mean, covariance = dense_conditional(structure, torch.ones(1, dtype=torch.float64), x)
-        return {"log_evidence": density[0], "mean": mean[0], "covariance": covariance[0]}
-    t = torch.linspace(low, high, nodes, dtype=torch.float64)
-    density, means, covariances = dense_conditional(structure, t.exp(), x)
-    prior = structure.scale_prior.log_prob(t.exp()[:, None])
-    logw = density + prior.reshape(nodes, -1)[:, 0] + t + math.log(t[1] - t[0])
-    w, s = logw.softmax(0), t.exp()
-    mean, s_mean = w @ means, w @ s
-    covariance = torch.einsum("n,nij->ij", w, covariances) + (means - mean).T @ ((means - mean) * w[:, None])
-    s_sd = (w @ (s - s_mean) ** 2).sqrt()
-    cdf = torch.cat([torch.zeros(1).double(), ((w[1:] + w[:-1]) / 2).cumsum(0)])
-    return {
-        "log_evidence": logw.logsumexp(0), "mean": mean, "covariance": covariance,
-        "s_mean": s_mean, "s_sd": s_sd, "s": s, "cdf": cdf / cdf[-1],
-    }  # fmt: skip
-
-
-def assert_matches_dense(posterior: ExactPosterior, x: Tensor, rtol: float = 1e-7) -> None:
-    for datum, row in enumerate(x):
-        truth = dense_posterior(posterior.structure, row)
-        sd = truth["covariance"].diagonal().clamp_min(0).sqrt()
-        close = {"rtol": rtol, "atol": rtol}
-        torch.testing.assert_close(posterior.log_evidence[datum], truth["log_evidence"], **close)
-        torch.testing.assert_close(posterior.mean["z"][datum], truth["mean"], **close)
-        torch.testing.assert_close(posterior.sd["z"][datum], sd, rtol=rtol, atol=1e-6)  # dense: a small difference
-        torch.testing.assert_close(posterior.covariance(datum), truth["covariance"], **close)
-        if posterior.structure.scale is not None:
-            torch.testing.assert_close(posterior.mean["s"][datum], truth["s_mean"], **close)
-            torch.testing.assert_close(posterior.sd["s"][datum], truth["s_sd"], **close)
-
+from calibrant.inference.exact import solve
+from calibrant.linear_gaussian.structure import LinearGaussian
 
 # Evidence and moments
 
@@ -184,7 +85,7 @@ def test_every_part_of_the_structure(shape, prior):
     x = torch.stack([structure.offset, *normal(3, shape[0], seed=5)])
     posterior = solve(structure, x)
     assert_matches_dense(posterior, x)
-    assert posterior.grid_error.max() < 1e-12 if prior is not None else (posterior.grid_error == 0).all()
+    assert posterior.grid_error.max() < 1e-9 if prior is not None else (posterior.grid_error == 0).all()
 
 
 @pytest.mark.parametrize("defect", ["singular covariance", "zero variance", "duplicate columns", "zero loading"])
@@ -211,10 +112,10 @@ def test_moments_do_not_depend_on_batch_chunks_or_precision(monkeypatch):
     monkeypatch.setitem(exact._CHUNK_ELEMENTS, "cpu", 1)
     chunked = solve(structure, x)
     for one, other in [(whole, chunked), (solve(structure, x[7:9]), part)]:
-        torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-12, atol=0)
-        torch.testing.assert_close(one.sd["z"], other.sd["z"], rtol=1e-10, atol=0)
-    torch.testing.assert_close(whole.mean["z"][7:9], part.mean["z"], rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(whole.mean["s"][7:9], part.mean["s"], rtol=1e-10, atol=0)
+        torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-9, atol=0)
+        torch.testing.assert_close(one.sd["z"], other.sd["z"], rtol=1e-8, atol=0)
+    torch.testing.assert_close(whole.mean["z"][7:9], part.mean["z"], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(whole.mean["s"][7:9], part.mean["s"], rtol=1e-8, atol=0)
 
 
 # Known limits
@@ -315,175 +216,6 @@ def test_a_prior_of_bounded_support():
     draws = posterior.sample(1, 1000, 0)["s"]
     assert draws.min() >= 0.5
     assert draws.max() <= 2.0
-
-
-# Draws
-
-
-def assert_draws_match(posterior: ExactPosterior, x: Tensor, draws: dict[str, Tensor]) -> None:
-    """Mean and sd of every coordinate, and 5/50/95% quantiles of s, within Monte Carlo error; draws are i.i.d.
-
-    With N draws it sees, with 95% power, a shift of about 6.6 / sqrt(N) posterior sd.
-    """
-    scores = []
-    for site, values in draws.items():
-        values = values.flatten(0, 1)
-        count = len(values)
-        scaled = (values - posterior.mean[site]) / posterior.sd[site]
-        scores.append(scaled.mean(0).flatten() * math.sqrt(count))
-        kurtosis = (scaled - scaled.mean(0)).pow(4).mean(0) / scaled.var(0) ** 2
-        scores.append(((scaled.std(0) - 1) / (scaled.std(0) * ((kurtosis - 1) / (4 * count)).sqrt())).flatten())
-    for datum, row in enumerate(x):
-        s = draws["s"][:, :, datum].flatten()
-        truth = dense_posterior(posterior.structure, row, low=-12.0, nodes=20001)
-        for level in (0.05, 0.5, 0.95):
-            quantile = float(np.interp(level, truth["cdf"].numpy(), truth["s"].numpy()))
-            error = math.sqrt(level * (1 - level) / len(s))
-            scores.append(((s < quantile).double().mean()[None] - level) / error)
-    score = torch.cat(scores).abs()
-    assert score.max() < limit(len(score)), f"{score.max():.1f} standard errors"
-
-
-def drawn(count: int, data: int = 3, latents: int = 4) -> tuple[ExactPosterior, Tensor, dict[str, Tensor]]:
-    structure = gsm(3, latents, PRIORS["lognormal"])
-    x = torch.cat([structure.offset[None], 2 * normal(5, 3, seed=6)])[:data]
-    posterior = solve(structure, x)
-    return posterior, x, posterior.sample(4, count, 11)
-
-
-def test_draws_agree_with_the_exact_posterior():
-    posterior, x, draws = drawn(1000)
-    assert draws["s"].shape == (4, 1000, 3)
-    assert draws["z"].shape == (4, 1000, 3, 4)
-    assert_draws_match(posterior, x, draws)
-    centred = draws["z"][:, :, 1].flatten(0, 1) - posterior.mean["z"][1]
-    covariance, sd = centred.T @ centred / 4000, posterior.sd["z"][1]
-    assert ((covariance - posterior.covariance(1)) / sd / sd[:, None]).abs().max() < 5.5 * math.sqrt(2 / 4000) * 1.5
-
-
-def test_narrow_draws_are_caught():
-    posterior, x, draws = drawn(1000)
-    narrow = draws | {"z": posterior.mean["z"] + 0.9 * (draws["z"] - posterior.mean["z"])}
-    with pytest.raises(AssertionError, match="standard errors"):
-        assert_draws_match(posterior, x, narrow)
-
-
-def test_the_inverse_distribution_function_has_no_visible_error():
-    """A million draws see .007 sd; half the resolution and a shift by one of its cells are caught."""
-    posterior, x, draws = drawn(250_000, data=1, latents=1)
-    assert_draws_match(posterior, x, draws)
-    grid = posterior._grid
-    step = 2 * grid.step
-    shifted = grid._replace(step=step, start=grid.start + step, log_density=grid.log_density[:, ::2])
-    with pytest.raises(AssertionError, match="standard errors"):
-        assert_draws_match(posterior, x, replace(posterior, _grid=shifted).sample(4, 250_000, 11))
-
-
-def test_draws_follow_the_seed_and_not_the_chunks(monkeypatch):
-    posterior, _, draws = drawn(50)
-    monkeypatch.setitem(exact._CHUNK_ELEMENTS, "cpu", 1)
-    again, from_generator = posterior.sample(4, 50, 11), posterior.sample(4, 50, generator(11))
-    for site, values in draws.items():
-        torch.testing.assert_close(again[site], values, rtol=1e-12, atol=1e-12)
-        assert torch.equal(from_generator[site], again[site])
-        assert not torch.equal(posterior.sample(4, 50, 12)[site], again[site])
-
-
-def test_draws_without_a_scale():
-    structure = gsm(3, 2)
-    posterior = solve(structure, normal(2, 3, seed=1))
-    draws = posterior.sample(4, 2500, 0)
-    assert set(draws) == set(posterior.mean) == {"z"}
-    score = (draws["z"].mean((0, 1)) - posterior.mean["z"]) / posterior.sd["z"] * 100
-    assert score.abs().max() < limit(4)
-    error = (draws["z"].flatten(0, 1).std(0) / posterior.sd["z"] - 1) * math.sqrt(2 * 10_000)
-    assert error.abs().max() < limit(4)
-
-
-def test_several_sites_are_one_block():
-    """Moments and draws of a scalar, a matrix and a vector are the parts of those of one vector."""
-    whole = gsm(6, 8, PRIORS["lognormal"])
-    parts = replace(whole, latents={"a": (), "b": (2, 2), "c": (3,)})
-    x = normal(5, 6, seed=1)
-    one, other = solve(whole, x), solve(parts, x)
-    found = [other.mean, other.sd, other.sample(2, 7, 0)]
-    for together, apart in zip([one.mean, one.sd, one.sample(2, 7, 0)], found, strict=True):
-        assert list(apart) == ["a", "b", "c", "s"]
-        lead = apart["s"].shape
-        assert apart["b"].shape == (*lead, 2, 2)
-        assert torch.equal(torch.cat([apart[name].reshape(*lead, -1) for name in "abc"], -1), together["z"])
-    verify(parts, lambda values: program_density(whole, {**values, "z": join(values, parts.latents)}), x, generator())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_agrees_with_cpu():
-    structure = gsm(16, 8, PRIORS["softplus-laplace"])
-    x = 3 * normal(20, 16, seed=1)
-    cpu, gpu = solve(structure, x), solve(structure, x.cuda())
-    assert gpu.log_evidence.is_cuda
-    torch.testing.assert_close(gpu.log_evidence.cpu(), cpu.log_evidence, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(gpu.sd["z"].cpu(), cpu.sd["z"], rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(gpu.sample(2, 5, 0)["s"].cpu(), cpu.sample(2, 5, 0)["s"], rtol=1e-5, atol=0)
-    drawn_there = gpu.sample(4, 1000, torch.Generator("cuda").manual_seed(0))
-    assert_draws_match(cpu, x, {site: values.cpu() for site, values in drawn_there.items()})
-    verify(structure, partial(log_joint, structure), x.cuda(), generator())
-
-
-# Whether a structure is the program's
-
-
-@each_prior
-def test_verify_accepts_the_programs_own_structure(prior):
-    structure = gsm(4, 3, prior)
-    state = torch.random.get_rng_state()
-    verify(structure, partial(log_joint, structure), normal(2, 4), generator())
-    assert torch.equal(torch.random.get_rng_state(), state)
-    if not prior.batch_shape:
-        verify(structure, partial(program_density, structure), normal(2, 2, 2), generator())
-
-
-def test_verify_accepts_bounded_and_improper_scales_and_none():
-    bounded = dist.Uniform(torch.tensor(0.5).double(), torch.tensor(2.0).double())
-    improper = dist.ImproperUniform(torch.distributions.constraints.positive, (), ())
-    for prior in (None, bounded, improper):
-        structure = gsm(4, 3, prior)
-        verify(structure, partial(program_density, structure), normal(2, 4), generator())
-
-
-def nudged(value: Tensor) -> Tensor:
-    """One entry changed by a thousandth."""
-    change = torch.zeros_like(value)
-    change.view(-1)[-1] = 1e-3
-    return value + change
-
-
-DEFECTS = {
-    "noise": lambda structure: {"noise": structure.noise * 1.001},
-    "one noise": lambda structure: {"noise": nudged(structure.noise)},
-    "loading": lambda structure: {"loading": nudged(structure.loading)},
-    "offset": lambda structure: {"offset": nudged(structure.offset)},
-    "no shift": lambda structure: {"shift": None},
-    "mean": lambda structure: {"mean": nudged(structure.mean)},
-    "covariance": lambda structure: {"covariance": nudged(structure.covariance)},
-    "prior": lambda structure: {"scale_prior": dist.LogNormal(0.0, torch.tensor(1.001).double())},
-    "no prior": lambda structure: {"scale_prior": dist.HalfNormal(1.0)},
-}
-
-
-@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
-def test_verify_refuses_another_structure(defect):
-    structure = gsm(40, 20, PRIORS["lognormal"])
-    wrong = replace(structure, **defect(structure))
-    with pytest.raises(InferenceError, match=r"is not the program's.*differ by up to"):
-        verify(wrong, partial(program_density, structure), 1e3 * normal(2, 40), generator())
-
-
-def test_verify_refuses_densities_that_are_not_one_number_a_point():
-    structure = gsm(4, 3, PRIORS["lognormal"])
-    for density, message in [(torch.zeros(()), "shape"), (torch.full((64,), math.nan), "differ")]:
-        with pytest.raises(InferenceError, match=message):
-            verify(structure, lambda values, density=density: density, normal(2, 4), generator())
 
 
 @pytest.mark.parametrize(

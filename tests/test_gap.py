@@ -73,7 +73,7 @@ def test_the_bridge_is_as_far_off_as_it_says(loc, scale, rho):
     assert misses(found, planted=0.1) > 1
     if rho:
         assert misses(bridge(*sides, independent=True)) > 1
-    np.testing.assert_allclose(found.influence.mean(1), 0, atol=1e-12)
+    np.testing.assert_allclose(found.influence.mean(1), 0, atol=1e-9)
 
 
 def test_equal_densities_leave_no_error():
@@ -150,6 +150,11 @@ def observed(ppca):
     return {"x": cal.program.sample_prior(ppca, DATA, seed=1)["x"]}
 
 
+@pytest.fixture(scope="module")
+def reference(ppca, observed):
+    return cal.inference.reference(ppca, observed, draws=500, seed=7)
+
+
 def judged_by(tree: xr.DataTree, convergence: xr.Dataset) -> xr.DataTree:
     """The same draws with another group `convergence`."""
     groups = {n: g.to_dataset() for n, g in tree.children.items()} | {"convergence": convergence}
@@ -170,12 +175,18 @@ def misses(result: xr.Dataset, wanted: dict[str, float], slack: float = 0.01) ->
     return max(found)
 
 
-@pytest.mark.parametrize("method", ["exact", "bridge"])
-@pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.0), (0.7, 1.4)])
-def test_both_gaps_are_those_of_the_closed_form(ppca, observed, shift, stretch, method):
+@pytest.mark.parametrize(
+    ("method", "shift", "stretch"),
+    [
+        ("exact", 0.0, 1.0),
+        ("bridge", 0.7, 1.4),
+        pytest.param("exact", 0.7, 1.4, marks=pytest.mark.truth),
+        pytest.param("bridge", 0.0, 1.0, marks=pytest.mark.truth),
+    ],
+)
+def test_both_gaps_are_those_of_the_closed_form(ppca, observed, reference, shift, stretch, method):
     """The best product leaves approximation alone; a bias added to it is amortization."""
-    guide = Known(ppca, shift, stretch)
-    tree = cal.inference.reference(ppca, observed, seed=7)
+    guide, tree = Known(ppca, shift, stretch), reference
     result = gap(ppca, guide, observed, tree if method == "exact" else without_evidence(tree))
     best = guide.correlation()
     assert best == pytest.approx(Known(ppca).divergence(), abs=1e-5)
@@ -191,7 +202,7 @@ def test_both_gaps_are_those_of_the_closed_form(ppca, observed, shift, stretch, 
         assert (result["log_evidence_se"] == 0).all()
         convergence = tree["convergence"].to_dataset()
         off = judged_by(tree, convergence.assign(log_evidence=convergence["log_evidence"] + 0.1))
-        assert misses(gap(ppca, guide, observed, off, steps=200), wanted) > 1
+        assert misses(gap(ppca, guide, observed, off, steps=100), wanted) > 1
     else:
         assert worst(result["log_evidence"].values - exact, result["log_evidence_se"].values) < 1
         assert worst(result["log_evidence"].values + 0.1 - exact, result["log_evidence_se"].values) > 1
@@ -213,7 +224,7 @@ def test_scale_mixture_by_bridge():
     x = {"x": cal.program.sample_prior(model, 20, seed=1)["x"]}
     tree = cal.inference.reference(model, x, draws=500, seed=7)
     guide = cal.guides.amortize(model, x, seed=0).eval()
-    result = gap(model, guide, x, without_evidence(tree), draws=500, steps=200)
+    result = gap(model, guide, x, without_evidence(tree), draws=500, steps=300)
     known = result.isel(data=result["method"].values != "")
     assert known.sizes["data"] >= 18
     assert set(known["method"].values) <= {"bridge", "normal bridge"}
@@ -299,7 +310,7 @@ def test_a_proposal_without_its_jacobian_is_caught(counted, monkeypatch):
     assert worst(wrong.log_evidence - exact, np.full(20, 0.05)) > 1
 
 
-def test_bridge_from_a_fitted_normal(counted, ppca, observed):
+def test_bridge_from_a_fitted_normal(counted, ppca, observed, reference):
     """Where the guide is too far away: on the line for positive latents, and with those of a product known exactly."""
     x, tree, exact, _ = counted
     sides = normal_log_ratios(as_program(counts), as_data({"x": x}), tree["posterior"].dataset, 1000, 0)
@@ -309,8 +320,7 @@ def test_bridge_from_a_fitted_normal(counted, ppca, observed):
     assert worst(found.log_evidence + 0.1 - exact, found.se) > 1
     assert (found.overlap > 0.9).all()
     far = Known(ppca, 60.0)
-    drawn = without_evidence(cal.inference.reference(ppca, observed, seed=7))
-    result = bridged(ppca, far, as_data(observed), drawn)
+    result = bridged(ppca, far, as_data(observed), without_evidence(reference))
     assert set(result.method) == {"normal bridge"}
     true = cal.inference.log_evidence(ppca, observed).numpy()
     assert worst(result.log_evidence - true, np.sqrt(result.variance)) < 1
@@ -351,7 +361,7 @@ def test_discrete_latents_are_part_of_the_bridge():
     exact = torch.logaddexp(
         dist.Normal(0.0, 1.25**0.5).log_prob(x) + math.log(0.7), dist.Normal(2.0, 1.25**0.5).log_prob(x) + math.log(0.3)
     )
-    result = gap(two, ExactTwo(1.5), data, tree)
+    result = gap(two, ExactTwo(1.5), data, tree, steps=150)
     assert worst(result["log_evidence"].values - exact.numpy(), result["log_evidence_se"].values + 1e-4) < 1
     assert misses(result, {"approximation": 0.0, "amortization": 1.125, "gap": 1.125}) < 1
     summed_out = normal_log_ratios(program, data, tree["posterior"].dataset, 1000, 0)
@@ -363,9 +373,9 @@ def test_discrete_latents_are_part_of_the_bridge():
 # -- what can't be told, and what is refused ---------------------------------------------------------------------------
 
 
-def test_what_cannot_be_told_is_nan_with_a_reason(ppca, observed):
-    tree = without_evidence(cal.inference.reference(ppca, observed, chains=4, draws=500, seed=7))
-    convergence = tree["convergence"].to_dataset()
+def test_what_cannot_be_told_is_nan_with_a_reason(ppca, observed, reference):
+    tree = without_evidence(reference)
+    convergence = tree["convergence"].to_dataset().copy(deep=True)
     convergence["is_reference"][:3] = False
     convergence["reason"] = convergence["reason"].astype(object)
     convergence["reason"][:3] = "R-hat 1.3 of `z[0]` (limit 1.01)"

@@ -139,6 +139,28 @@ def improper() -> Case:
     return Case(program, {"x": x, "count": count}, truth)
 
 
+def several_supports() -> Case:
+    """A positive latent, one in an interval and a simplex in one program, each with data of its own."""
+    counts, heads, votes = data([[3, 1, 2], [9, 14, 7]]), data([4.0, 10.0]), data([[0, 2, 10], [4, 4, 4]])
+
+    def program(size):
+        with pyro.plate("data", size):
+            rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+            p = pyro.sample("p", dist.Beta(2.0, 3.0))
+            w = pyro.sample("w", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
+            pyro.sample("counts", dist.Poisson(rate[:, None].expand(-1, 3)).to_event(1))
+            pyro.sample("heads", dist.Binomial(10, p))
+            pyro.sample("votes", dist.Multinomial(12, w))
+
+    after = votes.numpy() + np.array([1.0, 2.0, 3.0])
+    truth = {
+        "rate": from_scipy(stats.gamma(2.0 + counts.sum(1).numpy(), scale=1 / 3.5)),
+        "p": from_scipy(stats.beta(2 + heads.numpy(), 13 - heads.numpy())),
+        "w": from_scipy(stats.beta(after, after.sum(1, keepdims=True) - after)),
+    }
+    return Case(program, {"counts": counts, "heads": heads, "votes": votes}, truth)
+
+
 # -- circle and sphere -------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +445,7 @@ CASES = {
     "uniform-normal": uniform_normal,
     "dirichlet-multinomial": dirichlet_multinomial,
     "improper": improper,
+    "several supports": several_supports,
     "circular": circular,
     "spherical": spherical,
     "on a circle": on_a_circle,
@@ -441,10 +464,15 @@ CASES = {
 }
 
 
-QUICK = ("gamma-poisson", "mixture", "shared centre of components")
+QUICK = ("several supports", "shared centre of components")  # local, shared and discrete
+TRUTH = ("gamma-poisson", "improper", "mixture")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
+def mark(name: str) -> list[pytest.MarkDecorator]:
+    return [] if name in QUICK else [pytest.mark.truth if name in TRUTH else pytest.mark.slow]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=mark(name)) for name in CASES])
 def test_posterior_is_the_known_one(name: str) -> None:
     case = CASES[name]()
     tree = cal.inference.reference(case.program, case.observed, method="nuts", seed=1, **SHORT)

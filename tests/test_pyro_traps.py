@@ -16,6 +16,7 @@ from arviz_stats.base import array_stats
 from calibrant.inference.lanes import NutsSettings, sample_nuts
 from calibrant.inference.objectives import elbo_terms
 from pyro.nn import PyroModule
+from small_models import any_length
 
 import calibrant as cal
 from calibrant.errors import ProgramError
@@ -67,7 +68,7 @@ def test_k_hat_does_not_grow_with_the_number_of_data():
     assert found["pareto_k"].dims == ("data",)
     assert (found["pareto_k"] < found.attrs["good_k"]).mean() > 0.95
     alone = cal.inference.importance(tree.isel(data=[3]))["importance"]["pareto_k"]
-    assert float(alone[0]) == float(found["pareto_k"][3])
+    assert float(alone[0]) == pytest.approx(float(found["pareto_k"][3]), rel=1e-6)
     weights = tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]
     joint = array_stats.psislw(-weights.sum("data").values.ravel())[1]
     assert joint > 1 > float(found["pareto_k"].mean())  # what Pyro would have said
@@ -144,10 +145,10 @@ class Named(PyroModule):
 def trees():
     model, x = Named().eval(), {"x": torch.randn(3, 2, generator=torch.Generator().manual_seed(0))}
     guide = cal.guides.amortize(model, x).eval()
-    return {
-        "amortized": cal.inference.posterior(model, guide, x, draws=100),
-        "nuts": cal.inference.reference(model, x, method="nuts", warmup=50, draws=500),
-    }
+    with pytest.MonkeyPatch.context() as patch:  # too few draws for the gate are enough for the form of a tree
+        any_length(patch)
+        nuts = cal.inference.reference(model, x, method="nuts", warmup=30, draws=30)
+    return {"amortized": cal.inference.posterior(model, guide, x, draws=100), "nuts": nuts}
 
 
 def test_sample_stats_hold_more_than_divergences(trees):
