@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import SoftplusTransform
 
-from calibrant.inference.exact import ExactPosterior
-from calibrant.linear_gaussian.structure import LinearGaussian
+from calibrant.inference.references.exact import ExactPosterior
+from calibrant.linear_gaussian.parameters import LinearGaussian
 
 PRIORS = {
     "lognormal": dist.LogNormal(0.0, 1.0),

@@ -12,7 +12,7 @@ import torch
 from pyro.nn import PyroModule
 
 import calibrant as cal
-from calibrant.inference import repair
+from calibrant.inference.references import repair
 
 
 def build(name: str, latents: int, **options: Any) -> tuple[PyroModule, dict[str, torch.Tensor]]:
@@ -101,5 +101,7 @@ def one_look(patch: pytest.MonkeyPatch) -> None:
 
 def any_length(patch: pytest.MonkeyPatch) -> None:
     """Chains may be too short for the gate, and are run once: enough for the form of a tree."""
-    patch.setattr(importlib.import_module("calibrant.inference.reference"), "require_passable", lambda *_: None)
+    patch.setattr(
+        importlib.import_module("calibrant.inference.references.sampling"), "require_passable", lambda *_: None
+    )
     one_look(patch)

@@ -7,9 +7,9 @@ import numpy as np
 import xarray as xr
 from scipy.signal import lfilter
 
-from calibrant.evaluation.judging import Verdict
-from calibrant.evaluation.verdicts import verdicts
-from calibrant.inference.gate import exact_convergence
+from calibrant.evaluation.judgements.against_reference import verdicts
+from calibrant.evaluation.judgements.decisions import Verdict
+from calibrant.inference.references.gate import exact_convergence
 
 LATENTS = 5  # `scale` and `z[0..3]`, in this order, in arrays over latents
 

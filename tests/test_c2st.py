@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from agreement import limit
-from calibrant.evaluation.c2st import held_out, kernel
-from calibrant.inference.gate import exact_convergence
 from scipy.signal import lfilter
 from scipy.stats import norm
 
 from calibrant.errors import InferenceError
 from calibrant.evaluation import c2st
+from calibrant.evaluation.statistics.classifier import held_out, kernel
+from calibrant.inference.references.gate import exact_convergence
 
 Array = np.ndarray
 
@@ -82,7 +82,7 @@ def test_thinning_follows_the_slowest_direction(monkeypatch: pytest.MonkeyPatch)
     """Each latent has the draws' full effective size; their spread, or their common part, is slow."""
     rng = np.random.default_rng(0)
     slow = chains(3, 1000, 1, 1, 0.95)[:, :, 0]
-    effective = import_module("calibrant.evaluation.c2st")._effective
+    effective = import_module("calibrant.evaluation.statistics.classifier")._effective
     signs = rng.choice([-1.0, 1.0], slow.shape)
     assert effective(np.exp(0.7 * slow) * signs) < 300
     noise = rng.standard_normal((4, 1000, 6))

@@ -11,9 +11,6 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
-from calibrant.evaluation.calibration import below, tarp_distance
-from calibrant.evaluation.unaided import JOINT_MARGIN
-from calibrant.guides.repeated import encoded_once
 from scipy.stats import binom, kstest, norm
 from torch import Tensor
 
@@ -21,6 +18,9 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.evaluation import calibration, uniformity, verdicts, weights
+from calibrant.evaluation.judgements.without_reference import JOINT_MARGIN
+from calibrant.evaluation.statistics.simulation_ranks import below, tarp_distance
+from calibrant.guides.many_draws import encoded_once
 from calibrant.inference import posterior
 
 X = {"x": torch.zeros(4, 2)}

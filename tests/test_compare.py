@@ -11,9 +11,9 @@ from agreement import limit
 from scipy.stats import binom, norm, wasserstein_distance
 from synthetic_trees import LATENTS, found, tree
 
-from calibrant.evaluation.compare import compare
-from calibrant.evaluation.judging import FALSE_ALARM
-from calibrant.evaluation.verdicts import verdicts
+from calibrant.evaluation.judgements.against_reference import verdicts
+from calibrant.evaluation.judgements.decisions import FALSE_ALARM
+from calibrant.evaluation.statistics.comparison import compare
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
 

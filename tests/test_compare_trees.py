@@ -10,8 +10,8 @@ import xarray as xr
 from synthetic_trees import LATENTS, found, tree
 
 from calibrant.errors import InferenceError
-from calibrant.evaluation.compare import compare
-from calibrant.evaluation.verdicts import verdicts
+from calibrant.evaluation.judgements.against_reference import verdicts
+from calibrant.evaluation.statistics.comparison import compare
 
 # --- what is compared with what ---------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ def test_memory_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(0)
     post, ref = tree(rng, 7, draws=200), tree(rng, 7, draws=300)
     whole = compare(post, ref)
-    monkeypatch.setattr("calibrant.inference.gate._BLOCK_ELEMENTS", 2 * 300 * LATENTS)
+    monkeypatch.setattr("calibrant.inference.trees._BLOCK_ELEMENTS", 2 * 300 * LATENTS)
     xr.testing.assert_allclose(whole, compare(post, ref), rtol=1e-8)
 
 

@@ -6,9 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from calibrant.inference.compile import compiled, record
 
-from calibrant.program import density_of, trace
+from calibrant.inference.graphs.recording import compiled, record
+from calibrant.program import trace
+from calibrant.program.density import density_of
 
 
 def program(size):

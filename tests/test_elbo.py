@@ -17,8 +17,9 @@ from torch.distributions import Normal, constraints
 import calibrant as cal
 from calibrant.errors import DataError, ProgramError
 from calibrant.inference import posterior, reference
-from calibrant.inference.objectives import analytic_kl, elbo_terms, guide_trace, path_derivative
+from calibrant.inference.fitting.objectives import analytic_kl, elbo_terms, path_derivative
 from calibrant.program import as_program, seeded
+from calibrant.program.tracing import guide_trace
 
 
 class Guide(PyroModule):

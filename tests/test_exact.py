@@ -19,9 +19,9 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from calibrant.errors import InferenceError
-from calibrant.inference import exact
-from calibrant.inference.exact import solve
-from calibrant.linear_gaussian.structure import LinearGaussian
+from calibrant.inference.references import exact
+from calibrant.inference.references.exact import solve
+from calibrant.linear_gaussian.parameters import LinearGaussian
 
 # Evidence and moments
 

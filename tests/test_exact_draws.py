@@ -21,10 +21,10 @@ from linear_gaussian_truth import (
 from torch import Tensor
 
 from calibrant.errors import InferenceError
-from calibrant.inference import exact
-from calibrant.inference.exact import ExactPosterior, solve
+from calibrant.inference.references import exact
+from calibrant.inference.references.exact import ExactPosterior, solve
 from calibrant.linear_gaussian.density import log_joint, verify
-from calibrant.linear_gaussian.structure import join
+from calibrant.linear_gaussian.parameters import join
 
 # Draws
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import xarray as xr
 from agreement import limit
-from calibrant.inference.evidence import Evidence, bridge, evidence, normal_log_ratios
 from pyro.nn import PyroModule
 from scipy.special import ndtr
 from scipy.stats import gamma
@@ -24,6 +23,8 @@ from calibrant.data import Data, as_data
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.evaluation import gap
 from calibrant.guides import refine
+from calibrant.inference.bounds.bridge import bridge
+from calibrant.inference.bounds.evidence import Evidence, evidence, normal_log_ratios
 from calibrant.inference.trees import build_tree
 from calibrant.program import as_program
 

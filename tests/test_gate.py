@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from arviz_stats.base import array_stats
-from calibrant.inference.gate import convergence_of, exact_convergence, mcmc_convergence, require_passable
 from scipy.signal import lfilter
 
 from calibrant.errors import InferenceError
+from calibrant.inference.references.gate import convergence_of, exact_convergence, mcmc_convergence, require_passable
 
 DIMS = ("chain", "draw", "data")
 DATA = [10, 11, 12]
@@ -195,7 +195,7 @@ def test_shared_latent_and_joint_chain_count_for_every_datum() -> None:
 def test_memory_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior, stats = groups()
     whole = mcmc_convergence(posterior, stats)
-    monkeypatch.setattr("calibrant.inference.gate._BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("calibrant.inference.trees._BLOCK_ELEMENTS", 1)
     xr.testing.assert_allclose(whole, mcmc_convergence(posterior, stats), rtol=1e-8)
 
 

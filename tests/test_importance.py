@@ -10,12 +10,12 @@ import torch
 import xarray as xr
 from agreement import limit
 from arviz_stats.base import array_stats
-from calibrant.inference.importance import MIN_DRAWS
 from torch.distributions import Normal
 
 import calibrant as cal
 from calibrant.errors import InferenceError
 from calibrant.inference import importance, posterior
+from calibrant.inference.reweighting import MIN_DRAWS
 
 X = {"x": torch.tensor([-2.0, -0.5, 0.0, 1.0, 3.0])}
 MEAN, SD = 0.8 * X["x"].numpy(), math.sqrt(0.2)

@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from calibrant.evaluation.judging import (
+from scipy.stats import binom
+
+from calibrant.evaluation import conclude
+from calibrant.evaluation.judgements.decisions import (
     FALSE_ALARM,
     FALSE_PASS,
     Question,
@@ -17,9 +20,6 @@ from calibrant.evaluation.judging import (
     limit,
     normal_statistic,
 )
-from scipy.stats import binom
-
-from calibrant.evaluation import conclude
 
 MARGIN = 0.1
 

@@ -17,8 +17,9 @@ from small_models import COUNTS, elementwise, nuts
 
 import calibrant as cal
 from calibrant.errors import InferenceError
-from calibrant.inference import counter, lanes
-from calibrant.inference.lanes import NutsSettings, sample_nuts
+from calibrant.inference.references import lanes
+from calibrant.inference.references import random_numbers as counter
+from calibrant.inference.references.lanes import NutsSettings, sample_nuts
 from calibrant.program import as_program
 
 

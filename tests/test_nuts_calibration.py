@@ -24,7 +24,7 @@ from scipy import stats
 from torch import Tensor
 
 import calibrant as cal
-from calibrant.inference import nuts, target
+from calibrant.inference.references import nuts, target
 
 pytestmark = pytest.mark.slow
 

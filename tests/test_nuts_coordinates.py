@@ -10,9 +10,11 @@ from small_models import MIXED, laplace_mixture, nuts, scale_mixture
 
 import calibrant as cal
 from calibrant.errors import InferenceError
-from calibrant.inference import adaptation, diagnostics, lanes
-from calibrant.inference.lanes import NutsSettings, sample_nuts
-from calibrant.inference.target import Target, from_normal, to_normal
+from calibrant.inference import diagnostics
+from calibrant.inference.references import adaptation, lanes
+from calibrant.inference.references.coordinates import from_normal, to_normal
+from calibrant.inference.references.lanes import NutsSettings, sample_nuts
+from calibrant.inference.references.target import Target
 from calibrant.program import as_program
 
 

@@ -1,6 +1,5 @@
 """What fails the gate is run again, treated by the cause; what still fails keeps its reason."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +12,9 @@ from arviz_stats.base import array_stats
 from small_models import COUNTS, elementwise, nuts
 
 import calibrant as cal
-from calibrant.inference import gate, repair
-from calibrant.inference.draws import STATISTICS, McmcDraws
-
-reference = sys.modules["calibrant.inference.reference"]
+from calibrant.inference.references import gate, repair
+from calibrant.inference.references import sampling as reference
+from calibrant.inference.references.chains import STATISTICS, McmcDraws
 
 
 def test_failures_are_treated_by_their_cause():

@@ -9,7 +9,7 @@ import torch
 from agreement import limit
 from small_models import nuts
 
-from calibrant.inference import adaptation
+from calibrant.inference.references import adaptation
 
 
 @pytest.fixture

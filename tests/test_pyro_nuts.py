@@ -16,7 +16,7 @@ from torch.distributions import constraints
 import calibrant as cal
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.inference import reference
-from calibrant.inference.pyro_nuts import sample_pyro_nuts
+from calibrant.inference.references.pyro_nuts import sample_pyro_nuts
 from calibrant.program import LogDensity, as_program, sample_prior
 from calibrant.progress import silent
 

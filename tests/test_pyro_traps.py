@@ -13,14 +13,15 @@ import pytest
 import torch
 import xarray as xr
 from arviz_stats.base import array_stats
-from calibrant.inference.lanes import NutsSettings, sample_nuts
-from calibrant.inference.objectives import elbo_terms
 from pyro.nn import PyroModule
 from small_models import any_length
 
 import calibrant as cal
 from calibrant.errors import ProgramError
-from calibrant.program import as_program, guide_trace
+from calibrant.inference.fitting.objectives import elbo_terms
+from calibrant.inference.references.lanes import NutsSettings, sample_nuts
+from calibrant.program import as_program
+from calibrant.program.tracing import guide_trace
 from calibrant.progress import silent
 
 

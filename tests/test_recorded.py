@@ -1,7 +1,6 @@
 """What is recorded gives what the program gives, and stops where the program changes."""
 
 import copy
-import importlib
 import warnings
 
 import numpy as np
@@ -14,6 +13,8 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import calibrant as cal
+from calibrant.inference import drawing
+from calibrant.inference.fitting import loop, state
 
 DATA = {"x": torch.randn(200, 3, generator=torch.Generator().manual_seed(0))}
 
@@ -46,9 +47,9 @@ class Guide(PyroModule):
 @pytest.fixture
 def recorded(monkeypatch):
     """Steps and draws are recorded however few there are, and compared in every epoch."""
-    for module in ("fit", "posterior"):
-        monkeypatch.setattr(importlib.import_module(f"calibrant.inference.{module}"), "_RECORDED_FROM", 0)
-    monkeypatch.setattr(importlib.import_module("calibrant.inference.fit"), "_VERIFIED", 1)
+    for module, name in ((state, "RECORDED_FROM"), (loop, "RECORDED_FROM"), (drawing, "_RECORDED_FROM")):
+        monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(loop, "_VERIFIED", 1)
 
 
 def fitted(compile, model=None, guide=None, **options):
@@ -201,7 +202,7 @@ def test_recorded_draws_are_the_same(monkeypatch, pair, recorded):
     Shared.runs = 0
     ours = cal.inference.posterior(*pair, DATA, draws=100)
     assert Shared.runs < 50
-    monkeypatch.setattr(importlib.import_module("calibrant.inference.posterior"), "_RECORDED_FROM", 1000)
+    monkeypatch.setattr(drawing, "_RECORDED_FROM", 1000)
     theirs = cal.inference.posterior(*pair, DATA, draws=100)
     assert Shared.runs > 130
     for group in ("posterior", "sample_stats"):
