@@ -82,7 +82,7 @@ def _require_word(running: dict[int, Any], silent: set[int]) -> set[int]:
 
 
 def _child(task: Callable[..., None], given: tuple[Any, ...], number: int, threads: int, messages: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent forwards it
     signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(threads)
     try:

@@ -61,7 +61,7 @@ def read_any_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a folder with one run, or with several (which have the key `runs`)."""
     path = folder / CONFIG
     if not folder.is_dir():
-        raise RunError(f"there is no run in {folder}: give the folder of one; `calibrant run --out {folder}` makes it")
+        raise RunError(f"there is no run in {folder}: give a run folder; `calibrant run --out {folder}` creates one")
     if not path.is_file():
         raise RunError(f"{folder} is no run folder of calibrant: it has no {CONFIG}")
     try:

@@ -164,7 +164,7 @@ def _check_same_sites(runs: list[Trace]) -> None:
             if len(events) > 1 or None in events:
                 raise ProgramError(
                     f"site {name!r} has the shapes {shapes} for {_SIZES} data: in the plate {PLATE!r}, the leading "
-                    "dimension is the data and the others stay the same"
+                    "dimension is the data and all other dimensions stay the same"
                 )
 
 
