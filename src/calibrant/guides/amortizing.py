@@ -32,7 +32,7 @@ Guide: TypeAlias = "AmortizedGuide | CollapsedGuide"
 _STATISTICS_ROWS = 10_000  # data from which the statistics of the inputs are computed
 _PRIOR_DRAWS = 1_000  # draws from which location and scale of the prior are computed, at least
 _SHARED_DRAWS, _ROWS_EACH = 200, 8  # runs, and data per run, that give the prior of a program with shared latents
-_RICHER = {"full": "dense", "collapsed": "flow"}  # default families of structures that only the family can limit
+_RICHER = {"full": "dense", "collapsed": "flow"}  # families in which these structures can be exact
 
 
 def from_spec(spec: dict[str, Any], encoder: nn.Module | None = None, model: Program | None = None) -> Guide:
