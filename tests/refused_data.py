@@ -58,9 +58,9 @@ LABEL = {"label": torch.zeros(6)}
 
 DATA = {
     "no observations": Case(plain(conjugate), ("no observations", "observed="), DataError, {}),
-    "lists": Case(plain(conjugate), ("'x'", "no tensor"), DataError, {"x": [0.0, 1.0]}),
+    "lists": Case(plain(conjugate), ("'x'", "must be a tensor"), DataError, {"x": [0.0, 1.0]}),
     "a number": Case(plain(conjugate), ("'x'", "leading dimension data"), DataError, {"x": torch.zeros(())}),
-    "no data": Case(plain(conjugate), ("'x': 0", "one or more"), DataError, {"x": torch.zeros(0)}),
+    "no data": Case(plain(conjugate), ("'x': 0", "at least one"), DataError, {"x": torch.zeros(0)}),
     "NaN": Case(
         plain(conjugate),
         ("'x'", "not finite at datum 2", "mask"),
@@ -74,16 +74,16 @@ DATA = {
         {"x": torch.tensor([0.0, -torch.inf])[:, None, None]},
     ),
     "lengths of observations": Case(
-        plain(conjugate), ("'x': 6", "'y': 5", "share the data"), DataError, {**X, "y": torch.zeros(5)}
+        plain(conjugate), ("'x': 6", "'y': 5", "need the same number of data"), DataError, {**X, "y": torch.zeros(5)}
     ),
     "wrong event shape": Case(
-        plain(images), ("'x'", "shape (2, 3) a datum", "samples (2, 2)"), DataError, {"x": torch.zeros(6, 2, 3)}
+        plain(images), ("'x'", "shape (2, 3) per datum", "samples (2, 2)"), DataError, {"x": torch.zeros(6, 2, 3)}
     ),
     "missing channel": Case(
-        plain(images), ("'x'", "shape (1, 2, 2) a datum", "samples (2, 2)"), DataError, {"x": torch.zeros(6, 1, 2, 2)}
+        plain(images), ("'x'", "shape (1, 2, 2) per datum", "samples (2, 2)"), DataError, {"x": torch.zeros(6, 1, 2, 2)}
     ),
     "event that would broadcast": Case(
-        plain(images), ("'x'", "shape (1, 2) a datum", "samples (2, 2)"), DataError, {"x": torch.zeros(6, 1, 2)}
+        plain(images), ("'x'", "shape (1, 2) per datum", "samples (2, 2)"), DataError, {"x": torch.zeros(6, 1, 2)}
     ),
     "grey values": Case(
         plain(binary), ("'x'", "Bernoulli", "datum 4321", "transform", "likelihood"), DataError, {"x": GREY}
@@ -102,7 +102,7 @@ DATA = {
         plain(labelled), ("['lable']", "['dose', 'label']"), DataError, X, {**LABEL, "lable": torch.zeros(6)}
     ),
     "length of a covariate": Case(
-        plain(labelled), ("'label': 5", "share the data"), DataError, X, {"label": torch.zeros(5)}
+        plain(labelled), ("'label': 5", "need the same number of data"), DataError, X, {"label": torch.zeros(5)}
     ),
     "NaN in a covariate": Case(
         plain(labelled), ("'label'", "not finite at datum 0"), DataError, X, {"label": torch.full((6,), torch.nan)}

@@ -190,7 +190,7 @@ def test_check_takes_other_data_and_forgets_old_results(short_check, made_runs):
     assert result.config["checked"]["data"] == "more.npz"
     assert result.contrast is None
     assert not np.array_equal(before, result.reference["posterior"]["data"].values)
-    assert "6 a datum, wanted" not in refused("check", "run", "--data", "image.npz")
+    assert "6 per datum, wanted" not in refused("check", "run", "--data", "image.npz")
 
 
 def test_the_result_follows_the_seed_alone():

@@ -177,7 +177,7 @@ def test_a_discrete_support_is_that_of_all_data():
             pyro.sample("x", dist.Normal(heads, 1.0))
 
     n = torch.tensor([2.0] * 8 + [5.0])
-    with pytest.raises(InferenceError, match="other values for some data"):
+    with pytest.raises(InferenceError, match="a support that differs between data"):
         nuts(coins, {"x": torch.ones(9)}, covariates={"n": n})
 
 

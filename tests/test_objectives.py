@@ -400,7 +400,7 @@ def masked(size):
     ("model", "draws", "match"),
     [
         (counts, lambda: dist.Poisson(2.0), r"'n' has the discrete support.*upper limit"),
-        (many, lambda: dist.Bernoulli(0.4).expand([12]).to_event(1), r"'on' has 2\^12 values a datum; at most 1024"),
+        (many, lambda: dist.Bernoulli(0.4).expand([12]).to_event(1), r"'on' has 2\^12 values per datum; at most 1024"),
     ],
 )
 def test_what_can_not_be_summed_out_is_refused_in_training_and_drawn_in_evaluation(model, draws, match):

@@ -218,7 +218,7 @@ def centre(batch):
 )
 def test_data_that_change_between_looks_are_refused(transform, call):
     """Posterior and reference read the data on their own, in batches of their own: they would be of other data."""
-    with pytest.raises(DataError, match=r"transform.*'x'.*posterior is of fixed data"):
+    with pytest.raises(DataError, match=r"transform.*'x'.*posterior needs fixed data"):
         call(cal.data.Data(X, transform=transform))
     scaled = cal.data.Data(X, transform=lambda batch: {"x": batch["x"] / 2})
     tree = posterior(vector, vector_guide, scaled, draws=2)

@@ -1,4 +1,4 @@
-"""Which of the given keys are observations and which covariates: the program decides."""
+"""The split of data into observations and covariates, by the arguments of the program."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from calibrant.program.contract import Program, covariate_names
 
 
 def bind(model: Program, observed: Mapping[str, Any] | Data, covariates: Mapping[str, Any] | None = None) -> Data:
-    """The data as the program takes them: keys that its `forward` names are covariates, the others observations.
+    """Split data into covariates, which are the keys that the program takes as arguments, and observations.
+
+    Args:
+        model: the program.
+        observed: site → array, or a `Data`.
+        covariates: keyword → array.
 
     Raises:
-        DataError: for data that are no dict of arrays or `Data`, or whose lengths differ.
+        DataError: for data that are neither a dict of arrays nor a `Data`, or whose lengths differ.
     """
     data = as_data(observed, covariates)
     names = covariate_names(model)
@@ -24,10 +29,10 @@ def bind(model: Program, observed: Mapping[str, Any] | Data, covariates: Mapping
 
 
 def bind_fixed(model: Program, observed: Mapping[str, Any] | Data, covariates: Mapping[str, Any] | None = None) -> Data:
-    """As `bind`, for posteriors: a datum must be the same whenever, and beside whichever others, it is looked at.
+    """Split data as `bind` does, and refuse data whose values are not fixed, which have no single posterior.
 
     Raises:
-        DataError: as `bind`, and for a transform that is random or that mixes data.
+        DataError: for the reasons of `bind`, and for a transform that is random or that mixes data.
     """
     data = bind(model, observed, covariates)
     if data.transform is None:
@@ -35,7 +40,7 @@ def bind_fixed(model: Program, observed: Mapping[str, Any] | Data, covariates: M
     alone, together = ({**rows, **cols} for rows, cols in (data.batch([0]), data.batch(range(min(len(data), 4)))))
     if changed := [n for n, v in alone.items() if not torch.allclose(v[0].double(), together[n][0].double())]:
         raise DataError(
-            f"the transform gives another {changed[0]!r} each time, or beside other data: a posterior is of fixed "
-            "data, so draw its noise once, and take its statistics from the whole data set"
+            f"the transform of {changed[0]!r} is random, or depends on other data of the batch: a posterior needs "
+            "fixed data, so draw the noise once, and take statistics from the whole data set"
         )
     return data

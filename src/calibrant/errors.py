@@ -1,18 +1,18 @@
-"""Errors that tell a user what to do; the command line prints each as one line, without a traceback."""
+"""Errors that tell users what to do; the command line prints each as one line, without a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def names_to_offer(name: str, known: Iterable[str]) -> str:
-    """What to say after an unknown name: the nearest known ones, or all of them."""
+    """Suggestion for the message about an unknown name: the most similar known names, or all known names."""
     names = sorted(known)
     near = get_close_matches(name, names)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
 
 
 class CalibrantError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of all errors that a user can fix."""
 
 
 class ProgramError(CalibrantError, ValueError):
@@ -24,18 +24,18 @@ class DataError(CalibrantError, ValueError):
 
 
 class RunError(CalibrantError):
-    """A run folder that cannot be written, or that is damaged or foreign."""
+    """A run folder that cannot be written, is damaged, or was not written by calibrant."""
 
 
 class InferenceError(CalibrantError):
-    """Inference that cannot give what was asked: no exact posterior, too few draws, trees that do not match."""
+    """A result that inference cannot compute: no exact posterior is known, too few draws, trees that do not match."""
 
 
 class NonFiniteLoss(CalibrantError, ArithmeticError):
-    """Training met a loss that is not finite; the last good weights were restored.
+    """A loss in training is not finite; the last good weights were restored.
 
     Attributes:
-        batch: the labels of the minibatch's data.
+        batch: labels of the data in the minibatch.
     """
 
     def __init__(self, message: str, batch: list[object]) -> None:

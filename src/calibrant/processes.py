@@ -1,4 +1,4 @@
-"""Tasks side by side, each in a process of its own: Python and small tensors leave the other cores idle."""
+"""Tasks that run in parallel, each in a process of its own, since Python with small tensors keeps one core busy."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ import torch
 from calibrant.errors import RunError
 from calibrant.progress import Progress
 
-_PATIENCE = 0.5  # seconds between two looks at whether the processes live
+_PATIENCE = 0.5  # seconds between two checks whether the processes are alive
 
 
 def processes_for(tasks: int) -> int:
-    """How many of the tasks to run at a time: one for each of torch's threads, where processes can be interrupted."""
+    """How many tasks to run at a time: one per thread of torch, or one where processes cannot be interrupted."""
     return min(tasks, torch.get_num_threads()) if os.name == "posix" else 1
 
 
 def side_by_side(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], progress: Progress) -> None:
-    """Call `task(*arguments, progress)` for each of some arguments, as many at a time as there are threads.
+    """Call `task(*one, progress)` for each `one` in `arguments`, in as many processes at a time as torch has threads.
 
-    The processes share torch's threads. Ctrl-C, and a task that fails, raise KeyboardInterrupt in all tasks that run,
-    so that each can keep what it has.
+    The processes share these threads. On Ctrl-C, or if a task fails, KeyboardInterrupt is raised in all running tasks,
+    so that each can save its results.
 
     Args:
-        task: a function of a module.
-        arguments: of each call; they must be picklable.
-        progress: called here with what the tasks report.
+        task: a function that is defined at the top level of a module.
+        arguments: the arguments of each call, which must be picklable.
+        progress: called in this process with what the tasks report.
 
     Raises:
-        RunError: when a process ends without a word.
-        Exception: what a task raised.
+        RunError: if a process exits without reporting.
+        Exception: the exception that a task raised.
     """
     count = processes_for(len(arguments))
     context = multiprocessing.get_context("spawn")
@@ -70,19 +70,19 @@ def side_by_side(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 
 
 def _require_word(running: dict[int, Any], silent: set[int]) -> set[int]:
-    """The processes that have ended; one whose last message has not come since the look before died without it."""
+    """The processes that have exited; one that had exited at the last check and still has not reported is an error."""
     ended = {number for number, process in running.items() if process.exitcode is not None}
     if lost := ended & silent:
         code = running[min(lost)].exitcode
         raise RunError(
-            f"a process of this run was ended from outside (exit status {code}); where memory was short, run the "
-            "models one by one, or set OMP_NUM_THREADS=1"
+            f"a process of this run was ended from outside (exit status {code}); if memory was short, run the models "
+            "one by one, or set OMP_NUM_THREADS=1"
         )
     return ended
 
 
 def _child(task: Callable[..., None], given: tuple[Any, ...], number: int, threads: int, messages: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the first one passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent forwards it
     signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(threads)
     try:
@@ -108,5 +108,5 @@ def _sendable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))
         return error
-    except Exception:  # an error of somebody else's, with arguments that can't be sent
+    except Exception:  # an error class of another package whose arguments cannot be pickled
         return RuntimeError("".join(traceback.format_exception(error)))

@@ -1,4 +1,4 @@
-"""Progress of long calls: a function `(stage, done, total, text)` that the command line draws as bars."""
+"""Progress of long calls, reported to a function `(stage, done, total, text)`; the command line shows bars."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _PAUSE = 10.0  # seconds between two plain lines of a stage
 
 
 class Progress(Protocol):
-    """Called after every part of a stage; `text` says how it goes."""
+    """A function that is called after every part of a stage; `text` is a remark, such as the current loss."""
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None: ...
 
 
 def silent(stage: str, done: int, total: int, text: str = "") -> None:
-    """No progress shown."""
+    """Show no progress."""
 
 
 def prefixed(progress: Progress, prefix: str) -> Progress:
-    """The same with a word before each stage."""
+    """Report to the same function, with a prefix before the name of each stage."""
 
     def show(stage: str, done: int, total: int, text: str = "") -> None:
         progress(f"{prefix} {stage}", done, total, text)
@@ -31,7 +31,11 @@ def prefixed(progress: Progress, prefix: str) -> Progress:
 
 @contextmanager
 def bars(quiet: bool = False) -> Iterator[Progress]:
-    """Progress on standard error: a bar a stage on a terminal, else a plain line now and then; nothing where quiet."""
+    """Show progress on standard error: a bar per stage on a terminal, otherwise a line every few seconds.
+
+    Args:
+        quiet: show nothing.
+    """
     if quiet:
         yield silent
         return

@@ -1,7 +1,7 @@
-"""Run folders: weights as safetensors, what rebuilds a run as JSON, results as NetCDF, the history as CSV.
+"""Run folders: weights as safetensors, configuration as JSON, results as NetCDF, training history as CSV.
 
-Nothing is pickled, and `load` imports no file because a folder names it. Every file is written under another name first
-and then moved, so an interrupted write leaves the old file or none.
+Nothing is pickled, and `load` never imports a file just because a folder names it. Every file is written under a
+temporary name and then renamed, so that an interrupted write leaves the old file or none.
 """
 
 from __future__ import annotations
@@ -97,19 +97,19 @@ def save_run(
     settings: Mapping[str, Any] | None = None,
     **details: Any,
 ) -> Path:
-    """Write the weights, the history and what rebuilds both modules into a folder, which is made if need be.
+    """Write the weights, the training history and the configuration of a run into a folder.
 
     Args:
-        run_dir: the folder.
-        model: the program; built by `models.create`, it can be rebuilt without the caller.
-        guide: its guide; made by `guides.amortize` (with an encoder of ours), it can be rebuilt too.
-        fit: what training did; None before its end: then only `config.json` is written.
-        data: what is known of the data, JSON values.
-        settings: how it was trained, JSON values.
-        details: more keys of `config.json`, JSON values.
+        run_dir: the folder; it is created if it does not exist.
+        model: the program. A model from `models.create` can be rebuilt from the folder alone.
+        guide: its guide. A guide from `guides.amortize` with a built-in encoder can be rebuilt from the folder alone.
+        fit: result of the training; if None, training has not ended and only `config.json` is written.
+        data: description of the data, JSON values.
+        settings: settings of the training, JSON values.
+        details: further keys of `config.json`, JSON values.
 
     Raises:
-        RunError: for values that JSON can't hold, or a module whose state is more than tensors.
+        RunError: for values that JSON cannot hold, or a module whose state contains anything but tensors.
     """
     folder = Path(run_dir)
     program, guided = as_program(model), as_program(guide)
@@ -144,27 +144,27 @@ def load(
     encoder: nn.Module | None = None,
     guide: Program | None = None,
 ) -> tuple[PyroModule, PyroModule]:
-    """The model and guide of a run folder, with their trained weights, in `eval()` and on the CPU.
+    """Load the model and guide of a run folder with their trained weights, in `eval()` and on the CPU.
 
-    A registered model is rebuilt from the folder alone. Code of yours is never imported because a folder names it:
-    pass the model.
+    A registered model is rebuilt from the folder alone. Your own code is never imported just because a folder names it:
+    pass `model` in that case.
 
     Args:
         run_dir: the folder.
-        model: for a model in a file of yours "FILE.py:Class" or the class, which is built with the stored arguments;
-            or a built model, into which the weights are loaded (also for models that were built from modules).
-        encoder: the built encoder, where the guide was made with one of yours.
-        guide: the built guide, where it was not made by `guides.amortize`.
+        model: for a model in your own file, "FILE.py:Class" or the class, which is built with the stored arguments;
+            or a model instance, into which the weights are loaded (needed for models that were built from modules).
+        encoder: the encoder, if the guide was created with your own one.
+        guide: the guide, if it was not created by `guides.amortize`.
 
     Raises:
-        RunError: for a folder that is no run folder, damaged, or of another model, and where `model`, `encoder` or
-            `guide` is needed.
+        RunError: for a folder that is not a run folder, is damaged, or belongs to another model, and where `model`,
+            `encoder` or `guide` is needed.
     """
     folder = Path(run_dir)
     config = read_config(folder)
     if config["fit"] is None:
         raise RunError(
-            f"the training in {folder} has no result yet: go on with it, calibrant run --out {folder} --resume"
+            f"the training in {folder} has no result yet: continue it with calibrant run --out {folder} --resume"
         )
     with seeded(0), torch.device("cpu"):
         program = as_program(_rebuild_model(folder, config, model))
@@ -178,21 +178,21 @@ def load(
 
 
 def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | None = None) -> RunResult:
-    """All that a run folder holds, as a report shows it.
+    """Load everything in a run folder that a report shows.
 
     Args:
         run_dir: the folder.
-        model: as in `load`.
+        model: the model, its class or its "FILE.py:Class", where `load` needs it.
 
     Raises:
-        RunError: as `load` does, and for a folder without `amortized.nc`.
+        RunError: for the reasons of `load`, and for a folder without `amortized.nc`.
     """
     from calibrant.evaluation.results import RunResult
 
     folder = Path(run_dir)
     config = read_config(folder)
     if not (folder / AMORTIZED).is_file():
-        raise RunError(f"{folder} holds no posterior ({AMORTIZED}): make it with calibrant check {folder}")
+        raise RunError(f"{folder} holds no posterior ({AMORTIZED}): compute it with calibrant check {folder}")
     with seeded(0), torch.device("cpu"):
         program = as_program(_rebuild_model(folder, config, model))
     tensors = read_weights(folder, MODEL, config["sha256"])
@@ -214,10 +214,10 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
 
 
 def clear_run(run_dir: str | Path) -> None:
-    """Delete the files that calibrant wrote into a run folder, and nothing else; an empty folder is left as it is.
+    """Delete the files that calibrant wrote into a run folder, and nothing else; an empty folder is kept.
 
     Raises:
-        RunError: for a folder that is no run folder: nothing in it is deleted.
+        RunError: for a folder that is not a run folder; nothing in it is deleted then.
     """
     folder = Path(run_dir)
     if folder.is_dir() and not any(folder.iterdir()):
@@ -245,12 +245,12 @@ def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
         return given
     if recipe is None:
         raise RunError(
-            f"the model of {folder} was built from modules, which no file can rebuild: build it again as it was and "
+            f"the model of {folder} was built from modules, which are not stored: build the same model again and "
             "pass it, load(run, model=...)"
         )
     if given is None and is_user_spec(recipe["name"]):
         raise RunError(
-            f"the model of {folder} is {recipe['name']}, which is not imported because a folder names it: pass "
+            f"the model of {folder} is {recipe['name']}, which is never imported just because a folder names it: pass "
             'load(run, model="FILE.py:Class"), on the command line --model FILE.py:Class'
         )
     if isinstance(given, str) and not is_user_spec(given) and given != recipe["name"]:
@@ -265,15 +265,15 @@ def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
 
 
 def _warn_other_file(folder: Path, recipe: dict[str, Any] | None, cls: type) -> None:
-    """Say when a user's file is no longer the one that the run was made with."""
+    """Warn if a user's file is no longer the one with which the run was made."""
     if recipe is None or not recipe["sha256"]:
         return
     try:
         file = inspect.getsourcefile(cls)
-    except TypeError:  # defined in a notebook or an interpreter: there is no file to compare
+    except TypeError:  # defined in a notebook or an interpreter, so there is no file to compare
         return
     if file is not None and digest(Path(file).read_bytes()) != recipe["sha256"]:
-        warnings.warn(f"{file} is not the file that {folder} was made with (another sha256)", stacklevel=4)
+        warnings.warn(f"{file} is not the file with which {folder} was made (another sha256)", stacklevel=4)
 
 
 def _rebuild_guide(
@@ -282,7 +282,9 @@ def _rebuild_guide(
     if given is not None:
         return given
     if config["guide"] is None:
-        raise RunError(f"the guide of {folder} was written by hand: build it as it was and pass load(run, guide=...)")
+        raise RunError(
+            f"the guide of {folder} was written by hand: build the same guide again and pass load(run, guide=...)"
+        )
     try:
         return from_spec(config["guide"], encoder, program)
     except (CalibrantError, KeyError, TypeError, ValueError) as error:

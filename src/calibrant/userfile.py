@@ -1,4 +1,4 @@
-"""Objects in a user's own file, named `FILE.py:name`. Nothing is imported unless the caller names it."""
+"""Objects in a user's own file, named `FILE.py:name`. A file is imported only if the user names it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def is_user_spec(text: str) -> bool:
 
 
 def load_object(spec: str) -> tuple[Any, str]:
-    """The object that `FILE.py:name` names, and the file's sha256.
+    """Load the object that `FILE.py:name` names; returns the object and the sha256 of the file.
 
     Raises:
-        CalibrantError: for a missing file or name, or a file that does not import.
+        CalibrantError: for a missing file or name, or a file that cannot be imported.
     """
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()

@@ -1,1 +1,1 @@
-"""What every run folder is made of: safe files, digests, weights, configuration."""
+"""The parts of every run folder: files that are written safely, digests, weights, configuration, NetCDF."""

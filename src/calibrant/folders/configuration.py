@@ -1,4 +1,4 @@
-"""`config.json`: what a run folder is of."""
+"""`config.json`, which says which model, guide, data and settings a run folder belongs to."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats
 
 
 def versions() -> dict[str, str]:
-    """The versions that results depend on."""
+    """Versions of calibrant, Python and the libraries that results depend on."""
     found = {name: version(name) for name in _LIBRARIES}
     return {"calibrant": __version__, "python": platform.python_version(), **found}
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write `config.json`; numbers that JSON lacks become null.
+    """Write `config.json`; NaN and infinities, which JSON lacks, become null.
 
     Raises:
-        RunError: for values that JSON can't hold.
+        RunError: for values that JSON cannot hold.
     """
     try:
         text = json.dumps(_finite(config), indent=2, ensure_ascii=False, allow_nan=False)
     except TypeError as error:
-        raise RunError(f"{CONFIG} holds JSON values alone: {error}") from error
+        raise RunError(f"{CONFIG} can hold JSON values only: {error}") from error
     with new_file(folder / CONFIG) as new:
         new.write_text(text + "\n", encoding="utf-8")
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """What `config.json` of a run folder holds.
+    """Read `config.json` of a folder with one run.
 
     Raises:
-        RunError: for a folder that is missing, foreign, damaged, of another format, or that holds several runs.
+        RunError: for a folder that is missing, not a run folder, damaged, of another format, or holds several runs.
     """
     folder = Path(run_dir)
     config = read_any_config(folder)
@@ -58,10 +58,10 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
 
 
 def read_any_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` holds, of one run or of several (key `runs`)."""
+    """Read `config.json` of a folder with one run, or with several (which have the key `runs`)."""
     path = folder / CONFIG
     if not folder.is_dir():
-        raise RunError(f"there is no run in {folder}: give the folder of one; `calibrant run --out {folder}` makes it")
+        raise RunError(f"there is no run in {folder}: give a run folder; `calibrant run --out {folder}` creates one")
     if not path.is_file():
         raise RunError(f"{folder} is no run folder of calibrant: it has no {CONFIG}")
     try:
@@ -79,7 +79,7 @@ def read_any_config(folder: Path) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same JSON value with null for numbers that are not finite."""
+    """The same JSON value, with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

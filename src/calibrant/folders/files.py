@@ -1,4 +1,4 @@
-"""Files that are never left half written, and their digests."""
+"""Files that are never left half written, and digests of their content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def digest(content: bytes) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` at the end and vanishes on an error."""
+    """A temporary name to write to; the file is renamed to `path` at the end, and deleted on an error."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         yield new

@@ -1,4 +1,4 @@
-"""`history.csv`: the course of a training."""
+"""`history.csv`: ELBO and learning rate of every epoch of a training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def load_history(run_dir: str | Path) -> list[dict[str, float]]:
-    """The rows of `history.csv`; none where it is missing.
+    """Read the rows of `history.csv`, one per epoch; an empty list if there is no such file.
 
     Raises:
-        RunError: for a file that can't be read.
+        RunError: for a file that cannot be read.
     """
     path = Path(run_dir) / HISTORY
     if not path.is_file():
@@ -33,4 +33,4 @@ def load_history(run_dir: str | Path) -> list[dict[str, float]]:
                 {key: int(v) if key == "epoch" else float(v) for key, v in row.items()} for row in csv.DictReader(file)
             ]
     except (ValueError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({error}): delete it to go without the history") from error
+        raise RunError(f"{path} cannot be read ({error}): delete it to continue without the history") from error

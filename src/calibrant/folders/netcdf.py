@@ -1,4 +1,4 @@
-"""Result trees and data sets as NetCDF."""
+"""Result trees and datasets as NetCDF files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def save_tree(tree: xr.DataTree, path: str | Path) -> None:
     """Write a result tree as NetCDF.
 
     Raises:
-        RunError: for attributes that are no string or number, or values that NetCDF can't hold.
+        RunError: for attributes that are not strings or numbers, or values that NetCDF cannot hold.
     """
     for node in tree.subtree:
         _check_attributes(node.to_dataset())
@@ -25,23 +25,23 @@ def save_tree(tree: xr.DataTree, path: str | Path) -> None:
 
 
 def load_tree(path: str | Path) -> xr.DataTree:
-    """A result tree as it was saved: values, dtypes, coordinates and attributes.
+    """Load a result tree with the values, dtypes, coordinates and attributes that it was saved with.
 
     Raises:
-        RunError: for a file that is missing or can't be read.
+        RunError: for a file that is missing or cannot be read.
     """
     tree = _read_netcdf(Path(path), xr.load_datatree)
     return xr.DataTree.from_dict({node.path: _plain(node.to_dataset(inherit=False)) for node in tree.subtree})
 
 
 def save_dataset(dataset: xr.Dataset, path: str | Path) -> None:
-    """Write a data set as NetCDF; as `save_tree`."""
+    """Write a dataset as NetCDF; it raises the errors of `save_tree`."""
     _check_attributes(dataset)
     _write_netcdf(Path(path), dataset.to_netcdf)
 
 
 def load_dataset(path: str | Path) -> xr.Dataset:
-    """A data set as it was saved; as `load_tree`."""
+    """Load a dataset as it was saved; it raises the errors of `load_tree`."""
     return _plain(_read_netcdf(Path(path), xr.load_dataset))
 
 
@@ -73,11 +73,11 @@ def _read_netcdf(path: Path, read: Callable[..., Any]) -> Any:
     try:
         return read(path, engine="h5netcdf")
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}): make it again with calibrant check {path.parent}") from error
+        raise RunError(f"{path} is damaged ({error}): compute it again with calibrant check {path.parent}") from error
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:
-    """Attributes as Python's own numbers, and nothing left of how the values lie in the file."""
+    """The dataset with attributes as Python numbers, and without information about its storage in the file."""
     dataset = dataset.drop_encoding()
     for owner in _with_attributes(dataset):
         owner.attrs = {

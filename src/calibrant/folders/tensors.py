@@ -18,10 +18,10 @@ def class_name(module: nn.Module) -> str:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module, each tensor with memory of its own: safetensors takes no shared one."""
+    """The state of a module as copies on the CPU, since safetensors does not take tensors that share memory."""
     state = module.state_dict()
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise RunError(f"{class_name(module)} keeps state that is no tensor ({other}): leave out get_extra_state")
+        raise RunError(f"{class_name(module)} has state that is not a tensor ({other}): remove its get_extra_state")
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
@@ -61,7 +61,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def set_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load tensors that fit, keeping the dtype that they were saved in."""
+    """Load tensors into a module, in the dtype in which they were saved; `check_fits` has checked names and shapes."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if name in tensors:
             tensor.data = tensor.data.to(tensors[name].dtype)

@@ -1,4 +1,4 @@
-"""Amortized guides: an encoder, families by support, and a structure."""
+"""Amortized guides: an encoder, a family of distributions for each latent, and a structure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`refine` optimises, so that it is built on inference, which is built on guides."""
+    """Import `refine` on first use: it is built on inference, which is built on guides."""
     if name == "refine":
         return importlib.import_module("calibrant.inference.refining").refine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

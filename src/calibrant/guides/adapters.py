@@ -1,4 +1,4 @@
-"""Encoders that were trained elsewhere, and guides written by hand."""
+"""Guides from encoders that were trained elsewhere, and guides written by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class EncoderGuide(PyroModule):
-    """`latent ~ Normal(loc, scale)`, both from `encoder(site, *covariates)`; `from_encoder` makes it."""
+    """`latent ~ Normal(loc, scale)`, with loc and scale from `encoder(site, *covariates)`; see `from_encoder`."""
 
     encoder: Any
 
@@ -59,23 +59,24 @@ def from_encoder(
     site: str = "x",
     covariates: Sequence[str] = (),
 ) -> EncoderGuide:
-    """An encoder of yours as a guide: a Normal with independent entries.
+    """A guide from your own encoder: a Normal with independent entries.
 
-    The module is used as it is, neither copied nor trained; what it does first with its input (flatten, scale) is its
-    own. A run folder stores its weights, and `load(run, model=…, guide=…)` puts them into model and guide as you build
-    them again.
+    The module itself is used; it is neither copied nor trained, and has to preprocess its input (flatten or rescale it)
+    by itself. A run folder stores its weights; `load(run, model=…, guide=…)` loads them into a model and a guide that
+    you have built again.
 
     Args:
-        encoder: a module or a method of one (`vae.encode`), observations `(size, *event)` → a pair, each with the
-            latents' shape, or one tensor whose halves along dimension 1 they are; in `eval()`.
-        output: what the pair is: "loc, scale" (a standard deviation), "loc, log_scale" or "loc, log_variance".
-        latent: name of the latents in the model.
-        site: name of the observations in the model.
-        covariates: names of the tensors that the encoder takes after the observations, in its order.
+        encoder: a module, or a method of one (`vae.encode`), in `eval()`. It maps observations `(size, *event)` to a
+            pair of tensors, each with the shape of the latents, or to one tensor whose halves along dimension 1 are
+            that pair.
+        output: meaning of the pair: "loc, scale" (a standard deviation), "loc, log_scale" or "loc, log_variance".
+        latent: name of the latent site in the model.
+        site: name of the observed site in the model.
+        covariates: names of the covariates that the encoder takes after the observations, in its order.
 
     Raises:
-        ProgramError: for an unknown `output`, and layers in training mode that draw or mix data; when it runs, for an
-            output that is no such pair.
+        ProgramError: for an unknown `output`, and for layers in training mode that are random or mix data; in a run of
+            the guide, for an output of the encoder that is not such a pair.
     """
     if output not in OUTPUTS:
         raise ProgramError(f"unknown output {output!r}; known: {list(OUTPUTS)}")
@@ -107,15 +108,15 @@ def _pair(result: Any, output: str) -> tuple[Tensor, Tensor]:
 
 
 def wrap(guide: Program) -> PyroModule:
-    """A guide written by hand, checked as far as it can be without data; `fit` and `posterior` check the rest.
+    """A guide written by hand, checked as far as possible without data; `fit` and `posterior` check the rest.
 
     Args:
-        guide: a function, a module or a method of one, called as `guide(observed, size, **covariates)`. It samples the
-            model's latents under their names, the local ones in `pyro.plate("data", size)`; its weights are parameters
-            of a module.
+        guide: a function, a module, or a method of a module, called as `guide(observed, size, **covariates)`. It
+            samples the latents of the model under the same names, local ones in `pyro.plate("data", size)`; its weights
+            are parameters of a module.
 
     Raises:
-        ProgramError: for another signature, tensors that are no buffers, layers that draw or mix data.
+        ProgramError: for another signature, tensors that are not buffers, layers that are random or mix data.
     """
     if isinstance(guide, type):
         raise ProgramError(f"{guide.__name__} is a class: give an instance, wrap({guide.__name__}(...))")
@@ -132,6 +133,6 @@ def _check_signature(function: Callable[..., Any]) -> None:
     positional = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in given):
         raise ProgramError(
-            f"the guide takes {signature}, wanted (observed, size, **covariates): observed is a dict of tensors, one "
-            "an observed site, and size the number of data"
+            f"the guide takes {signature}, wanted (observed, size, **covariates): observed is a dict with a tensor per "
+            "observed site, and size the number of data"
         )

@@ -1,4 +1,4 @@
-"""An amortized guide: an encoder, and a head for every latent."""
+"""Amortized guides: an encoder, and a head for every latent."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from calibrant.guides.encoders.choosing import encoder_of
 from calibrant.guides.families.heads import Head, Modulation
 from calibrant.program.contract import PLATE
 
-_CONSTANTS = 32  # features of a shared latent's head: what its parents modulate
+_CONSTANTS = 32  # constant features in the head of a shared latent, which its parents modulate
 _STATE = 128  # width of the top-down state
 
 
 class AmortizedGuide(PyroModule):
     """q(latents | observations): an encoder, and a head for every latent site, in the order of a structure.
 
-    A local latent's head sees the encoder's features and the latents that the structure names (`guides/structure.py`).
-    A shared latent's distribution is learned: its head sees no data, which come in minibatches, but the shared latents
-    that the structure names; it is drawn once, outside the data plate. With the structure "program", one top-down state
-    runs from latent to latent, changed by each in turn, and local heads see it beside the features (as hierarchical
-    VAEs do: Sønderby et al. 2016, arXiv 1602.02282).
+    The head of a local latent sees the features of the encoder and the earlier latents that the structure names
+    (`guides/structure.py`). The distribution of a shared latent is learned: it is drawn once, outside the data plate,
+    and its head sees the shared latents that the structure names, but no data, since these come in minibatches. With
+    the structure "program", a top-down state is passed from latent to latent and updated by each, and local heads see
+    it together with the features, as in hierarchical VAEs (Sønderby et al. 2016, arXiv 1602.02282).
 
     Args:
-        spec: what rebuilds the guide without data (JSON values); `amortize` makes it.
-        encoder: a module `dict of inputs → (size, features)` with an attribute `features`, in place of the one that
-            the specification names.
+        spec: specification from which the guide can be rebuilt without data (JSON values); `amortize` creates it.
+        encoder: a module `dict of inputs → (size, features)` with an attribute `features`, used instead of the encoder
+            that the specification names.
     """
 
     encoder: Any
@@ -61,7 +61,7 @@ class AmortizedGuide(PyroModule):
                 regression=spec["structure"] == "full",
             )
         self.order, self.heads = list(heads), nn.ModuleList(heads.values())
-        widths = [heads[name].width_on_line for name in self.order[:-1]]  # nobody comes after the last
+        widths = [heads[name].width_on_line for name in self.order[:-1]]  # no latent sees the last one
         self.top_down = TopDown(self.encoder.features, widths) if has_state else None
         self.register_buffer("constant", torch.ones(1, _CONSTANTS), persistent=False)
 
@@ -80,7 +80,13 @@ class AmortizedGuide(PyroModule):
                 self._sample_local(features, lines, size)
 
     def _sample_local(self, features: Tensor, lines: dict[str, Tensor], size: int) -> None:
-        """The local latents, from features (of as many rows, or one a datum) and the lines of the shared ones."""
+        """Sample the local latents.
+
+        Args:
+            features: `(size, features)`, or one row per datum if a datum has several rows.
+            lines: standardised values of the shared latents; those of the local latents are added.
+            size: number of rows.
+        """
         if self.top_down is not None:
             features = features.repeat_interleave(size // len(features), 0)
         state = None if self.top_down is None else self.top_down.start(features, list(lines.values()))
@@ -97,16 +103,16 @@ class AmortizedGuide(PyroModule):
 
 
 def _constants(site: Mapping[str, Any]) -> int:
-    """Features of a shared latent's head; without parents a single one, since more only multiply Adam's step."""
+    """Number of features in the head of a shared latent: 1 without parents, since more only multiply Adam's step."""
     return _CONSTANTS if site["parents"] else 1
 
 
 class TopDown(nn.Module):
-    """The state that runs from latent to latent: it starts from the features, and each latent modulates it in turn.
+    """The state that is passed from latent to latent: computed from the features, then modulated by each latent.
 
     Args:
-        features: number of the encoder's features.
-        widths: entries on the line of each latent but the last, in the guide's order.
+        features: number of features of the encoder.
+        widths: number of unconstrained entries of each latent except the last, in the order of the guide.
     """
 
     def __init__(self, features: int, widths: list[int]) -> None:
@@ -115,19 +121,19 @@ class TopDown(nn.Module):
         self.steps = nn.ModuleList(Modulation(_STATE, width) for width in widths)
 
     def start(self, features: Tensor, lines: list[Tensor]) -> Tensor:
-        """The state `(size, width)` that the first local latent meets, after the shared ones."""
+        """The state `(size, width)` for the first local latent, after modulation by the shared latents."""
         state = self.first(features)
         for place, line in enumerate(lines):
             state = self(state, place, line.expand(len(state), -1))
         return state
 
     def forward(self, state: Tensor, place: int, line: Tensor) -> Tensor:
-        """The state after the latent at a place of the order."""
+        """The state after the latent at position `place` of the order."""
         return self.steps[place](state, line) if place < len(self.steps) else state
 
 
 class Single(dist.TorchDistribution):
-    """A distribution of batch shape (1,) as one of batch shape (): a head's, for a shared latent."""
+    """A distribution of batch shape (1,), as heads return it, as one of batch shape (), for a shared latent."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
@@ -151,5 +157,5 @@ class Single(dist.TorchDistribution):
 
 @register_kl(Single, torch.distributions.Distribution)
 def _kl_of_single(q: Single, p: dist.TorchDistribution) -> Tensor:
-    """A shared latent in plates of its own is one event here."""
+    """The KL divergence of a shared latent, whose own plates count as part of the event."""
     return kl_divergence(q.base_dist, p.to_event(len(p.batch_shape)).expand((1,))).squeeze(0)

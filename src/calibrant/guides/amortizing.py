@@ -1,4 +1,4 @@
-"""An amortized guide, read from the program."""
+"""Construction of an amortized guide from the sites of a program."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from calibrant.program.tracing import trace
 if TYPE_CHECKING:
     from calibrant.guides.collapsed import CollapsedGuide
 Guide: TypeAlias = "AmortizedGuide | CollapsedGuide"
-_STATISTICS_ROWS = 10_000
-_PRIOR_DRAWS = 1_000
-_SHARED_DRAWS, _ROWS_EACH = 200, 8  # of a program with shared latents: runs for its prior, and data in each
-_RICHER = {"full": "dense", "collapsed": "flow"}  # what nothing but the family keeps from being exact
+_STATISTICS_ROWS = 10_000  # data from which the statistics of the inputs are computed
+_PRIOR_DRAWS = 1_000  # draws from which location and scale of the prior are computed, at least
+_SHARED_DRAWS, _ROWS_EACH = 200, 8  # runs, and data per run, that give the prior of a program with shared latents
+_RICHER = {"full": "dense", "collapsed": "flow"}  # families in which these structures can be exact
 
 
 def from_spec(spec: dict[str, Any], encoder: nn.Module | None = None, model: Program | None = None) -> Guide:
-    """The guide of a specification, with new weights; a collapsed one is attached to the model, where it is given."""
+    """Build a guide from its specification, with new weights; a collapsed guide is attached to `model`, if given."""
     from calibrant.guides.collapsed import CollapsedGuide  # it is built on this module
 
     if spec["structure"] != "collapsed":
@@ -54,22 +54,23 @@ def amortize(
     covariates: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Guide:
-    """A guide for the latents of a program; all its parameters exist at once, near the prior.
+    """Build an amortized guide for the latents of a program; it starts near the prior.
 
     Args:
         model: the program.
-        observed: the data, for shapes and input statistics (which the guide keeps).
+        observed: the data, from which shapes and input statistics are taken; the guide stores these statistics.
         structure: which latents see which: "faithful" (a minimal structure that loses no dependency of the posterior:
-            Webb et al. 2018, arXiv 1712.00287), "mean-field" (none), "program" (the program's own order and parents,
-            beside a top-down state that all share), "full" (each sees all before it, through a linear regression),
-            "collapsed" (the exact conditional of the latents that are jointly Gaussian given a scale, which alone is
-            learned).
+            Webb et al. 2018, arXiv 1712.00287), "mean-field" (no latent sees another), "program" (order and parents of
+            the program, with a top-down state that all latents share), "full" (each latent sees all earlier ones,
+            through a linear regression), "collapsed" (only the distribution of a scale is learned; the latents that are
+            jointly Gaussian given this scale have their exact conditional).
         family: "auto" (by support and prior; "dense" in a full structure, "flow" for the scale of a collapsed one), or
-            a family by site, of `calibrant.guides.FAMILIES`.
-        encoder: "mlp", "conv", "set", "sequence" or input → kind, as `guides.encoders.make_encoder` takes them; a
-            module `dict of inputs → (size, features)` with an attribute `features`; or None for a choice by shape.
-        covariates: keyword → tensor; the encoder sees them too.
-        seed: of the first weights.
+            site → name of a family, one of `calibrant.guides.FAMILIES`.
+        encoder: "mlp", "conv", "set", "sequence", or input → kind, as `guides.encoders.choosing.make_encoder` takes
+            them; a module `dict of inputs → (size, features)` with an attribute `features`; or None to choose by the
+            shapes of the inputs.
+        covariates: keyword → tensor, leading dimension data; the encoder sees them too.
+        seed: random seed for the initial weights.
 
     Raises:
         ProgramError: for a shared discrete latent, a support without a family, an unknown option.
@@ -112,7 +113,7 @@ def _encoder_spec(
 ) -> str | dict[str, Any] | None:
     if isinstance(encoder, nn.Module):
         if not hasattr(encoder, "features"):
-            raise ProgramError("an encoder tells the number of its outputs in its attribute `features`")
+            raise ProgramError("an encoder needs an attribute `features`, the number of its outputs")
         return None
     shapes = {n: tuple(v.shape[1:]) for values in rows for n, v in values.items()}
     spec = encoder or default_encoder(shapes)
@@ -127,8 +128,8 @@ def _encoder_spec(
 def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str | Mapping[str, str]) -> dict[str, Any]:
     if site.support.is_discrete and not site.local:
         raise ProgramError(
-            f"latent {site.name!r} is discrete and shared: amortize enumerates discrete latents of single data alone; "
-            "sum it out of the model"
+            f"latent {site.name!r} is discrete and shared: amortize supports only local discrete latents; sum it out "
+            "in the model"
         )
     asked = family.get(site.name, "auto") if isinstance(family, Mapping) else family
     chosen = choose_family(site.name, site.support, site.prior, asked)
@@ -166,7 +167,7 @@ def _set_statistics(
 
 
 def _rows(values: Mapping[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
-    """Some rows in a row, from the beginning again after the last."""
+    """`count` consecutive rows from `first` on, starting again at the beginning after the last row."""
     return {
         n: value[torch.arange(first, first + count, device=value.device) % len(value)] for n, value in values.items()
     }
@@ -174,14 +175,14 @@ def _rows(values: Mapping[str, Tensor], first: int, count: int) -> dict[str, Ten
 
 @torch.no_grad()
 def _narrow(guide: Guide, total: int) -> None:
-    """Start shared latents at 1/√N of a local one's scale, but no less than a sixteenth.
+    """Start the scales of shared latents at 1/√N times those of local ones, but no less than 1/16 times.
 
-    All data speak of a shared latent. Adam comes down slowly from a scale that is far too wide, since it remembers the
-    large gradients there; from one that is too narrow it rises quickly.
+    All data inform a shared latent, so that its posterior is narrow. Adam is slow to reduce a scale that is much too
+    wide, since it remembers the large gradients there, but quickly increases one that is too narrow.
     """
     factor = max(total**-0.5, 1 / 16)
-    shift = log(expm1(0.25 * factor)) - log(expm1(0.25))  # a head's scales are softplus of its numbers
+    shift = log(expm1(0.25 * factor)) - log(expm1(0.25))  # the scales of a head are softplus of its outputs
     for site, head in zip(guide.spec["sites"], guide.heads, strict=True):
         if not site["local"]:
             count = head.family.locations
-            head.out.bias[count : 2 * count] += shift  # the scales follow the locations
+            head.out.bias[count : 2 * count] += shift  # outputs of a head are locations, then scales

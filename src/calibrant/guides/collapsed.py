@@ -1,7 +1,8 @@
-"""Collapsed guides: a learned distribution of the scale, then the exact Gaussian conditional of everything else.
+"""Collapsed guides: a learned distribution of the scale, and the exact Gaussian conditional of all other latents.
 
-For programs x = offset + s·(shift + A z) + ε, as `calibrant.linear_gaussian` finds them: q(s, z | x) = q(s | x)
-p(z | s, x). Its ELBO is the one of q(s | x) for the program with z integrated out; without a scale, the log evidence.
+They exist for programs x = offset + s·(shift + A z) + ε, which `calibrant.linear_gaussian` detects, and have the form
+q(s, z | x) = q(s | x) p(z | s, x). The ELBO of such a guide equals the ELBO of q(s | x) for the program with z
+integrated out; without a scale, it is the log evidence.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ from calibrant.program.contract import PLATE, Program, Values, as_program
 
 
 class CollapsedGuide(PyroModule):
-    """q(s | x) by an encoder and a head, then the exact p(z | s, x) of the model's present weights.
+    """q(s | x) from an encoder and a head, and the exact p(z | s, x) under the current weights of the model.
 
-    The model is no part of the guide: its weights are neither saved, moved nor trained with it, and a copy of the guide
-    is of the same model. The conditional carries no gradient to these weights and needs none: the gradient of
-    E[log p(x, z, s)] alone is that of the bound with z integrated out (Fisher's identity).
+    The model is not a submodule of the guide: its weights are neither saved, moved nor trained with the guide, and a
+    copy of the guide refers to the same model. No gradient flows through the conditional to the weights of the model,
+    and none is needed: the gradient of E[log p(x, z, s)] alone is that of the bound with z integrated out (Fisher's
+    identity).
 
     Args:
-        spec: what rebuilds the guide without data (JSON values); `amortize` makes it. A guide from a specification
-            needs its model: `attach`.
-        encoder: a module `dict of inputs → (size, features)` with an attribute `features`, in place of the one that
-            the specification names.
+        spec: specification from which the guide can be rebuilt without data (JSON values); `amortize` creates it. A
+            guide from a specification needs its model: see `attach`.
+        encoder: a module `dict of inputs → (size, features)` with an attribute `features`, used instead of the encoder
+            that the specification names.
     """
 
     encoder: Any
@@ -62,29 +64,29 @@ class CollapsedGuide(PyroModule):
         self._fixed: _Conditional | None = None
 
     def attach(self, model: Program) -> CollapsedGuide:
-        """Take the conditional from this model from now on; returns the guide."""
+        """Use the conditional of this model from now on; returns the guide."""
         self._model = _Reference(as_program(model))
         return self
 
     @property
     def model(self) -> PyroModule:
-        """The model whose conditional it is.
+        """The model whose conditional the guide uses.
 
         Raises:
-            ProgramError: where none is attached.
+            ProgramError: if no model is attached.
         """
         if self._model.module is None:
             raise ProgramError("a collapsed guide takes its conditional from the model: guide.attach(model) first")
         return self._model.module
 
     def require_model(self, model: Program) -> None:
-        """Refuse a guide without a model, or of another one.
+        """Refuse a guide to which no model, or another model, is attached.
 
         Raises:
-            ProgramError: with the remedy.
+            ProgramError: if no model, or another model, is attached.
         """
         if _function(self.model) is not _function(model):
-            raise ProgramError("its conditional is of another model than this one: guide.attach(model) first")
+            raise ProgramError("its conditional is that of another model than this one: guide.attach(model) first")
 
     def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
         conditional, scale = self._fixed or _Conditional(self._read()), None
@@ -96,7 +98,7 @@ class CollapsedGuide(PyroModule):
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Inside, the model's weights stay as they are: its conditional is read once."""
+        """Read the conditional once for all runs inside; the weights of the model must not change there."""
         self._fixed = _Conditional(self._read())
         try:
             yield
@@ -107,15 +109,17 @@ class CollapsedGuide(PyroModule):
         found = read(self.model, self.observed, self.event_shape)
         if dict(found.latents) != self.block or [found.scale] != (self.order or [None]):
             raise ProgramError(
-                f"the guide is of the Gaussian latents {self.block} and the scale {self.order}, the model has "
+                f"the guide has the Gaussian latents {self.block} and the scale {self.order}, the model has "
                 f"{dict(found.latents)} and {found.scale!r}: attach the model that the guide was made for"
             )
         return found
 
 
 class _Reference:
-    """The model of a guide, which is no submodule of it. A copy refers to the model's copy where both are copied
-    together, model first, else to the same model."""
+    """A reference to the model of a guide that is not a submodule of the guide.
+
+    A copy refers to the copy of the model if both are copied together, model first; otherwise to the same model.
+    """
 
     def __init__(self, module: PyroModule | None = None) -> None:
         self.module = module
@@ -125,15 +129,15 @@ class _Reference:
 
 
 def _function(model: Program) -> Any:
-    """What two programs share that wrap the same function."""
+    """The function that a program wraps, or the program itself: the same for two programs of one function."""
     return getattr(model, "function", model)
 
 
 def gaussian_block(program: PyroModule, observed: Values, covariates: Values) -> dict[str, list[int]]:
-    """The sites of a program that are jointly Gaussian given the others, with their event shapes: JSON values.
+    """The sites of a program that are jointly Gaussian given all other sites, with their event shapes (JSON values).
 
     Raises:
-        ProgramError: for a program without this structure, naming the alternatives.
+        ProgramError: for a program without this structure; the message names the alternatives.
     """
     found = detect(program, observed, covariates)
     if found is None or any(isinstance(module, _BatchNorm) for module in program.modules()):
@@ -150,8 +154,11 @@ def gaussian_block(program: PyroModule, observed: Values, covariates: Values) ->
 
 
 class _Site(NamedTuple):
-    """A site of the block given those before it: with w from its start on, image = s·columns w + …, by singular value
-    decomposition columns = left gain rightᵀ."""
+    """A site of the Gaussian block given the earlier sites of the block.
+
+    With w the white coordinates from the start of this site on, image = s·columns w + …, and columns = left gain rightᵀ
+    is a singular value decomposition.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -164,8 +171,8 @@ class _Site(NamedTuple):
 class _Conditional:
     """p(z | s, x) for any number of data, one site after another, in float64.
 
-    With z = mean + root w, w ~ N(0, I), and pixels in units of the noise: image = s·(shift + columns w) + N(0, I). What
-    all data share is factorised once; a datum costs O(k) in the basis of the singular vectors.
+    With z = mean + root w, w ~ N(0, I), and pixels in units of the noise: image = s·(shift + columns w) + N(0, I). The
+    matrices, which all data share, are factorised once; in the basis of the singular vectors, a datum costs O(k).
     """
 
     def __init__(self, found: LinearGaussian) -> None:
@@ -181,11 +188,11 @@ class _Conditional:
             start = here.stop
 
     def sample(self, x: Tensor, scale: Tensor | None) -> None:
-        """Sample all sites of the block for data x (size, *event) under their scales (size,), in the data plate."""
+        """Sample all sites of the block for data x (size, *event) given their scales (size,), inside the data plate."""
         image = (x.reshape(len(x), -1).double() - self.offset) / self.noise
         s = image.new_ones(len(x), 1) if scale is None else scale.double()[:, None]
         rest = image - s * self.shift
-        centre = self.mean.expand(len(x), -1)  # of z given the sites before
+        centre = self.mean.expand(len(x), -1)  # mean of z given the earlier sites
         for site in self.sites:
             value = pyro.sample(site.name, self._given(site, rest, s, centre[:, site.here]))
             if site is not self.sites[-1]:
@@ -195,7 +202,7 @@ class _Conditional:
                 centre = centre + w @ self.root[:, site.here].T
 
     def _given(self, site: _Site, rest: Tensor, s: Tensor, centre: Tensor) -> dist.TorchDistribution:
-        """p(z of this site | the sites before, s, x), the later ones integrated out."""
+        """p(z of this site | earlier sites, s, x), with later sites integrated out."""
         gain, count = s * site.gain, centre.shape[1]
         mean = (gain * (rest @ site.left) / (1 + gain.square())) @ site.right.T
         root, right, stretch = self.root[site.here, site.here], site.right, (1 + gain.square()).sqrt()
@@ -211,7 +218,7 @@ class _Conditional:
 def _gaussian(
     loc: Tensor, root: Tensor, directions: Tensor, stretch: Tensor, shape: tuple[int, ...]
 ) -> dist.TorchDistribution:
-    """The Normal of `_Coloured` with events of a shape, in the default dtype of the call."""
+    """The Normal distribution that `_Coloured` describes, with the given event shape, in the default dtype."""
     dtype = torch.get_default_dtype()
     coloured = _Coloured(*(part.to(dtype) for part in (loc, root, directions, stretch)))
     white = dist.Normal(torch.zeros_like(coloured.loc), 1.0).to_event(1)
@@ -219,9 +226,10 @@ def _gaussian(
 
 
 class _Coloured(Transform):
-    """White noise → z = loc + root w, where w has the sd 1 / stretch along directions, and 1 across them.
+    """Maps white noise to z = loc + root w, where w has sd 1 / stretch along the directions and sd 1 across them.
 
-    The square of stretch, a precision, would overflow in float32 under scales above 1e19, as early guides draw them.
+    Stretch is used instead of its square, a precision, which would overflow in float32 for scales above 1e19; guides
+    draw such scales early in training.
 
     Args:
         loc: `(size, k)`.
@@ -248,14 +256,14 @@ class _Coloured(Transform):
         across = self.directions.shape[0] - self.directions.shape[1]
         if across:
             return w + (w @ self.directions * (factor - 1)) @ self.directions.T
-        return (w @ self.directions * factor) @ self.directions.T  # no digits are lost where the factors are small
+        return (w @ self.directions * factor) @ self.directions.T  # loses no digits where the factors are small
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - self.stretch.log().sum(-1)
 
 
 def _solve(root: Tensor, value: Tensor) -> Tensor:
-    """root⁻¹ value, (size, k): a root that all data share is not repeated for each."""
+    """root⁻¹ value, (size, k), without copies of a root that all data share."""
     if root.dim() == 2:
         return torch.linalg.solve_triangular(root.mT, value, upper=True, left=False)
     return torch.linalg.solve_triangular(root, value[..., None], upper=False)[..., 0]

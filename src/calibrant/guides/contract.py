@@ -1,4 +1,4 @@
-"""What a guide has to keep to, refused by name where it does not."""
+"""The checks of a guide: does it fit its model, and does it not mix data?"""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from calibrant.program.tracing import guide_trace, is_local, is_weighted, latent
 
 
 def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """Refuse a guide that does not fit the model: other latents, shapes or supports, no plate, layers that draw or
-    mix data, as they do in training mode, and whatever else mixes data.
+    """Refuse a guide whose latents, shapes, supports or plates are not those of the model, or that is random given its
+    latents or mixes data (as dropout and batch normalisation do in training mode).
 
     Raises:
         ProgramError: naming the site, the shape found and the shape wanted.
@@ -57,8 +57,9 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
 
 
 def check_trainable(guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """Refuse a guide whose density of the same values changes from run to run in training mode, as dropout makes it:
-    the draws would be of one density, and log q of another. It is left in `eval()`.
+    """Refuse a guide whose density of the same values changes from run to run in training mode, as with dropout.
+
+    Draws and log q would then belong to different densities. The guide is left in `eval()`.
 
     Raises:
         ProgramError: naming the latents.
@@ -93,7 +94,7 @@ def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any],
 
 
 def _check_mixing(guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """A guide whose density of one datum depends on others would give other draws here than in training."""
+    """Refuse a guide whose density for one datum depends on other data: its draws would depend on the batch."""
     double = in_double(guide)
 
     def program(size: int, **given: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Many draws for each datum: the guide runs on repeated rows, its encoder on one row a datum."""
+"""Many draws per datum: the guide runs on repeated rows, but its encoder on one row per datum."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from calibrant.guides.refined import RefinedGuide
 
 @contextmanager
 def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
-    """Inside, every datum comes `repeats` times in a row, and the guide's encoder sees it once.
+    """Let the encoder of a guide see one row per datum, where the rows of each datum are repeated `repeats` times.
 
-    What depends on a datum alone is then computed once for all its draws (`Modulation.through`). Encoders of guides
-    made here are functions of the data alone; what a guide written by hand calls its encoder may be anything, so that
-    such a guide runs on all rows.
+    Everything that depends on a datum alone is then computed once for all its draws (`Modulation.through`). This needs
+    an encoder that is a function of the data alone, as in the guides of this package. The attribute `encoder` of a
+    guide written by hand may be anything, so that such a guide runs on all rows.
     """
     inner = _unrefined(guide)
     encoder = getattr(inner, "encoder", None)
@@ -30,7 +30,7 @@ def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
         yield
         return
     hooks: list[Any] = [encoder.register_forward_pre_hook(lambda _, inputs: _each(inputs, lambda r: r[::repeats]))]
-    if isinstance(inner, EncoderGuide):  # the others repeat what their heads make of it
+    if isinstance(inner, EncoderGuide):  # heads of other guides repeat the features by themselves
         again = partial(_each, function=lambda rows: rows.repeat_interleave(repeats, 0))
         hooks.append(encoder.register_forward_hook(lambda module, inputs, output: again(output)))
     try:
@@ -42,7 +42,7 @@ def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
 
 @contextmanager
 def fixed(guide: PyroModule) -> Iterator[None]:
-    """Inside, the model of a collapsed guide stays as it is: its conditional is read once, and can be recorded."""
+    """Read the conditional of a collapsed guide once, so that it can be recorded; the model must not change inside."""
     inner = _unrefined(guide)
     with inner.fixed() if isinstance(inner, CollapsedGuide) else nullcontext():
         yield
@@ -55,7 +55,7 @@ def _unrefined(guide: nn.Module) -> nn.Module:
 
 
 def _each(values: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The function of every tensor in nested tuples, lists and dicts."""
+    """Apply a function to every tensor in nested tuples, lists and dicts."""
     if isinstance(values, Tensor):
         return function(values)
     if isinstance(values, dict):

@@ -1,6 +1,7 @@
-"""A guide with variational parameters of each datum's own, optimised on the ELBO of exactly these data.
+"""Guides with separate variational parameters for each datum, optimised on the ELBO of a fixed set of data.
 
-What an amortized guide loses against such a one is its amortization gap (Cremer, Li & Duvenaud 2018, arXiv 1801.03558).
+The ELBO that an amortized guide loses against such a guide is its amortization gap (Cremer, Li & Duvenaud 2018, arXiv
+1801.03558).
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from calibrant.program.contract import Program, Values
 from calibrant.program.supports import from_line, innermost, is_circular, is_masked
 from calibrant.program.tracing import guide_trace, is_local, sampled
 
-_DRAWS = 64  # of the guide for each datum, for the location and scale that its map is relative to
-_ROWS = 16_384  # of a run
+_DRAWS = 64  # guide draws per datum, from which the location and scale of its map are computed
+_ROWS = 16_384  # rows in one run of the guide
 
 
 class RefinedGuide(PyroModule):
-    """A guide whose continuous local sites go through an elementwise affine map on the line, one for each datum.
+    """A guide whose continuous local sites pass through an elementwise affine map in unconstrained space.
 
-    The line is that of `supports.from_line`; angles, directions, point masses and discrete sites stay as they are.
-    Fresh maps are identities. A datum is recognised by its values (observations and covariates, in float32), so that
-    rows may come in any order, in minibatches and repeatedly; equal data share their maps.
+    Each datum has its own map, which is the identity at first. Unconstrained space is that of
+    `program.supports.from_line`; angles, directions, point masses and discrete sites are not mapped. A datum is
+    recognised by its values (observations and covariates, in float32), so that rows may come in any order, in
+    minibatches and repeatedly; equal data share their maps.
 
     Args:
         guide: the guide to start from.
-        observed: site → tensor, the data that this guide is for.
-        covariates: keyword → tensor.
+        observed: site → tensor, the data for which the guide is refined.
+        covariates: keyword → tensor, leading dimension data.
     """
 
     keys: Tensor
@@ -67,7 +69,7 @@ class RefinedGuide(PyroModule):
 
     @contextmanager
     def trusting(self) -> Iterator[None]:
-        """Inside, all data are taken for some of its own: what depends on values can't be recorded."""
+        """Skip the check that the data are known, since control flow that depends on values cannot be recorded."""
         self._trusting = True
         try:
             yield
@@ -75,10 +77,10 @@ class RefinedGuide(PyroModule):
             self._trusting = False
 
     def _map(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale of a site's map for these rows, `(rows, *event on the line)`.
+        """Location and scale of the map of a site for the given rows, `(rows, *unconstrained event)`.
 
-        The shift is in standard deviations of the guide that it started from, the scale about its mean: both have the
-        same meaning, and learning rate, for every datum and entry.
+        The shift is in standard deviations of the original guide, and the scaling is about its mean, so that one
+        learning rate suits every datum and entry.
         """
         centre, spread = (getattr(self, f"{name}_{number}")[rows] for name in ("centre", "spread"))
         scale = self.log_scales[number][rows].exp()
@@ -96,7 +98,7 @@ class RefinedGuide(PyroModule):
         return place
 
     def _keys(self, values: Values) -> Tensor:
-        """A 64-bit number for every datum, the same on every device; sums of integers don't depend on their order."""
+        """A 64-bit hash of every datum; it is the same on every device, since integer sums do not depend on order."""
         parts = []
         for bits in _bits(values).split(_ROWS):
             mixed = (bits + self.salt[0]) * self.salt[1]
@@ -105,13 +107,13 @@ class RefinedGuide(PyroModule):
 
 
 def _bits(values: Values) -> Tensor:
-    """Values of each datum as integers `(data, entries)`, floating ones by their bits in float32."""
+    """Values of each datum as integers `(data, entries)`; for floating-point values, these are the float32 bits."""
     whole = {n: (v.float() + 0.0).view(torch.int32) if v.is_floating_point() else v for n, v in values.items()}
     return torch.cat([whole[name].reshape(len(whole[name]), -1).long() for name in sorted(whole)], 1)
 
 
 class _Moved(Messenger):
-    """Puts an affine map on the line behind the distribution of each named site."""
+    """Appends an affine map in unconstrained space to the distribution of each named site."""
 
     def __init__(self, maps: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -126,11 +128,11 @@ class _Moved(Messenger):
 
 
 def is_movable(site: Mapping[str, Any]) -> bool:
-    """Whether a site of the guide can have a map of its own for each datum."""
+    """Whether a site of the guide can have an affine map for each datum."""
     fn = site["fn"]
     if not is_local(site) or fn.support.is_discrete or is_masked(fn):
         return False
-    if is_circular(fn) or isinstance(innermost(fn), dist.Delta):  # real by support, but no shift or stretch fits
+    if is_circular(fn) or isinstance(innermost(fn), dist.Delta):  # these cannot be shifted or scaled
         return False
     try:
         return bool(from_line(fn.support).bijective)
@@ -142,7 +144,7 @@ def is_movable(site: Mapping[str, Any]) -> bool:
 def _moments(
     guide: Program, observed: Values, covariates: Values, place: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Mean and sd of the guide's draws on the line, by movable site; datum i is row `place[i]`."""
+    """Mean and sd of unconstrained guide draws, by site with a map; datum i is in row `place[i]`."""
     centres: dict[str, Tensor] = {}
     spreads: dict[str, Tensor] = {}
     for rows in torch.arange(len(place), device=place.device).split(max(1, _ROWS // _DRAWS)):

@@ -1,4 +1,4 @@
-"""Inference: training, amortized and reference posteriors, exact solutions, the gate."""
+"""Inference: training, amortized posteriors, and reference posteriors with a convergence gate."""
 
 from calibrant.inference.drawing import posterior
 from calibrant.inference.fitting.loop import fit

@@ -1,6 +1,6 @@
 """Convergence diagnostics of many posteriors at once.
 
-The numbers are those of ArviZ, scalar by scalar: rank-normalised split R-hat, bulk and tail effective sample size
+They equal those of ArviZ, scalar by scalar: rank-normalised split R-hat, bulk and tail effective sample size
 (Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16(2)), with Geyer's (1992, Statistical Science
 7(4)) initial monotone sequence, and E-BFMI (Betancourt 2016, arXiv 1604.00695).
 """
@@ -18,33 +18,33 @@ TAIL = (0.05, 0.95)
 Array = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
 
-_CACHED_ELEMENTS = 2**18  # 2 MiB: scalars are taken in blocks that stay in the processor's cache
-_FIRST_LAGS = 16  # nearly all chains that mix need no more, and so few products are cheaper than a Fourier transform
-_CONSTANT = 1e-15  # values that differ by less are one value
+_CACHED_ELEMENTS = 2**18  # 2 MiB: numbers in a block of scalars, which stays in the processor's cache
+_FIRST_LAGS = 16  # most chains that mix need no more; for these, products are cheaper than a Fourier transform
+_CONSTANT = 1e-15  # a chain whose values differ by less is constant
 
 
 def diagnose(draws: npt.ArrayLike) -> dict[str, Array]:
     """R-hat, bulk ESS and tail ESS of every scalar.
 
     Args:
-        draws: `(chain, draw, …)`, finite, at least 4 draws a chain.
+        draws: `(chain, draw, …)`, finite, at least 4 draws per chain.
 
     Returns:
-        `rhat` (the larger of the bulk's and the folded draws'), `ess_bulk` and `ess_tail` (the smaller of the 5% and
-        95% quantiles'; draws), each of the trailing shape.
+        `rhat`, the larger of the values for the draws and for the folded draws; `ess_bulk`; and `ess_tail`, the
+        smaller of the values for the 5% and 95% quantiles (both in draws). Each has the trailing shape of the draws.
     """
     rhat, bulk, tail = _by_block(_diagnose, np.asarray(draws, dtype=np.float64), 3)
     return {"rhat": rhat, "ess_bulk": bulk, "ess_tail": tail}
 
 
 def ess(draws: npt.ArrayLike) -> Array:
-    """Effective sample size of the mean of every scalar, in draws.
+    """Effective sample size for the mean of every scalar, in draws.
 
     Args:
-        draws: `(chain, draw, …)`, finite, at least 4 draws a chain.
+        draws: `(chain, draw, …)`, finite, at least 4 draws per chain.
 
     Returns:
-        An array of the trailing shape.
+        An array with the trailing shape of the draws.
     """
     return _by_block(lambda x: _ess(_split(x))[None], np.asarray(draws, dtype=np.float64), 1)[0]
 
@@ -63,7 +63,7 @@ def bfmi(energy: npt.ArrayLike) -> Array:
 
 
 def _by_block(statistics: Callable[[Array], Array], draws: Array, count: int) -> Array:
-    """Statistics `(count, row)` of rows `(row, chain, draw)`, for all trailing scalars of the draws."""
+    """Apply a function from rows `(row, chain, draw)` to statistics `(count, row)` to all scalars, block by block."""
     chains, length, *shape = draws.shape
     columns = draws.reshape(chains, length, -1)
     found = np.empty((count, columns.shape[2]))
@@ -81,7 +81,7 @@ def _diagnose(x: Array) -> Array:
     bulk = _put(_normal_scores(ordered), places).reshape(split.shape)
     middle = ordered.shape[1] // 2
     median = ordered[:, middle - 1 : middle + 1].mean(1, keepdims=True)
-    merged, distances = _order(np.abs(ordered - median), "stable")  # two runs, which this sort merges
+    merged, distances = _order(np.abs(ordered - median), "stable")  # it merges the two sorted runs of a row
     folded = _put(_normal_scores(distances), places.ravel()[merged]).reshape(split.shape)
     with np.errstate(invalid="ignore", divide="ignore"):  # constant chains
         rhat = np.maximum(_rhat(bulk), _rhat(folded))
@@ -89,13 +89,13 @@ def _diagnose(x: Array) -> Array:
 
 
 def _split(x: Array) -> Array:
-    """The halves of every chain as chains; of an odd number of draws, the middle one is left out."""
+    """Split every chain into halves; if the number of draws is odd, the middle draw is dropped."""
     half = x.shape[2] // 2
     return np.concatenate((x[:, :, :half], x[:, :, -half:]), axis=1)
 
 
 def _order(rows: Array, kind: Literal["quicksort", "stable"] = "quicksort") -> tuple[Places, Array]:
-    """Where the sorted values of every row lie in the flat array, and the values."""
+    """Sort every row: positions of the sorted values in the flat array, and the sorted values."""
     places = np.argsort(rows, axis=1, kind=kind)
     places += rows.shape[1] * np.arange(len(rows))[:, None]
     return places, rows.ravel()[places]
@@ -108,7 +108,7 @@ def _put(values: Array, places: Places) -> Array:
 
 
 def _normal_scores(ordered: Array) -> Array:
-    """Normal scores of the ranks of sorted rows; ties take their mean rank."""
+    """Normal scores of the ranks of sorted rows; tied values get their mean rank."""
     count = ordered.shape[1]
     by_half_rank = ndtri((1.0 + 0.5 * np.arange(2 * count - 1) - 0.375) / (count + 0.25))
     scores = np.tile(by_half_rank[::2], (len(ordered), 1))
@@ -128,7 +128,7 @@ def _rhat(x: Array) -> Array:
 
 
 def _ess_tail(x: Array, split: Array, ordered: Array) -> Array:
-    if ordered.shape[1] < x[0].size:  # an odd number of draws: the halves lack some
+    if ordered.shape[1] < x[0].size:  # with an odd number of draws, the halves lack one per chain
         ordered = np.sort(x.reshape(len(x), -1), axis=1)
     found = []
     for probability in TAIL:
@@ -154,14 +154,14 @@ def _ess(x: Array) -> Array:
 
 
 def _by_products(centred: Array, lags: int) -> Array:
-    """Autocovariance `(row, lag)` of centred chains, their mean, for the first lags."""
+    """Autocovariance `(row, lag)` of centred chains, averaged over chains, for the first lags."""
     count = centred.shape[2]
     products = (np.vecdot(centred[..., : count - lag], centred[..., lag:]) for lag in range(min(lags, count)))
     return np.stack([product.mean(1) for product in products], axis=1) / count
 
 
 def _by_fourier(centred: Array) -> Array:
-    """Autocovariance `(row, lag)` of centred chains, their mean, for all lags."""
+    """Autocovariance `(row, lag)` of centred chains, averaged over chains, for all lags."""
     count = centred.shape[2]
     padded = fft.next_fast_len(2 * count, real=True)
     spectrum = fft.rfft(centred, padded, axis=2)
@@ -173,9 +173,9 @@ def _correlation_time(covariance: Array, between: Array, count: int) -> tuple[Ar
     """Integrated autocorrelation time by Geyer's initial monotone sequence, and whether the lags were enough.
 
     Args:
-        covariance: `(row, lag)`, mean of the chains.
-        between: `(row,)`, variance of the chains' means.
-        count: draws a chain.
+        covariance: autocovariance, averaged over chains, `(row, lag)`.
+        between: variance of the means of the chains, `(row,)`.
+        count: number of draws per chain.
     """
     within = covariance[:, :1] * count / (count - 1.0)
     with np.errstate(invalid="ignore", divide="ignore"):  # constant chains

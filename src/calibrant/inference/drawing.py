@@ -1,4 +1,4 @@
-"""The amortized posterior of every datum, as an ArviZ tree."""
+"""The amortized posterior of every datum, as an ArviZ `DataTree`."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def posterior(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
-    """Independent draws of the guide for every datum, with their log densities under model and guide.
+    """Draw independently from the guide for every datum, with log densities under model and guide.
 
     Args:
-        model: the program.
-        guide: its guide; both should be in `eval()`.
+        model: the program, in `eval()`.
+        guide: its guide, in `eval()`.
         observed: site → tensor, or a `Data`.
-        draws: draws a datum (one chain).
+        draws: number of draws per datum; they form one chain.
         covariates: keyword → tensor.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
         seed: of the draws.
@@ -57,7 +57,7 @@ def posterior(
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
-        InferenceError: when the draws would not fit into memory.
+        InferenceError: if the draws would not fit into memory.
     """
     data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     check_program(program, *data.tensors())
@@ -94,7 +94,7 @@ Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class _Score:
-    """Draws of the guide (and what the program records for them), with their log densities."""
+    """Draws of the guide and the deterministic sites of the program there, with their log densities."""
 
     values: dict[str, Tensor]
     latents: list[str]
@@ -104,7 +104,7 @@ class _Score:
 
 
 def _score(model: Program, guide: Program, observed: Values, covariates: Values, repeats: int) -> _Score:
-    """One draw of the guide for every datum, each datum `repeats` times in a row."""
+    """Draw once from the guide for every row, where each datum is repeated in `repeats` consecutive rows."""
     observed, covariates = (
         {name: value.repeat_interleave(repeats, 0) for name, value in part.items()} for part in (observed, covariates)
     )
@@ -120,7 +120,7 @@ def _score(model: Program, guide: Program, observed: Values, covariates: Values,
 
 
 def _draw_each(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
-    """Without shared latents: every datum is repeated along the plate."""
+    """Draws of a guide without shared latents: every datum is repeated along the plate."""
     rows = max(1, _ROWS // draws)
     parts = []
     for index in torch.arange(len(data), device="cpu").split(rows):
@@ -138,7 +138,7 @@ def _draw_each(pair: Pair, data: Data, draws: int, device: torch.device, progres
 
 
 def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
-    """Rows `(data · draws, …)` → `(draws, data, …)`, on the CPU and, beside statistics, in float32."""
+    """Reshape rows `(data · draws, …)` to `(draws, data, …)` on the CPU; all but log densities are in float32."""
     shaped = {
         name: value.reshape(size, draws, *value.shape[1:]).transpose(0, 1).cpu() for name, value in values.items()
     }
@@ -146,7 +146,7 @@ def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
 
 
 def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
-    """With shared latents: one run of the whole data set a draw, so that shared and local draws belong together."""
+    """Draws of a guide with shared latents: one run over all data per draw, so that shared and local values match."""
     rows = data.batch(torch.arange(len(data), device="cpu"), device, torch.float64)
     names = list(_score(*pair, *rows, repeats=1).values)
 

@@ -1,4 +1,4 @@
-"""Groups that follow from posterior draws and the program: prior, predictive draws, log likelihood."""
+"""Groups of a result tree that are computed from posterior draws: prior, predictive draws, log likelihood."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ GROUPS = ("prior", "prior_predictive", "posterior_predictive", "log_likelihood")
 
 
 def add_groups(tree: xr.DataTree, model: PyroModule, data: Data, groups: Iterable[str], seed: int) -> None:
-    """Attach the groups asked for to a result tree, in place.
+    """Add the requested groups to a result tree, in place.
 
-    `prior` and `prior_predictive` hold as many draws as the posterior. `log_likelihood` (nats) is summed over the
+    `prior` and `prior_predictive` have as many draws as the posterior. `log_likelihood` (nats) is summed over the
     event.
 
     Raises:
-        InferenceError: for an unknown group, or one that would not fit into memory.
-        ProgramError: for simulation of a program with a factor, or prior simulation of one with an improper prior.
+        InferenceError: for an unknown group, or a group that would not fit into memory.
+        ProgramError: for predictive draws from a program with a factor, or prior draws with an improper prior.
     """
     groups = list(groups)
     if unknown := set(groups) - set(GROUPS):
@@ -90,7 +90,7 @@ def _add_posterior(tree: xr.DataTree, model: PyroModule, data: Data, groups: lis
 
 
 def _each_draw(tree: xr.DataTree, model: PyroModule, data: Data) -> Iterator[tuple[int, Values, Values, Values]]:
-    """(size, latents, observations, covariates) of each posterior draw, in float64."""
+    """Yield (size, latents, observations, covariates) for each posterior draw, in float64."""
     posterior = tree["posterior"].dataset
     names = json.loads(posterior.attrs["latents"])
     device = next((t.device for t in model.parameters()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Refining a guide: variational parameters for each datum of its own, climbed on the ELBO."""
+"""Refinement of a guide: separate variational parameters for each datum, optimised on its ELBO."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def refine(
     seed: int = 0,
     progress: Progress = silent,
 ) -> RefinedGuide:
-    """A guide for exactly these data, which does at least about as well as the given one on each of them.
+    """Refine a guide for a fixed set of data; the ELBO of each datum becomes higher, or stays about the same.
 
-    Every continuous local site of the guide gets an affine map on the line for each datum and entry, which starts as
-    the identity and climbs the datum's ELBO (Adam with cosine decay on the path-derivative gradient). The result takes
-    part wherever a guide does, with the same data: `inference.posterior(model, refined, observed)`.
+    Every continuous local site of the guide gets an affine map in unconstrained space for each datum and entry. The map
+    starts as the identity and maximises the ELBO of the datum (Adam with cosine decay on the path-derivative gradient).
+    The result can be used like any guide, with the same data: `inference.posterior(model, refined, observed)`.
 
     Args:
         model: the program, in `eval()`; it is not changed.
-        guide: any guide of it, in `eval()`; a copy of it is refined.
+        guide: any guide of the program, in `eval()`; a copy of it is refined.
         observed: site → tensor, or a `Data`.
-        covariates: keyword → tensor.
-        steps: gradient steps of each datum; 0 leaves the guide as it is.
-        lr: first learning rate, in the guide's own sds (of a mean) and in log scale.
-        batch_size: how many data are optimised together.
+        covariates: keyword → tensor, leading dimension data.
+        steps: number of gradient steps for each datum; 0 leaves the guide unchanged.
+        lr: initial learning rate, in sds of the guide for locations and in units of the log scale for scales.
+        batch_size: number of data that are optimised together.
         seed: of the draws.
         progress: called with (stage, done, total, text).
 
     Raises:
-        ProgramError, DataError: for a model, guide or data that break the contract; for a guide without a continuous
-            local site.
+        ProgramError, DataError: for a model, guide or data that break the contract, and for a guide without a
+            continuous local site.
     """
     from calibrant.guides.contract import check_guide
     from calibrant.guides.many_draws import fixed  # it is built on this module, and inference on guides
@@ -87,7 +87,7 @@ def refine(
 
 
 def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: Values) -> tuple[Tensor]:
-    """The ELBO summed over these data: the maps of one datum have no part in the others' terms."""
+    """The ELBO, summed over data: the maps of a datum affect only its own term."""
     from calibrant.inference.fitting.objectives import path_derivative
 
     size = len(next(iter(observed.values())))
@@ -95,7 +95,7 @@ def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: V
 
 
 def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int, lr: float) -> None:
-    """Gradient steps with an Adam of their own, which leaves data without gradient where they are."""
+    """Maximise with a new Adam optimiser, which does not move the maps of data without gradient."""
     weights = list(gradient.weights.values())
     optimizer = gradient.adam(lr, betas=(0.9, 0.99), maximize=True)
     if steps >= _RECORDED_FROM:

@@ -1,7 +1,8 @@
-"""A guide's draws, weighted towards the posterior: Pareto-smoothed importance resampling, datum by datum.
+"""Pareto-smoothed importance resampling of guide draws, datum by datum.
 
 The weights p(x, z) / q(z | x) are smoothed and diagnosed by PSIS (Vehtari, Simpson, Gelman, Yao & Gabry 2024, JMLR
-25(72)), as arviz_stats has it. The diagnostic is per datum: over a whole batch, k-hat would grow with the batch.
+25(72)) as implemented in arviz_stats. This is done for each datum, since the k-hat of a whole batch would grow with the
+size of the batch.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from calibrant.inference.trees import SAMPLE, latent_names
 
 Array = npt.NDArray[np.float64]
 
-MIN_DRAWS = 100  # below, a tail is too short to be fitted
-NEARLY_EQUAL = 0.9  # of the draws: with so large an ESS, weights need no tail to be relied on
+MIN_DRAWS = 100  # with fewer, the tail is too short for a fit
+NEARLY_EQUAL = 0.9  # ESS per draw from which weights are reliable whatever k-hat says
 
-_ROUNDING = 1e-6  # nats: k-hat, which knows no scale, would fit the noise of equal weights
+_ROUNDING = 1e-6  # nats; the k-hat of weights that differ by less would be that of rounding errors
 _OF_DRAWS = ("posterior", "sample_stats", "posterior_predictive", "log_likelihood")
 _NOTE = (
     "copies of independent draws of the guide, resampled by PSIS weights, those of one draw side by side: they are not "
@@ -31,23 +32,24 @@ _NOTE = (
 
 
 def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr.DataTree:
-    """Draws of a guide, resampled for every datum by Pareto-smoothed importance weights.
+    """Resample the draws of a guide for every datum by Pareto-smoothed importance weights.
 
-    Copies of one draw lie side by side (systematic resampling in the order of the pool), so that the autocorrelation of
-    the draws shows what the weights cost: `evaluation.compare` and ArviZ report standard errors that count it.
+    Copies of a draw are adjacent (systematic resampling in the order of the draws), so that the autocorrelation of the
+    resampled draws reflects the loss of effective draws; the standard errors of `evaluation.compare` and ArviZ account
+    for it.
 
     Args:
-        post: a tree of `posterior`; the more draws it has, the better (ten times those wanted is a good pool).
-        draws: draws kept a datum; None for as many as the tree has.
-        seed: of the resampling.
+        post: a tree from `posterior`, ideally with ten times as many draws as are kept.
+        draws: number of draws kept per datum; None keeps as many as the tree has.
+        seed: random seed for the resampling.
 
     Returns:
         A tree in the same format (one chain; method "importance", `independent_draws` 0) with the group `importance`,
-        dimension `data`: `pareto_k`; `ess`, the effective number of draws of the smoothed weights (resampling costs
-        some more, little where the pool is much larger than what is kept); `log_evidence`, the log of the mean weight
-        (nats; its expectation is a lower bound) ± `log_evidence_se` (delta method; both mean nothing where k-hat is
-        large). The attribute `good_k` is the k-hat below which the weights can be relied on with so many draws. k-hat
-        is −inf where the largest weights are all equal, inf where too few draws have any weight.
+        dimension `data`: `pareto_k`; `ess`, the effective number of draws of the smoothed weights (resampling loses
+        some more, but few if many more draws are given than kept); `log_evidence`, the log of the mean weight (nats;
+        its expectation is a lower bound) ± `log_evidence_se` (delta method; both are meaningless where k-hat is large).
+        The attribute `good_k` is the k-hat below which weights from so many draws are reliable. k-hat is −inf where the
+        largest weights are all equal, and inf where too few draws have a positive weight.
 
     Raises:
         InferenceError: for a tree without `log_p` and `log_q`, with shared latents (their draws have one weight for all
@@ -72,23 +74,24 @@ def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr
 
 
 def weights(post: xr.DataTree) -> xr.Dataset:
-    """What a guide's importance weights say of it, datum by datum, without any reference.
+    """Diagnose a guide by its importance weights, datum by datum and without a reference posterior.
 
-    The weights p(x, z) / q(z | x) are all equal if the guide is the posterior. They see what happens where the guide
-    draws: not a mode that it misses, and little of a posterior that it makes too wide.
+    The weights p(x, z) / q(z | x) are all equal if the guide is the posterior. They depend only on the places where the
+    guide draws, so that they do not reveal a mode that the guide misses, and hardly a guide that is too wide.
 
     Args:
-        post: a tree of `posterior`.
+        post: a tree from `posterior`.
 
     Returns:
-        Dimension `data`. `pareto_k` and `ess`, k-hat and effective number of draws of the smoothed weights, as in the
-        group `importance`; `log_evidence`, the log of the mean weight, `elbo`, the mean log weight, and `gap`, their
-        difference, each ± `…_se` (nats; Monte Carlo, delta method). The expectation of `log_evidence` is a lower bound
-        of log p(x), so that of `gap` is one of KL(q ‖ p), close where k-hat is small. Attribute `good_k`, as there.
+        A dataset with dimension `data`: `pareto_k` and `ess`, the k-hat and effective number of draws of the smoothed
+        weights; `log_evidence`, the log of the mean weight; `elbo`, the mean log weight; and `gap`, the difference of
+        the two, each with a standard error `…_se` (nats; Monte Carlo, delta method). The expectation of `log_evidence`
+        is a lower bound of log p(x), and that of `gap` a lower bound of KL(q ‖ p); both are close where k-hat is small.
+        The attribute `good_k` is the k-hat below which weights from so many draws are reliable.
         `arviz_plots.plot_khat` takes the result.
 
     Raises:
-        InferenceError: as `importance`.
+        InferenceError: for the trees that `importance` refuses.
     """
     logs = _checked_log_weights(post)
     smoothed, khat = _psis(logs)
@@ -104,23 +107,27 @@ def weights(post: xr.DataTree) -> xr.Dataset:
 
 
 def log_weights(post: xr.DataTree) -> Array:
-    """log p − log q, `(data, chain · draw)`: its mean over the draws is the ELBO."""
+    """Log weights log p − log q, `(data, chain · draw)`; their mean over the draws estimates the ELBO."""
     stats = post["sample_stats"].dataset
     found = (stats["log_p"] - stats["log_q"]).transpose("data", *SAMPLE).values.astype(np.float64)
     return found.reshape(len(found), -1)
 
 
 def reliable(summary: xr.Dataset) -> npt.NDArray[np.bool_]:
-    """Whether the weights of a datum can be relied on, `(data,)`, given what `weights` or the group `importance` says.
+    """Whether the weights of each datum are reliable, `(data,)`.
 
-    k-hat knows no scale: where the weights are nearly equal, it tells of what does not matter.
+    A small k-hat or nearly equal weights suffice: k-hat does not depend on the scale of log weights, so that it may be
+    large even where all weights are nearly equal.
+
+    Args:
+        summary: result of `weights`, or the group `importance`.
     """
     small = summary["pareto_k"].values < summary.attrs["good_k"]
     return np.asarray(small | (summary["ess"].values > NEARLY_EQUAL * summary.attrs["pool"]))
 
 
 def _checked_log_weights(post: xr.DataTree) -> Array:
-    """Log weights, once they are known to be those of each datum's own draws."""
+    """Log weights, after checking that every datum has draws and finite weights of its own."""
     missing = {"posterior", "sample_stats"} - set(post.children)
     if missing or not {"log_p", "log_q"} <= set(post["sample_stats"].data_vars):
         raise InferenceError(
@@ -132,11 +139,11 @@ def _checked_log_weights(post: xr.DataTree) -> Array:
     if shared := [name for name in latent_names(group) if "data" not in group[name].dims]:
         raise InferenceError(
             f"latents {shared} are shared: a draw has one weight for all data together, whose noise grows with their "
-            "number, not one a datum; use calibrant.inference.reference"
+            "number, not one per datum; use calibrant.inference.reference"
         )
     found = log_weights(post)
     if found.shape[1] < MIN_DRAWS:
-        raise InferenceError(f"{found.shape[1]} draws a datum are too few for a k-hat: {MIN_DRAWS} are needed")
+        raise InferenceError(f"{found.shape[1]} draws per datum are too few for a k-hat: {MIN_DRAWS} are needed")
     usable = ~(np.isnan(found) | np.isposinf(found)).any(1) & np.isfinite(found).any(1)
     if not usable.all():
         label = group["data"].values.tolist()[int((~usable).argmax())]
@@ -155,7 +162,7 @@ def _psis(log_weights: Array) -> tuple[Array, Array]:
         smoothed, khat = row, -np.inf
         if largest[-1] - largest[0] > _ROUNDING:
             with np.errstate(divide="ignore", invalid="ignore"):
-                smoothed, khat = array_stats.psislw(-row)  # it takes log likelihoods, whose weights are the inverse
+                smoothed, khat = array_stats.psislw(-row)  # psislw expects log likelihoods, the negative log weights
         if not np.isfinite(khat) or np.isnan(smoothed).any() or np.isneginf(largest[0]):
             smoothed, khat = row, (-np.inf if khat == -np.inf else np.inf)
         rows.append(smoothed - np.logaddexp.reduce(smoothed))
@@ -164,19 +171,19 @@ def _psis(log_weights: Array) -> tuple[Array, Array]:
 
 
 def _tail_length(draws: int) -> int:
-    """How many of the largest weights PSIS fits its tail to."""
+    """Number of the largest weights to which PSIS fits the tail."""
     return int(min(0.2 * draws, 3 * math.sqrt(draws)))
 
 
 def _resample(weights: Array, count: int, offset: float) -> npt.NDArray[np.intp]:
-    """Systematic resampling: positions of `count` draws, ascending; a draw of weight zero is never taken."""
+    """Systematic resampling: ascending positions of `count` draws; a draw of weight zero is never chosen."""
     total = weights.cumsum()
     index = np.searchsorted(total, (np.arange(count) + offset) / count * total[-1], side="right")
     return np.minimum(index, np.flatnonzero(weights)[-1])
 
 
 def _gathered(group: xr.Dataset, index: npt.NDArray[np.intp]) -> xr.Dataset:
-    """The draws at `index` `(draw, data)`, as one chain; of what is the same for all data and draws, as many."""
+    """The draws at `index` `(draw, data)` as one chain; values without a data dimension follow the first datum."""
     flat = group.drop_vars(SAMPLE, errors="ignore").stack(pool=SAMPLE, create_index=False)
     pool = xr.DataArray(index, dims=("draw", "data"))
     datum = xr.DataArray(np.arange(index.shape[1]), dims="data")
@@ -202,7 +209,7 @@ def _summary(log_weights: Array, smoothed: Array, khat: Array, labels: np.ndarra
 
 
 def log_mean(log_weights: Array) -> tuple[Array, Array]:
-    """The log of the mean weight of each datum and its standard error (delta method), from `(data, draw)`."""
+    """Log of the mean weight of each datum, and its standard error (delta method), from `(data, draw)`."""
     draws = log_weights.shape[1]
     evidence = np.logaddexp.reduce(log_weights, axis=1) - math.log(draws)
     relative = np.exp(log_weights - evidence[:, None])

@@ -1,4 +1,4 @@
-"""Results as ArviZ `DataTree`s: making them, and reading latents and draws from them."""
+"""Results as ArviZ `DataTree`s: building them, and reading latents and draws from them."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ class Latent:
 
 
 def latent_names(posterior: xr.Dataset) -> list[str]:
-    """Names of the latent sites of a `posterior` group: its `latents` attribute, else every variable with draws."""
+    """Names of the latents of a `posterior` group: its attribute `latents`, or all variables with draws without it."""
     if "latents" in posterior.attrs:
         return [str(name) for name in json.loads(posterior.attrs["latents"])]
     return [str(name) for name, var in posterior.data_vars.items() if {"chain", "draw"} <= set(var.dims)]
 
 
 def scalars(posterior: xr.Dataset, names: Sequence[str]) -> list[Latent]:
-    """Every scalar of the named sites, in the order in which `draw_blocks` and `shared_draws` stack them."""
+    """All scalars of the named sites, in the order in which `draw_blocks` and `shared_draws` stack them."""
     plate = {"chain", "draw", "data"}
     shapes = {name: [n for dim, n in posterior[name].sizes.items() if dim not in plate] for name in names}
     return [Latent(name, index) for name in names for index in np.ndindex(*shapes[name])]
 
 
 def draw_blocks(posterior: xr.Dataset, names: Sequence[str], rows: Sequence[int]) -> Iterator[Array]:
-    """Draws of the named local sites, for a block of data at a time so that memory stays bounded.
+    """Draws of the named local sites, in blocks of data, which bound the memory.
 
     Args:
-        posterior: group with variables `(chain, draw, data, …)`.
-        names: local latent sites.
+        posterior: a group with variables `(chain, draw, data, …)`.
+        names: names of local latent sites.
         rows: positions along `data`.
 
     Yields:
@@ -82,13 +82,13 @@ def _stack(arrays: list[np.ndarray], batch_dims: int) -> Array:
 
 
 def data_labels(tree: xr.DataTree) -> np.ndarray:
-    """Labels along `data` of a tree: those of its `posterior`, else (only shared latents) of its `observed_data`."""
+    """Labels along `data`: those of the group `posterior`, or of `observed_data` if all latents are shared."""
     names = [name for name in ("posterior", "observed_data") if name in tree.children]
     return labels_of(*(tree[name].to_dataset() for name in names))
 
 
 def labels_of(*groups: xr.Dataset) -> np.ndarray:
-    """Labels of the first group that has the dimension or coordinate `data`; one datum called 0 if none has."""
+    """Labels of the first group with the dimension or coordinate `data`; without such a group, one datum called 0."""
     for group in groups:
         if "data" in group.coords or "data" in group.dims:
             return np.atleast_1d(group["data"].values)
@@ -99,7 +99,7 @@ SAMPLE = ("chain", "draw")
 
 
 def model_sha256(model: nn.Module) -> str:
-    """A hash of a model's weights and buffers: two results with the same hash are of the same model."""
+    """A hash of the weights and buffers of a model, which tells whether two results belong to the same model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -123,12 +123,14 @@ def build_tree(
 
     Args:
         draws: site → `(chain, draw, data, *event)`, or `(chain, draw, *event)` for a shared site.
-        local: the sites with a data dimension.
-        latents: the latent sites among the draws (the others are deterministic).
+        model: the program, whose weights are hashed and whose `dims` and `coords` name dimensions.
+        data: the data, with one entry per posterior.
+        local: names of the sites with a data dimension.
+        latents: names of the latent sites in `draws`; all other sites are deterministic.
         method: "amortized", "exact", "nuts" or "pyro-nuts".
-        independent: whether draws are independent.
+        independent: whether the draws are independent.
         sample_stats: name → `(chain, draw, data)`, or `(chain, draw)`.
-        settings: JSON values.
+        settings: settings of the method, JSON values.
     """
     attributes = {
         "method": method,
@@ -161,7 +163,7 @@ def add_group(
     leading: tuple[str, ...],
     local: Iterable[str],
 ) -> None:
-    """Attach a group of arrays `(*leading, data, *event)` to a tree."""
+    """Add a group of arrays `(*leading, data, *event)` to a tree; arrays of shared sites have no `data` dimension."""
     local = set(local)
     group = xr.Dataset({n: _array(model, n, v, leading, n in local) for n, v in values.items()})
     coords = {"data": tree["observed_data"].coords["data"].values, **getattr(model, "coords", {})}
@@ -169,7 +171,7 @@ def add_group(
 
 
 def with_coords(group: xr.Dataset, coords: Mapping[str, Any]) -> xr.Dataset:
-    """A dataset with those coordinates whose dimension it has, and 0, 1, … for all others, as ArviZ has it."""
+    """The dataset with coordinates for all its dimensions; those not in `coords` get 0, 1, …, as in ArviZ."""
     return group.assign_coords({n: coords.get(str(n), np.arange(size)) for n, size in group.sizes.items()})
 
 
@@ -182,7 +184,7 @@ def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], lo
 
 
 def event_dims(model: nn.Module, name: str, count: int) -> list[str]:
-    """Names of the dimensions of a site's event: the model's own, where it has some."""
+    """Names of the event dimensions of a site: those in `model.dims`, or `NAME_dim_0`, … without them."""
     named = list(getattr(model, "dims", {}).get(name, ()))
     return [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(count)]
 
@@ -193,10 +195,15 @@ def _statistic(value: Any) -> xr.DataArray:
 
 
 def require_memory(entries: int, what: str, budget: int = 4 << 30) -> None:
-    """Refuse results beyond the memory budget (bytes of float32), and say what to reduce.
+    """Refuse results that exceed a memory budget.
+
+    Args:
+        entries: number of float32 entries.
+        what: description of the results, for the error message.
+        budget: memory budget in bytes.
 
     Raises:
-        InferenceError: when they are larger.
+        InferenceError: if the results are larger; the message says what to reduce.
     """
     if 4 * entries > budget:
         raise InferenceError(

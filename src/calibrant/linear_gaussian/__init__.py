@@ -1,4 +1,4 @@
-"""Programs in which everything but one scale is jointly Gaussian: what they are, and how they are found."""
+"""Programs in which all sites except one scale are jointly Gaussian: their structure, and how it is detected."""
 
 from calibrant.linear_gaussian.detection import detect
 from calibrant.linear_gaussian.parameters import LinearGaussian

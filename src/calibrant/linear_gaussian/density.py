@@ -1,4 +1,4 @@
-"""The log density of a linear-Gaussian structure, and its comparison with a program's own."""
+"""The log density of a linear-Gaussian structure, and its comparison with the density of a program."""
 
 import copy
 import math
@@ -22,14 +22,14 @@ def log_joint(structure: LinearGaussian, values: dict[str, Tensor]) -> Tensor:
     """Log joint density of the structure at given values of its sites.
 
     Args:
-        structure: the model's structure.
-        values: by site, (size, *event).
+        structure: structure of the model.
+        values: site → tensor, (size, *event).
 
     Returns:
         (size,), nats, float64.
 
     Raises:
-        InferenceError: a singular covariance, under which the latents have no density.
+        InferenceError: for a singular covariance, under which the latents have no density.
     """
     x, z = flatten(structure, values[structure.observed]), join(values, structure.latents).double()
     loading, noise, offset, shift, prior_mean, covariance = float64(structure, x.device)
@@ -52,28 +52,28 @@ def verify(
     x: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Compare a structure with the program's own density at random points, before it is believed.
+    """Verify a structure: compare its density with the density of the program at random points.
 
-    The points are draws of scale and latents from the prior, as they are and enlarged, with images simulated from them
-    and with the images given: the simulated ones have densities near zero, where a relative error shows best.
+    The points are draws of scale and latents from the prior, unchanged and enlarged, with images simulated from them
+    and with the given images. Simulated images have log densities near zero, where a relative error is easiest to see.
 
     Args:
-        structure: what the program is taken for.
-        log_joint: the program's log joint density, values by site with leading dimension size (the observed site
-            among them) to (size,); evaluated in float64.
+        structure: the structure to be verified.
+        log_joint: log joint density of the program, a function from site → tensor with leading dimension size
+            (including the observed site) to (size,); evaluated in float64.
         x: (data, *event), some data.
-        generator: source of the points.
+        generator: random generator for the points.
 
     Raises:
-        InferenceError: the two densities differ by more than 1e-6, relative to the larger of 1 nat and the density;
-            or the covariance is singular, so that the latents have no density to compare.
+        InferenceError: if the two densities differ by more than 1e-6, relative to the larger of 1 nat and the density;
+            or if the covariance is singular, so that the latents have no density to compare.
     """
     values = _random_points(structure, x, generator)
     _compare(structure, values, log_joint(values))
 
 
 def _compare(structure: LinearGaussian, values: dict[str, Tensor], theirs: Tensor) -> None:
-    """Raise where the program's log joint densities `theirs` (size,) are not the structure's."""
+    """Raise if the log joint densities of the program, `theirs` (size,), are not those of the structure."""
     own = log_joint(structure, values)
     if theirs.shape != own.shape:
         raise InferenceError(f"The program's log density has shape {tuple(theirs.shape)}; wanted {tuple(own.shape)}.")
@@ -94,7 +94,7 @@ def _random_points(structure: LinearGaussian, x: Tensor, generator: torch.Genera
     loading, noise, offset, shift, mean, covariance = float64(structure, images.device)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": generator.device}
     count, (pixels, latents) = _VERIFY_POINTS, loading.shape
-    # Cycles of different length, so that every enlargement meets every other.
+    # Cycles of different lengths, so that all pairs of enlargements occur.
     enlarge = [
         torch.tensor(cycle, dtype=torch.float64, device=images.device) for cycle in ([1.0, 3.0], [1.0, 0.1, 10.0])
     ]
@@ -115,7 +115,7 @@ def _random_points(structure: LinearGaussian, x: Tensor, generator: torch.Genera
 
 
 def _prior_draws(structure: LinearGaussian, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) draws of the scale; distributions know only the global generator, which is left as it was."""
+    """(count,) draws of the scale from the global generator, which distributions use; its state is restored."""
     prior = univariate(structure, torch.device("cpu"))
     seed = torch.randint(2**31, (), generator=generator, device=generator.device)
     with torch.random.fork_rng(devices=[]):
@@ -127,17 +127,17 @@ def _prior_draws(structure: LinearGaussian, count: int, generator: torch.Generat
 
 
 def flatten(structure: LinearGaussian, x: Tensor) -> Tensor:
-    """(data, pixels) in float64, checked."""
+    """Flatten observations to (data, pixels) in float64, and check their shape and values."""
     pixels = structure.loading.shape[0]
     if x.dim() < 1 or len(x) == 0 or x.shape[1:].numel() != pixels:
         raise InferenceError(
-            f"{structure.observed!r} has shape {tuple(x.shape)}; give (data, ...) with {pixels} elements a datum, "
+            f"{structure.observed!r} has shape {tuple(x.shape)}; give (data, ...) with {pixels} elements per datum, "
             "as many as the loading has rows, and at least one datum."
         )
     x = x.detach().reshape(len(x), pixels).double()
     if not x.isfinite().all():
         datum = int((~x.isfinite()).any(1).nonzero()[0])
-        raise InferenceError(f"{structure.observed!r} is not finite at datum {datum}; leave such data out.")
+        raise InferenceError(f"{structure.observed!r} is not finite at datum {datum}; remove such data.")
     return x
 
 
@@ -146,7 +146,7 @@ def names_of(structure: LinearGaussian) -> str:
 
 
 def float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """loading, noise, offset, shift, mean, covariance in float64 with the defaults filled in."""
+    """Loading, noise, offset, shift, mean and covariance in float64, with defaults in place of None."""
 
     def cast(name: str, default: Tensor) -> Tensor:
         value = getattr(structure, name)
@@ -166,8 +166,8 @@ def float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Te
 
 
 def covariance_root(covariance: Tensor, names: str) -> Tensor:
-    """F (k, k) with F F^T = covariance, also where that is singular."""
-    # The eigenvalues of the correlations, for coordinates of very different size.
+    """F (k, k) with F F^T = covariance, which may be singular."""
+    # Eigenvalues of the correlation matrix, since the coordinates may have very different sds.
     sd = covariance.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(sd > 0, 1 / sd, 0.0)
     values, vectors = torch.linalg.eigh(covariance * inverse * inverse[:, None])
@@ -196,23 +196,23 @@ def univariate(structure: LinearGaussian, device: torch.device) -> Distribution:
 
 
 def log_prior(prior: Distribution, s: Tensor) -> Tensor:
-    """log density of the prior at s, whatever its batch shape: its entries are alike, so each takes some values."""
+    """Log density of the prior at s; entries of its batch shape are identical, so that s is split between them."""
     entries = math.prod(prior.batch_shape)
     padded = torch.nn.functional.pad(s.reshape(-1), (0, -s.numel() % entries), value=1.0)
     return prior.log_prob(padded.reshape(-1, *prior.batch_shape)).reshape(-1)[: s.numel()].reshape(s.shape)
 
 
 def support(prior: Distribution) -> tuple[float, float]:
-    """Ends of the prior's support; (-inf, inf) where it names none."""
+    """Lower and upper bound of the prior's support, infinite where it has no such bound."""
     base = base_support(prior.support)
     low, high = getattr(base, "lower_bound", -math.inf), getattr(base, "upper_bound", math.inf)
     return float(torch.as_tensor(low).min()), float(torch.as_tensor(high).max())
 
 
 def _cast(value: Any, device: torch.device, copies: dict[int, Any]) -> Any:
-    """A float64 copy of a distribution and its parts that takes any argument without complaint.
+    """A float64 copy of a distribution and all its parts, without validation of arguments.
 
-    A transform and its inverse hold each other: `copies` maps the id of what has been copied to its copy.
+    `copies` maps ids of copied objects to their copies, since a transform and its inverse refer to each other.
     """
     if isinstance(value, Tensor):
         return value.detach().to(device=device, dtype=torch.float64 if value.is_floating_point() else value.dtype)

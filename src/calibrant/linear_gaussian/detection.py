@@ -1,8 +1,8 @@
-"""Which programs have an exact posterior: linear-Gaussian structure, found by evaluating the program.
+"""Detection of programs with an exact posterior: linear-Gaussian structure, found by evaluating the program.
 
-A Gaussian has a log density whose gradient is affine. At known points, the gradients of a program's density give the
-noise, the loading and the prior that a `LinearGaussian` needs; at random points, near and far, it is then seen whether
-the program's gradients are those of that structure and nothing else. No class, name or argument is looked at.
+The log density of a Gaussian has an affine gradient. Gradients of the program's density at chosen points give the
+noise, the loading and the prior of a `LinearGaussian`. Then the gradients of the program are compared with those of
+this structure at random points, near and far. Classes, names and arguments of the program play no role.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from calibrant.program.latents import few
 from calibrant.program.supports import from_line, is_mixture, is_real
 from calibrant.program.tracing import factors, is_local, sampled, trace
 
-_POINTS = 64  # draws that give each latent's location and scale, and points at which gradients are compared
-_DISTANCES = (1e-3, 0.1, 1.0, 10.0, 1e3)  # of latents from their prior mean, in prior sd
-_RESIDUALS = (0.01, 1.0, 100.0)  # of pixels from their mean given the latents, in noise sd
-_SCALE_STEP = 3.0  # by which the scale is moved away from its prior's draws, on the whole line
-_FURTHEST = 50.0  # of a scale's draws, there
-_TOLERANCE = 1e-8  # of a gradient, relative to the sum of its terms' absolute values
-_ROUNDING = 1e-13  # relative to the datum's largest such sum
-_LARGEST_BLOCK = 4096  # latents: beyond, the matrices of the closed form take gigabytes
-_ELEMENTS = 2**20  # numbers in the points evaluated together
+_POINTS = 64  # draws that give location and scale of each latent, and points at which gradients are compared
+_DISTANCES = (1e-3, 0.1, 1.0, 10.0, 1e3)  # distances of latents from their prior mean, in prior sds
+_RESIDUALS = (0.01, 1.0, 100.0)  # distances of pixels from their mean given the latents, in noise sds
+_SCALE_STEP = 3.0  # sd of the steps from prior draws of the scale, in unconstrained space
+_FURTHEST = 50.0  # largest distance of draws of the scale from zero, in unconstrained space
+_TOLERANCE = 1e-8  # error of a gradient, relative to the sum of the absolute values of its terms
+_ROUNDING = 1e-13  # error of a gradient, relative to the largest such sum of the datum
+_LARGEST_BLOCK = 4096  # entries of the Gaussian latents; with more, matrices of the closed form take gigabytes
+_ELEMENTS = 2**20  # numbers in the points that are evaluated together
 
 
 class _Unknown(Exception):
@@ -45,11 +45,11 @@ class _Unknown(Exception):
 
 
 def detect(program: Program, observed: Values, covariates: Values) -> LinearGaussian | None:
-    """The structure that makes a program's posterior exact; None where it has another one.
+    """Find the structure that makes the posterior of a program exact; None if the program does not have it.
 
-    It is x = offset + s·(shift + A z) + ε for the one observed site x: all latents but s are jointly Gaussian (z, any
-    number of sites of any event shape), the noise ε is independent between pixels, and s, where there is one, is a
-    positive scalar latent that nothing else depends on.
+    The structure is x = offset + s·(shift + A z) + ε for the one observed site x: all latents except s are jointly
+    Gaussian (z, any number of sites of any event shape), the noise ε is independent between pixels, and s, if there is
+    one, is a positive scalar latent on which no other latent depends.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> def walk(size):
@@ -61,7 +61,7 @@ def detect(program: Program, observed: Values, covariates: Values) -> LinearGaus
     >>> found.latents, found.loading.round(decimals=6).tolist(), found.mean.round(decimals=6).tolist()
     ({'start': (), 'end': ()}, [[0.0, 3.0]], [1.0, 1.0])
 
-    A nearly linear program is another one:
+    A program that is only nearly linear does not have this structure:
 
     >>> def bent(size):
     ...     with pyro.plate("data", size):
@@ -71,9 +71,9 @@ def detect(program: Program, observed: Values, covariates: Values) -> LinearGaus
     True
 
     Args:
-        program: the program, on weights and buffers that are left as they are; evaluated in float64.
-        observed: site → tensor, leading dimension data; the first few are looked at.
-        covariates: keyword → tensor; with any, the structure is not known.
+        program: the program; it is evaluated in float64, and its weights and buffers are not changed.
+        observed: site → tensor, leading dimension data; only the first few data are used.
+        covariates: keyword → tensor; no structure is detected in programs with covariates.
     """
     if len(observed) != 1 or covariates:
         return None
@@ -86,17 +86,17 @@ def detect(program: Program, observed: Values, covariates: Values) -> LinearGaus
 
 
 def read(program: Program, observed: str, event_shape: torch.Size) -> LinearGaussian:
-    """The structure of a program that is known to have it, from its present weights: cheap, and not verified.
+    """Compute the structure of a program that is known to have it, from its current weights, without verification.
 
-    Safe inside another program: what the program samples meanwhile is no handler's business.
+    This may be called inside another program, since sites that are sampled here are hidden from Pyro's handlers.
 
     Args:
-        program: the program, left as it is; evaluated in float64, at k + 3 points.
-        observed: the observed site.
-        event_shape: of that site.
+        program: the program, which is not changed; it is evaluated in float64, at k + 3 points.
+        observed: name of the observed site.
+        event_shape: event shape of the observed site.
 
     Raises:
-        InferenceError: where the program no longer has the structure, or its weights are not finite.
+        InferenceError: if the program no longer has the structure, or its weights are not finite.
     """
     program = as_program(program)
     with poutine.block(), _probing(program, {}):
@@ -114,7 +114,7 @@ def read(program: Program, observed: str, event_shape: torch.Size) -> LinearGaus
 
 @contextmanager
 def _probing(program: Program, values: Values) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """Around a program that is evaluated in float64, with gradients, whatever the caller's modes are."""
+    """Set up the evaluation of a program in float64 with gradients, whatever modes the caller has set."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -142,29 +142,29 @@ def _detect(double: Program, name: str, x: Tensor) -> LinearGaussian:
 
 @contextmanager
 def _unknown() -> Iterator[None]:
-    """Around a program of unknown kind, at points of our choosing: whatever it raises, it is not the one looked for."""
+    """Turn any exception into `_Unknown`: a program that fails at our points does not have the structure."""
     try:
         yield
     except Exception as error:
         raise _Unknown from error
 
 
-# -- what there is -----------------------------------------------------------------------------------------------------
+# -- the sites ---------------------------------------------------------------------------------------------------------
 
 
 class _Scale(NamedTuple):
     name: str
     prior: Distribution
-    raw: Tensor  # (points,): draws from it on the whole line
+    raw: Tensor  # (points,): draws from the prior in unconstrained space
 
     def at(self, steps: float | Tensor = 0.0) -> Tensor:
-        """Scales (points,): the draws, moved by steps on the whole line."""
+        """Scales (points,): the draws, moved by the given steps in unconstrained space."""
         return from_line(self.prior.support)(self.raw + steps)
 
 
 @dataclass(frozen=True)
 class _Sites:
-    """The sites, and units for them from draws of the program: z = centre + width u, and likewise for the pixels."""
+    """The sites of a program, and units for them, computed from draws: z = centre + width u, likewise for pixels."""
 
     observed: str
     event: torch.Size
@@ -221,13 +221,13 @@ def _gradients_of_few(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: T
     return torch.autograd.grad(likelihood, x, retain_graph=True)[0], torch.autograd.grad(prior, u)[0]
 
 
-# -- what it would be --------------------------------------------------------------------------------------------------
+# -- recovering the structure ------------------------------------------------------------------------------------------
 
 
 class _Found(NamedTuple):
-    """A structure in the units u: x = offset + s·(shift + u columns) + ε, u ~ N(mean, precision⁻¹)."""
+    """A structure in the units u of `_Sites`: x = offset + s·(shift + u columns) + ε, u ~ N(mean, precision⁻¹)."""
 
-    variance: Tensor  # (pixels,): of the noise
+    variance: Tensor  # (pixels,): variance of the noise
     offset: Tensor  # (pixels,)
     shift: Tensor  # (pixels,)
     columns: Tensor  # (k, pixels)
@@ -237,7 +237,7 @@ class _Found(NamedTuple):
 
 
 def _recover(double: Program, sites: _Sites) -> _Found:
-    """The structure from differences between points: all at the centre, save for one step each."""
+    """Compute the structure from gradients at the centre, and at points one step away from it."""
     count = len(sites.centre)
     x = sites.pixel_centre.repeat(count + 3, 1)
     u, s = x.new_zeros(len(x), count), x.new_ones(len(x))
@@ -248,7 +248,7 @@ def _recover(double: Program, sites: _Sites) -> _Found:
     x[-1] += sites.pixel_width
     pull, prior_pull = _gradients(double, sites, x, u, s)
     variance = sites.pixel_width / (pull[0] - pull[-1])
-    mean = x + variance * pull  # of x given the latents: a Gaussian pulls towards it
+    mean = x + variance * pull  # mean of x given the latents, towards which the gradient of a Gaussian points
     columns = (mean[1:-2] - mean[0]) / s[0]
     offset, shift = mean[0], torch.zeros_like(mean[0])
     if sites.scale is not None:
@@ -280,11 +280,11 @@ def _structure(sites: _Sites, found: _Found) -> LinearGaussian:
     )
 
 
-# -- whether it is -----------------------------------------------------------------------------------------------------
+# -- comparing it with the program -------------------------------------------------------------------------------------
 
 
 def _compare(double: Program, sites: _Sites, found: _Found) -> None:
-    """Raise where the program's gradients at random points are not those of the structure."""
+    """Raise if the gradients of the program at random points are not those of the structure."""
     (count, pixels), index = found.columns.shape, torch.arange(_POINTS)
     distance, residual = (torch.tensor(cycle)[index % len(cycle), None] for cycle in (_DISTANCES, _RESIDUALS))
     u = found.mean + distance * torch.randn(_POINTS, count)

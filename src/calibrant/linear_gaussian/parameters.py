@@ -1,5 +1,7 @@
-"""What is to be known of a program that is linear and Gaussian but for one scale: `detect` finds it, `inference.exact`
-solves it."""
+"""The parameters of a program that is linear and Gaussian except for one scale.
+
+`linear_gaussian.detection.detect` finds them, and `inference.references.exact.solve` computes the posterior from them.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 class LinearGaussian:
     """x = offset + s·(shift + loading·z) + ε, z ~ N(mean, covariance), ε ~ N(0, diag(noise²)), s ~ scale_prior or 1.
 
-    z is the block of the Gaussian latents, flattened and put side by side. Pixels are the flattened event of `x`; the
-    noise, offset and shift may have the event's shape.
+    z is the vector of all Gaussian latents, flattened and concatenated ("the block"). Pixels are the flattened event of
+    `x`; noise, offset and shift may have the shape of the event.
 
     Args:
         observed: the observed site x.
-        latents: the sites of the block in order, with their event shapes: k entries in all.
-        loading: `(pixels, k)`.
-        noise: standard deviation of ε: `()`, or one a pixel.
-        offset: `(pixels,)`, added whatever the scale; None is zero.
-        shift: `(pixels,)`, added times the scale; None is zero.
-        mean: `(k,)`; None is zero.
-        covariance: `(k, k)`, may be singular; None is the identity.
-        scale: the scalar site s, or None where there is no scale.
-        scale_prior: its prior, on positive numbers, the same for every datum.
+        latents: the sites of the block in order, with their event shapes; they have k entries in all.
+        loading: matrix `(pixels, k)`.
+        noise: standard deviation of ε, `()` or one per pixel.
+        offset: `(pixels,)`, the part that the scale does not multiply; None is zero.
+        shift: `(pixels,)`, the constant part that the scale multiplies; None is zero.
+        mean: prior mean of z, `(k,)`; None is zero.
+        covariance: prior covariance of z, `(k, k)`, may be singular; None is the identity.
+        scale: name of the scalar site s, or None if there is no scale.
+        scale_prior: prior of s, on positive numbers and the same for every datum.
 
     Raises:
-        InferenceError: for shapes that do not fit together, a scale without a prior or a prior without a scale.
+        InferenceError: for shapes that do not match, a scale without a prior or a prior without a scale.
     """
 
     observed: str
@@ -70,11 +72,11 @@ class LinearGaussian:
 
 
 def join(values: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
-    """The block `(size, k)` from its sites `(size, *event)`."""
+    """Concatenate the values `(size, *event)` of the sites to the block `(size, k)`."""
     return torch.cat([values[name].reshape(len(values[name]), -1) for name in shapes], -1)
 
 
 def split(block: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """The sites `(*batch, *event)` of a block `(*batch, k)`."""
+    """Split a block `(*batch, k)` into the values `(*batch, *event)` of its sites."""
     parts = block.split([prod(shape) for shape in shapes.values()], -1)
     return {name: part.reshape(*block.shape[:-1], *shapes[name]) for name, part in zip(shapes, parts, strict=True)}

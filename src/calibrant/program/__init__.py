@@ -10,7 +10,7 @@ A model is a `PyroModule` (or a plain function) called as `model(size, **covaria
 ...         pyro.sample("x", dist.Normal(z.sum(-1), 0.5))
 
 **Local** sites live in `pyro.plate("data", size)`, the batch dimension −1; everything else of a site is event. Their
-log density has one entry a datum:
+log density has one entry per datum:
 
 >>> values = {"z": torch.zeros(3, 2), "x": torch.zeros(3)}
 >>> density = cal.program.log_density(factor, values, observed=["x"])
@@ -19,7 +19,7 @@ log density has one entry a datum:
 >>> bool(torch.equal(density.joint, density.latent + density.observed))
 True
 
-**Shared** sites live outside that plate, in plates of their own if they like; their log density is one number:
+**Shared** sites live outside that plate, possibly in plates of their own; their log density is one number:
 
 >>> def hierarchical(size):
 ...     centre = pyro.sample("centre", dist.Normal(0.0, 10.0))
@@ -30,8 +30,8 @@ True
 >>> {name: site.local for name, site in latents.items()}
 {'centre': False, 'z': True}
 
-**Dependencies** are read from the program, and confirmed by changing one latent at a time, since in-place writes
-hide them from Pyro:
+**Dependencies** are read from the program, and confirmed by changing one latent at a time, since Pyro does not see
+dependencies through in-place writes:
 
 >>> def hidden(size):
 ...     with pyro.plate("data", size):
@@ -43,7 +43,7 @@ hide them from Pyro:
 >>> cal.program.sites(hidden, {"x": torch.zeros(3)})["w"].parents
 ('z',)
 
-What breaks the contract is refused by name, with the remedy:
+A program that breaks the contract is refused, with the name of the site and the remedy:
 
 >>> def unfinished(size):
 ...     with pyro.plate("data", size):
@@ -54,18 +54,7 @@ Traceback (most recent call last):
 calibrant.errors.ProgramError: site 'x' has 2 entries in batch dimension -1 where the plate 'data' has 3: the \
 dimensions beyond the data belong to the event, so end its distribution with .to_event(their number)
 
-The rest of the contract:
-
-- Covariates are keyword tensors with leading dimension data.
-- Weights are `nn.Parameter`s that exist after `__init__`; constants are buffers. `PyroSample` weights are read before
-  the plate.
-- A datum's density, and what is recorded for it, depend on that datum and the shared latents alone; what lies outside
-  the plate does not depend on the data.
-- The support of a site does not move with other latents, and no value of a site is changed in place.
-- `pyro.deterministic` is recorded, never conditioned. `pyro.factor` and improper priors are allowed where nothing is
-  simulated.
-- There is no device or dtype code in a program: `defaults` sets both for the call. Integer observations are cast
-  before the density, except where the site itself draws integers (classes).
+The docstring of `check_program` lists the other rules.
 """
 
 from calibrant.program.contract import PLATE, Program, Values, as_program, covariate_names

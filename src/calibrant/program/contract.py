@@ -17,7 +17,7 @@ Program = Callable[..., Any]
 
 
 class _Function(PyroModule):
-    """A plain function, or an `nn.Module` that is no `PyroModule`, as a module."""
+    """Wraps a plain function, or an `nn.Module` that is not a `PyroModule`, as a `PyroModule`."""
 
     def __init__(self, function: Program) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class _Function(PyroModule):
 
 
 def as_program(model: Program) -> PyroModule:
-    """The model (or guide) as a `PyroModule`; a plain function is wrapped in one.
+    """Return the model (or guide) as a `PyroModule`; a plain function is wrapped in one.
 
     Raises:
-        ProgramError: for what can't be called, or a PyroModule that was built before `import calibrant`.
+        ProgramError: for an object that cannot be called, or a PyroModule that was built before `import calibrant`.
     """
     if not isinstance(model, PyroModule):
         if not callable(model):
@@ -46,7 +46,7 @@ def as_program(model: Program) -> PyroModule:
 
 
 def covariate_names(model: Program) -> tuple[str, ...]:
-    """The names of the covariates that a program takes: its arguments after `size`."""
+    """Names of the covariates that a program takes, which are its arguments after `size`."""
     return tuple(p.name for p in arguments(as_program(model))[1:] if p.kind is not p.VAR_KEYWORD)
 
 
@@ -64,7 +64,7 @@ def check_values(observed: Values, covariates: Values) -> None:
     values = {**observed, **covariates}
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim():
-            raise DataError(f"{name!r} is no tensor with leading dimension data")
+            raise DataError(f"{name!r} must be a tensor with leading dimension data")
         if not value.isfinite().all():
             row = int((~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0])
             raise DataError(
@@ -73,4 +73,6 @@ def check_values(observed: Values, covariates: Values) -> None:
             )
     lengths = {name: len(value) for name, value in values.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise DataError(f"leading dimensions {lengths}: all observations and covariates share the data, one or more")
+        raise DataError(
+            f"leading dimensions {lengths}: all observations and covariates need the same number of data, at least one"
+        )

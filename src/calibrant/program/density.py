@@ -17,10 +17,11 @@ from calibrant.program.tracing import TERM, factors, is_deterministic, messages,
 
 @dataclass(frozen=True)
 class LogDensity(Mapping[str, Tensor]):
-    """A log density, site by site: `(size,)` for a local site, `()` for a shared one, in nats.
+    """Log densities of the sites of a program: `(size,)` for a local site, `()` for a shared one, in nats.
 
-    `joint`, `latent` and `observed` are sums over sites: `(size,)` where every term is local, else `()`, summed over
-    the data as well. `local` and `shared` always keep their shapes. Factors count as observed.
+    `joint`, `latent` and `observed` are sums over sites. They have shape `(size,)` if every term is local, and are
+    summed over the data, with shape `()`, otherwise. `local` always has shape `(size,)`, and `shared` `()`. Factors
+    count as observed.
     """
 
     terms: Mapping[str, Tensor]
@@ -43,12 +44,12 @@ class LogDensity(Mapping[str, Tensor]):
 
     @property
     def latent(self) -> Tensor:
-        """Sum of the latents' terms: the log prior."""
+        """Sum of the terms of the latents: the log prior."""
         return self._sum(t for n, t in self.terms.items() if n not in self.observed_sites)
 
     @property
     def observed(self) -> Tensor:
-        """Sum of the observations' (and factors') terms: the log likelihood."""
+        """Sum of the terms of the observations and factors: the log likelihood."""
         return self._sum(t for n, t in self.terms.items() if n in self.observed_sites)
 
     @property
@@ -62,7 +63,7 @@ class LogDensity(Mapping[str, Tensor]):
         return _total((t for t in self.terms.values() if not t.dim()), ())
 
     def without(self, names: Iterable[str]) -> LogDensity:
-        """The density less some sites."""
+        """The same density without the named sites."""
         left = set(self.terms) - set(names)
         return LogDensity({n: t for n, t in self.terms.items() if n in left}, self.observed_sites, self.size)
 
@@ -90,11 +91,11 @@ def log_density(
 
     Args:
         model: the program.
-        values: a tensor for every sample site, local ones with leading dimension `size`; deterministic sites among
-            them are left out of account.
-        size: number of data; read from the local values where left out.
-        covariates: keyword tensors of the program, leading dimension `size`.
-        observed: which of the sites count as observed.
+        values: a tensor for every sample site, with leading dimension `size` for local sites; values of deterministic
+            sites are ignored.
+        size: number of data; inferred from the local values if None.
+        covariates: keyword → tensor, leading dimension `size`.
+        observed: names of the sites that count as observed.
 
     Raises:
         ProgramError: for a sample site without a value, a value without a site, or a site without `to_event`.
@@ -109,12 +110,12 @@ def _size_of(values: Values, observed: Iterable[str]) -> int:
     names = [name for name in observed if name in values] or list(values)
     sizes = {len(values[name]) for name in names if values[name].dim()}
     if len(sizes) != 1:
-        raise ProgramError("the number of data is not plain from the values: give size=")
+        raise ProgramError("the number of data cannot be inferred from the values: give size=")
     return sizes.pop()
 
 
 def density_of(run: Trace, size: int, values: Values, observed: Iterable[str] = ()) -> LogDensity:
-    """The log density of a trace whose sample sites were held at `values`."""
+    """The log density of a trace whose sample sites were fixed at `values`."""
     if absent := set(sampled(run)) - set(values):
         raise ProgramError(f"sites {sorted(absent)} are sampled by the program but have no value")
     if unknown := set(values) - set(messages(run)):

@@ -1,4 +1,4 @@
-"""Finite discrete latents: all combinations of their values."""
+"""All combinations of the values of finite discrete latents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calibrant.errors import InferenceError
 from calibrant.program.latents import Site
 from calibrant.program.supports import innermost
 
-_MAX_COMBINATIONS = 1024
+_MAX_COMBINATIONS = 1024  # of values per datum; each is a run of the program on one more row
 
 
 def combinations(discrete: Mapping[str, Site]) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def combinations(discrete: Mapping[str, Site]) -> dict[str, Tensor]:
         count *= len(value)
     if count > _MAX_COMBINATIONS:
         raise InferenceError(
-            f"the discrete latents {list(values)} have {count} combinations of values a datum; at most "
+            f"the discrete latents {list(values)} have {count} combinations of values per datum; at most "
             f"{_MAX_COMBINATIONS} are summed out: write independent ones as a mixture in the likelihood"
         )
     index = torch.cartesian_prod(*[torch.arange(len(value)) for value in values.values()]).reshape(-1, len(values))
@@ -39,20 +39,20 @@ def _values(name: str, site: Site) -> Tensor:
         raise InferenceError(f"latent {name!r} is discrete and shared: only local discrete latents are summed out")
     if not base.has_enumerate_support or base.event_shape:
         raise InferenceError(
-            f"latent {name!r} has the discrete support {site.support}, which can't be summed out: only finite ones of "
+            f"latent {name!r} has the discrete support {site.support}, which can't be summed out: only finite sets of "
             "numbers can; give it a continuous prior, an upper limit, or Categorical in place of OneHotCategorical"
         )
     try:
         single = base.enumerate_support(expand=False).flatten()
     except NotImplementedError as error:
         raise InferenceError(
-            f"the discrete latent {name!r} has other values for some data than for others, which can't be summed out: "
-            "give all data one upper limit, and the values beyond a datum's own the probability zero"
+            f"the discrete latent {name!r} has a support that differs between data, which can't be summed out: give "
+            "all data the same upper limit, and probability zero to the values above a datum's own limit"
         ) from error
     entries = site.event_shape.numel()
     if len(single) ** entries > _MAX_COMBINATIONS:
         raise InferenceError(
-            f"the discrete latent {name!r} has {len(single)}^{entries} values a datum; at most {_MAX_COMBINATIONS} "
+            f"the discrete latent {name!r} has {len(single)}^{entries} values per datum; at most {_MAX_COMBINATIONS} "
             "are summed out"
         )
     product = torch.tensor(list(itertools.product(single.tolist(), repeat=entries)), device=single.device)

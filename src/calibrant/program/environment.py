@@ -1,4 +1,4 @@
-"""Where a program runs: device, dtype, random state and validation, set for a call and restored after it."""
+"""Device, dtype, random state and validation: set for one call and restored after it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from calibrant.program.contract import Program, Values, as_program
 
 
 def in_double(module: Program) -> Program:
-    """The model or guide as a function that runs in float64 on cast copies of its weights and buffers.
+    """The model or guide as a function that runs in float64 on copies of its weights and buffers.
 
-    The module itself is never changed, nor are its buffers; gradients do not reach its weights.
+    The module and its buffers are never changed, and no gradient reaches its weights.
     """
     program = as_program(module)
     copies = {name: _copy_in_double(tensor.detach()) for name, tensor in _state(program)}
@@ -28,7 +28,7 @@ def _copy_in_double(tensor: Tensor) -> Tensor:
 
 
 def cast(values: Values, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The values on a device, the floating ones in one dtype; integers keep theirs."""
+    """The values on a device; floating-point tensors are cast to `dtype`, integer tensors keep theirs."""
     return {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in values.items()}
 
 
@@ -41,7 +41,7 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def defaults(
     model: Program, values: Values, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """Default device and dtype for a call: from the model's weights, else from the values; restored afterwards."""
+    """Set default device and dtype for a call to those of the model's weights, or of the values if it has none."""
     weights = [tensor for _, tensor in _state(model)] if isinstance(model, nn.Module) else []
     tensors = [*weights, *values.values()]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
@@ -58,7 +58,7 @@ def defaults(
 
 @contextmanager
 def validation_kept() -> Iterator[None]:
-    """Undo what an import or a compiler inside does to the validation of all of torch's distributions."""
+    """Restore torch's global setting for the validation of distributions, which some imports and compilers change."""
     before = Distribution._validate_args
     try:
         yield
@@ -68,7 +68,7 @@ def validation_kept() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws inside follow `seed` and leave the random state outside untouched; None draws from the global state."""
+    """Seed the draws inside, and leave the random state outside unchanged; None draws from the global state."""
     if seed is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Whether a datum's density depends on that datum and the shared latents alone."""
+"""The check that a datum's density depends on nothing but that datum and the shared latents."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ IN_DOUBLE = "the program does not run in float64 (hold its tensors as parameters
 
 
 def check_independence(module: PyroModule, program: Program, observed: Values, covariates: Values) -> None:
-    """Refuse what depends on data that it does not belong to, on chance, on changed values or on weights elsewhere.
+    """Refuse a program whose densities depend on other data or on chance, that changes values in place, or that uses
+    weights which are not its parameters.
 
     Args:
         module: the model or guide, for its parameters.
-        program: it as a function of (size, **covariates) that runs in float64 without its weights' gradients.
-        observed: site → `DATA_COMPARED` data.
-        covariates: keyword → `DATA_COMPARED` data.
+        program: the same model or guide as a function of (size, **covariates) that runs in float64 on weights without
+            gradients.
+        observed: site → tensor with `DATA_COMPARED` rows.
+        covariates: keyword → tensor with `DATA_COMPARED` rows.
+
+    Raises:
+        ProgramError: naming the site, and the change of the data that reveals the dependency.
     """
     base = list(range(DATA_COMPARED))
     changes = {
@@ -48,7 +53,7 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
             found = {what: _terms(program, values, covariates, local, index) for what, index in changes.items()}
     if any(term.requires_grad for term in known.values()):
         raise ProgramError(
-            "weights that are no parameters of the module take part: hold them, and the modules they belong to, as "
+            "it uses weights that are no parameters of the module: hold them, and the modules they belong to, as "
             "attributes of a PyroModule (several in an nn.ModuleList or nn.ParameterList)"
         )
     for what, index in changes.items():
@@ -56,13 +61,13 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
             wanted = known[name][index] if name in local else known[name]
             if not torch.allclose(term, wanted, rtol=1e-6, atol=1e-6, equal_nan=True):
                 raise ProgramError(
-                    f"site {name!r} changes on {what}: a datum's density, and what is recorded for it, depend on that "
-                    "datum and the shared latents alone; what lies outside the plate does not depend on the data"
+                    f"site {name!r} changes on {what}: a datum's density, and what is recorded for it, may depend on "
+                    "that datum and the shared latents alone; a site outside the plate does not depend on the data"
                 )
 
 
 class _Copies(Messenger):
-    """Keeps a copy of every value before the program can change it."""
+    """Copies every value before the program can change it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +80,7 @@ class _Copies(Messenger):
 def _terms(
     program: Program, values: Values, covariates: Values, local: set[str], index: list[int]
 ) -> dict[str, Tensor]:
-    """Log densities, and the values of deterministic sites, of some of the data."""
+    """Log densities and values of deterministic sites for the data at `index`."""
     held = {name: value[index] if name in local else value for name, value in values.items()}
     given = {name: value.clone() for name, value in held.items()}
     run = trace(program, len(index), {name: value[index] for name, value in covariates.items()}, given)

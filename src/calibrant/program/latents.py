@@ -1,4 +1,4 @@
-"""The latent sites of a program, and what depends on what."""
+"""The latent sites of a program and their dependencies."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ from calibrant.program.tracing import Hold, is_local, messages, sampled, trace
 class Site:
     """A latent site of a program.
 
-    `prior` is its distribution in one run of the program; `parents` are the latents that its density depends on
-    directly, `children` the sites (latent, observed or factor) whose density depends on it directly.
+    Attributes:
+        name: name of the site.
+        support: support of its distribution.
+        event_shape: shape of its value, without the data dimension of a local site.
+        prior: its distribution in one run of the program.
+        local: whether it lies in the data plate.
+        parents: the latents on which its density depends directly.
+        children: the sites (latent, observed or factor) whose density depends on it directly.
     """
 
     name: str
@@ -37,10 +43,15 @@ class Site:
 
 
 def sites(model: Program, observed: Values, covariates: Values | None = None) -> dict[str, Site]:
-    """The latent sites of a program, in its order, given which sites are observed.
+    """The latent sites of a program, in the order in which it samples them.
 
-    A dependency counts when Pyro's provenance tracking sees it, or when a change of one latent alone changes the log
-    density of the other site at its fixed value.
+    Site b depends on site a if Pyro's provenance tracking says so, or if changing a alone changes the log density of b
+    at a fixed value of b.
+
+    Args:
+        model: the program.
+        observed: site → tensor, leading dimension data; all other sites are latent.
+        covariates: keyword → tensor, leading dimension data.
     """
     program = as_program(model)
     rows, cols = few(observed, 8), few(covariates or {}, 8)
@@ -68,14 +79,15 @@ def sites(model: Program, observed: Values, covariates: Values | None = None) ->
 
 
 def few(values: Values, size: int) -> dict[str, Tensor]:
-    """The first rows, repeated up to `size` where there are fewer."""
+    """The first `size` rows of each tensor; rows are repeated if there are fewer."""
     return {name: value[torch.arange(size, device=value.device) % len(value)] for name, value in values.items()}
 
 
 def _tracked_edges(
     program: Program, run: Trace, size: int, covariates: Values, latent: set[str]
 ) -> set[tuple[str, str]]:
-    """Of a run at known values, since not every distribution can draw from tracked parameters (Laplace can't)."""
+    """Dependencies that Pyro tracks, at fixed values, since some distributions (Laplace) cannot draw from tracked
+    parameters."""
     values = {name: site["value"] for name, site in sampled(run).items()}
     with Hold(values, latent=latent):
         found: Any = get_dependencies(program, (size,), dict(covariates))["prior_dependencies"]
@@ -85,15 +97,18 @@ def _tracked_edges(
 def _perturbed_edges(
     program: Program, size: int, covariates: Values, observed: Values, latent: set[str], draws: int = 8
 ) -> set[tuple[str, str]]:
-    """In float64, where a weak dependency still changes the density; every other time at simulated observations, since
-    the given ones may be special (all zero, say)."""
+    """Dependencies found by changing one latent at a time.
+
+    This is done in float64, where a weak dependency still changes the density, and at simulated observations every
+    second time, since the given ones may be special (all zero, for example).
+    """
     double, edges = in_double(program), set()
     with defaults(program, observed, torch.float64) as place:
         observed, covariates = cast(observed, *place), cast(covariates, *place)
         for draw in range(draws):
             runs = [trace(double, size, covariates, {} if draw % 2 else observed) for _ in range(2)]
             here, there = ({name: site["value"] for name, site in sampled(run).items()} for run in runs)
-            with pyro.validation_enabled(False):  # a latent moved alone may leave another's support: −∞ is an answer
+            with pyro.validation_enabled(False):  # changing one latent may put another outside its support: −∞ is valid
                 base = log_density(double, here, size, covariates)
                 for name in latent:
                     moved = log_density(double, {**here, name: there[name]}, size, covariates)

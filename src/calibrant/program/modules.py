@@ -1,4 +1,5 @@
-"""The modules of a program or guide: what would stay behind on another device, draw at random, or mix data."""
+"""Checks of the modules of a program or guide: tensors that would not follow a change of device, and layers that are
+random or mix data."""
 
 from __future__ import annotations
 
@@ -14,21 +15,22 @@ from calibrant.errors import ProgramError
 
 
 def check_modules(program: nn.Module) -> None:
-    """Refuse tensors that are no buffers, weights without a shape, and layers whose output depends on chance or on
-    other data."""
+    """Refuse tensors that are not buffers, weights without a shape, and layers that are random or mix data.
+
+    Raises:
+        ProgramError: naming the attribute, parameter or layer, and the remedy.
+    """
     for path, module in program.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 raise ProgramError(
-                    f"attribute {dotted(path, name)!r} is a tensor but no buffer, so it would stay behind on another "
+                    f"attribute {dotted(path, name)!r} is a tensor but not a buffer, so it would not move to another "
                     f'device or dtype: self.register_buffer("{name}", tensor)'
                 )
     if lazy := [name for name, weight in program.named_parameters() if is_lazy(weight)]:
         raise ProgramError(f"parameters {lazy} have no shape yet: give it in __init__, without lazy modules")
     if random := [name for name, module in program.named_modules() if _is_random(module)]:
-        raise ProgramError(
-            f"{random} are in training mode, where data share statistics or drop out: call .eval() first"
-        )
+        raise ProgramError(f"{random} are in training mode, where they are random or mix data: call .eval() first")
     if batch := [name for name, module in program.named_modules() if _is_batch_norm(module)]:
         raise ProgramError(f"{batch} use batch statistics in eval() too: let them track running statistics")
 
@@ -48,7 +50,7 @@ def dotted(path: str, name: str) -> str:
 
 @contextmanager
 def buffers_kept(program: nn.Module) -> Iterator[None]:
-    """Some modules count their calls in training mode."""
+    """Restore the buffers of a program afterwards, since some modules count their calls in training mode."""
     before = {name: buffer.clone() for name, buffer in program.named_buffers()}
     try:
         yield

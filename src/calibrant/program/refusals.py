@@ -1,4 +1,4 @@
-"""What breaks the contract of `calibrant.program`, refused by name and with the remedy."""
+"""The checks of the contract of `calibrant.program`: every refusal names the site and the remedy."""
 
 from __future__ import annotations
 
@@ -32,22 +32,35 @@ from calibrant.program.tracing import (
     trace,
 )
 
-_SIZES = (3, 5, 1, 3)  # of the runs that are compared; 3 comes twice
-_RESERVED = (PLATE, "chain", "draw")  # dimensions of results
-_ROWS = 4096  # data whose support is looked at together
+_SIZES = (3, 5, 1, 3)  # numbers of data in the runs that are compared; 3 comes twice
+_RESERVED = (PLATE, "chain", "draw")  # names of dimensions in results
+_ROWS = 4096  # data whose support is checked in one run
 
 
 def check_program(model: Program, observed: Values, covariates: Values | None = None) -> PyroModule:
-    """Refuse what breaks the contract, by name and with the remedy; returns the model as a `PyroModule`.
+    """Refuse a program that breaks the contract, and return the model as a `PyroModule`.
+
+    Besides the plates and batch dimensions that the docstring of `calibrant.program` describes, the contract says:
+
+    - Covariates are keyword tensors with leading dimension data.
+    - Weights are `nn.Parameter`s that exist after `__init__`; constants are buffers. `PyroSample` weights are read
+      before the plate.
+    - The density and the recorded values of a datum depend on that datum and the shared latents alone; sites outside
+      the plate do not depend on the data.
+    - The support of a site does not depend on other latents, and no value of a site is changed in place.
+    - `pyro.deterministic` is recorded, never conditioned. `pyro.factor` and improper priors are allowed where nothing
+      is simulated.
+    - A program contains no device or dtype code: `defaults` sets both for the call. Integer observations are cast
+      before the density is computed, except where the site itself draws integers (classes).
 
     Args:
         model: the program; neither it nor its buffers are changed.
-        observed: site → tensor, leading dimension data. All of them are compared with the sites' supports.
+        observed: site → tensor, leading dimension data. All values are compared with the supports of the sites.
         covariates: keyword → tensor, leading dimension data.
 
     Raises:
         ProgramError: for a program that breaks the contract.
-        DataError: for observations or covariates that it can't take.
+        DataError: for observations or covariates that the program cannot take.
     """
     program, covariates = as_program(model), covariates or {}
     check_values(observed, covariates)
@@ -56,7 +69,7 @@ def check_program(model: Program, observed: Values, covariates: Values | None = 
 
 
 def _refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
-    """All refusals of `check_program` but those of `check_values`."""
+    """All checks of `check_program` except those of `check_values`."""
     _check_arguments(program, covariates)
     check_modules(program)
     with torch.no_grad(), seeded(0), buffers_kept(program), pyro.validation_enabled(True):
@@ -108,7 +121,7 @@ def _check_kind(name: str, site: Mapping[str, Any], observed: Values) -> None:
             f"site {name!r} has obs= inside the program: leave it out and give observed={{{name!r}: ...}}"
         )
     if "/" in name or name in _RESERVED:
-        raise ProgramError(f"a site is called {name!r}, which results can't be called: rename it")
+        raise ProgramError(f"a site is called {name!r}, a name that results can't contain: rename the site")
     if isinstance(innermost(site["fn"]), dist.Delta):
         raise ProgramError(f"site {name!r} is a point mass: record it with pyro.deterministic({name!r}, ...)")
     if name in observed and not is_local(site):
@@ -151,12 +164,12 @@ def _check_same_sites(runs: list[Trace]) -> None:
             if len(events) > 1 or None in events:
                 raise ProgramError(
                     f"site {name!r} has the shapes {shapes} for {_SIZES} data: in the plate {PLATE!r}, the leading "
-                    "dimension is the data and the others stay the same"
+                    "dimension is the data and all other dimensions stay the same"
                 )
 
 
 def _check_weights(program: nn.Module, run: Trace) -> None:
-    """A `PyroSample` that is first read in the plate would be a weight for every datum."""
+    """Refuse a `PyroSample` that is first read inside the plate, since it would be drawn once per datum."""
     for path, module in program.named_modules():
         for name in getattr(module, "_pyro_samples", ()):
             site = sampled(run).get(dotted(path, name))
@@ -168,7 +181,7 @@ def _check_weights(program: nn.Module, run: Trace) -> None:
 
 
 def _check_supports(first: Trace, again: Trace) -> None:
-    """A support that moves with another latent would be cut short by any fixed transform to the real line."""
+    """Refuse supports that depend on other latents: a fixed transform to the real line would not cover them."""
     for name, site in sampled(first).items():
         found = [bounds(s["fn"].support) for s in (site, sampled(again)[name])]
         if any(not torch.equal(a, b) for a, b in zip(*found, strict=True)):
@@ -179,9 +192,9 @@ def _check_supports(first: Trace, again: Trace) -> None:
 
 
 def _check_declared_supports(program: PyroModule, observed: Values, covariates: Values) -> None:
-    """Inference moves a latent all over the support that its distribution declares, so that must be the true one.
+    """Refuse latents without density in parts of their declared support, where inference would move them.
 
-    A transformed distribution declares what its last transform can reach: a shifted exponential, the whole line.
+    A transformed distribution declares the range of its last transform: for a shifted exponential, the whole line.
     """
     size, double = len(next(iter(observed.values()))), in_double(program)
     with defaults(program, {**observed, **covariates}, torch.float64) as place, running(program, IN_DOUBLE):
@@ -211,20 +224,20 @@ def _check_observed(run: Trace, observed: Values) -> None:
             raise ProgramError(f"the program never samples {name!r}; its sites are {sorted(found)}")
         wanted = tuple(found[name]["value"].shape[1:])
         if tuple(value.shape[1:]) != wanted:
-            raise DataError(f"{name!r} has shape {tuple(value.shape[1:])} a datum, the program samples {wanted}")
+            raise DataError(f"{name!r} has shape {tuple(value.shape[1:])} per datum, the program samples {wanted}")
 
 
 def check_support(program: Program, observed: Values, covariates: Values, labels: Sequence[Any] | None = None) -> None:
-    """Refuse observations outside the support of their site, where a density would be a number without a meaning.
+    """Refuse observations outside the support of their site, where a density is meaningless.
 
     Args:
         program: the program.
         observed: site → tensor, leading dimension data.
         covariates: keyword → tensor, leading dimension data.
-        labels: what to call each datum; its index where left out.
+        labels: names of the data in errors; their indices if None.
 
     Raises:
-        DataError: naming the site and the first such datum.
+        DataError: naming the site and the first datum outside its support.
     """
     size = len(next(iter(observed.values())))
     run = trace(program, size, covariates)

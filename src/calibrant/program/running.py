@@ -1,4 +1,4 @@
-"""Errors of a program's run, in words that name the site and the remedy."""
+"""Translation of errors in a program's run into messages that name the site and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHAPE_MISMATCH = re.compile(r"inside plate\('(.*)'\) at site (.*) dim (-\d+), (
 
 @contextmanager
 def running(program: PyroModule, failure: str) -> Iterator[None]:
-    """Turns what goes wrong in a run of the program into a `ProgramError`, and refuses parameters of Pyro's store."""
+    """Turn any error in a run of the program into a `ProgramError`, and refuse parameters in Pyro's parameter store."""
     state = program._pyro_context.param_state
     try:
         yield

@@ -1,4 +1,4 @@
-"""Draws of a program's own latents and data."""
+"""Simulation: draws of the latents and data of a program."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from calibrant.program.tracing import factors, messages, sampled, trace
 def sample_prior(
     model: Program, size: int, covariates: Values | None = None, seed: int | None = None
 ) -> dict[str, Tensor]:
-    """Draws of every site from the program: latents, observations and deterministic sites.
+    """Draw every site of a program: latents, observations and deterministic sites.
+
+    Args:
+        model: the program.
+        size: number of data.
+        covariates: keyword → tensor, leading dimension `size`.
+        seed: random seed for the draws; None draws from torch's global random state.
 
     Returns:
         site → tensor; local sites have leading dimension `size`.
 
     Raises:
-        ProgramError: for a program with an improper prior or a factor, which can't be simulated.
+        ProgramError: for a program with an improper prior or a factor, which cannot be simulated.
     """
     program, covariates = as_program(model), covariates or {}
     with torch.no_grad(), seeded(seed), defaults(program, covariates) as place:
@@ -34,6 +40,6 @@ def sample_prior(
 
 
 def refuse_factors(run: Trace) -> None:
-    """Refuse a program with a factor, whose weight no simulation could follow."""
+    """Refuse a program with a factor: simulated data would not have the distribution that the factor implies."""
     if factors(run):
         raise ProgramError(f"site {next(iter(factors(run)))!r} is a factor: this program can't be simulated")

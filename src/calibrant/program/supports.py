@@ -1,6 +1,7 @@
-"""Distributions and supports under their wrappings: `expand`, `to_event`, `mask`, mixtures, transforms, angles.
+"""Properties of distributions and supports, whatever they are wrapped in (`expand`, `to_event`, `mask`, mixtures,
+transforms).
 
-Nothing else in this package takes a distribution or a constraint apart.
+This is the only module of the package that unwraps distributions and constraints.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _DRESS = (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)  # ch
 
 
 def layers(fn: Any) -> Iterator[Any]:
-    """A distribution, and all that it is wrapped around, from the outside in."""
+    """A distribution and the distributions that it wraps, from the outermost to the innermost."""
     yield fn
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -30,13 +31,13 @@ def layers(fn: Any) -> Iterator[Any]:
 
 
 def innermost(fn: Any) -> Any:
-    """The distribution under all wrappings, transforms too: a LogNormal's is a Normal."""
+    """The distribution under all wrappers and transforms; for a LogNormal, this is a Normal."""
     *_, last = layers(fn)
     return last
 
 
 def undressed(fn: Any) -> Any:
-    """A distribution without `expand`, `to_event` and `mask` around it: of the same values."""
+    """A distribution without the `expand`, `to_event` and `mask` around it; its values are the same."""
     return next(layer for layer in layers(fn) if not isinstance(layer, _DRESS))
 
 
@@ -46,7 +47,7 @@ def is_improper(fn: Any) -> bool:
 
 
 def is_masked(fn: Any) -> bool:
-    """Whether some entries of a distribution do not count."""
+    """Whether some entries of a distribution are masked, so that they do not contribute to its density."""
     return any(isinstance(layer, dist.MaskedDistribution) for layer in layers(fn))
 
 
@@ -56,7 +57,7 @@ def is_mixture(fn: Any) -> bool:
 
 
 def is_circular(fn: Any) -> bool:
-    """Whether the entries of a site are angles, whose support torch calls the real line."""
+    """Whether the entries of a site are angles, whose support is the real line according to torch."""
     return isinstance(undressed(fn), _CIRCULAR)
 
 
@@ -66,7 +67,7 @@ def is_direction(fn: Any) -> bool:
 
 
 def bounds(support: Any) -> list[Tensor]:
-    """The bounds that a support names, the lower one first."""
+    """The bounds of a support as far as it has any, the lower one first."""
     base = base_support(support)
     return [torch.as_tensor(getattr(base, b)) for b in ("lower_bound", "upper_bound") if hasattr(base, b)]
 
@@ -75,14 +76,14 @@ def bounds(support: Any) -> list[Tensor]:
 
 
 def base_support(support: Any) -> Any:
-    """A support without `independent` and mixtures around it: that of single entries."""
+    """The support of single entries: a support without `independent` and mixtures around it."""
     while isinstance(support, constraints.independent) or _is_of_mixture(support):
         support = support.base_constraint
     return support
 
 
 def usual_support(support: Any) -> Any:
-    """The same support in words that torch has maps for: a mixture's is that of its components."""
+    """The same support as a constraint that torch can map: a mixture has the support of its components."""
     if _is_of_mixture(support):
         return usual_support(support.base_constraint)
     if isinstance(support, constraints.independent):
@@ -92,11 +93,11 @@ def usual_support(support: Any) -> Any:
 
 
 def _is_of_mixture(support: Any) -> bool:
-    return type(support).__name__ == "MixtureSameFamilyConstraint"  # torch does not export it everywhere
+    return type(support).__name__ == "MixtureSameFamilyConstraint"  # not every version of torch exports the class
 
 
 def is_real(fn: Any) -> bool:
-    """Whether a site is unconstrained, in every entry; angles are not."""
+    """Whether all entries of a site are unconstrained; angles are not."""
     return isinstance(base_support(fn.support), type(constraints.real)) and not is_circular(fn)
 
 
@@ -112,13 +113,13 @@ def from_line(support: Any) -> Transform:
     """The map from unconstrained numbers to a support.
 
     Raises:
-        NotImplementedError: for a support that no map of torch reaches.
+        NotImplementedError: for a support for which torch has no such map.
     """
     return biject_to(usual_support(support))
 
 
 def anywhere(fn: Any) -> Tensor | None:
-    """A value of a distribution at U(−2, 2) in unconstrained space; None for a support without one."""
+    """A random value, U(−2, 2) in unconstrained space; None for a support that has no map from there."""
     try:
         transform = from_line(fn.support)
     except NotImplementedError:
@@ -127,8 +128,8 @@ def anywhere(fn: Any) -> Tensor | None:
 
 
 def inside(fn: Any, value: Tensor) -> Tensor:
-    """Whether a value lies in the support of a distribution, entry by entry of what the support checks."""
+    """Whether a value lies in the support of a distribution, for each entry that the support checks."""
     try:
         return usual_support(fn.support).check(value if value.is_floating_point() else value.double())
-    except NotImplementedError:  # a support that torch can't tell
+    except NotImplementedError:  # torch cannot check this support
         return torch.ones(value.shape[:1], dtype=torch.bool, device=value.device)

@@ -1,4 +1,4 @@
-"""Running a program or a guide with some of its sites held at given values, and reading the sites of a run."""
+"""Runs of a program or a guide with some of its sites fixed at given values, and access to the sites of a run."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from calibrant.program.supports import anywhere, innermost, is_improper
 
 
 def latent_values(run: Trace) -> dict[str, Tensor]:
-    """The values of a guide's latents."""
+    """Values of the latents in a run of a guide, by site."""
     return {name: site["value"] for name, site in sampled(run).items()}
 
 
 def is_weighted(site: Mapping[str, Any]) -> bool:
-    """Whether a mask or scale lies around a site."""
+    """Whether the log density of a site is masked or scaled."""
     return isinstance(site["scale"], Tensor) or site["scale"] != 1 or site["mask"] is not None
 
 
-TERM = "calibrant.log_prob"  # of a message: its term of the log density
+TERM = "calibrant.log_prob"  # key of a Pyro message under which its log density is stored
 
 
 class Hold(Messenger):
-    """Holds sites at given values, and gives improper priors a start, U(−2, 2) in unconstrained space.
+    """Fixes sites at given values, and starts sites with improper priors at U(−2, 2) in unconstrained space.
 
-    What is drawn has the default dtype (a prior that was built in `__init__` draws in the dtype of that time). Given
-    the number of data, sites are scored as they are met: a distribution may hold modules (a flow), whose weights are
-    other ones once a functional call is over.
+    Draws are converted to the default dtype, since a prior that was built in `__init__` draws in the dtype that was the
+    default then. If `size` is given, log densities are computed while the program runs: a distribution may contain
+    modules (a flow, for example), whose weights change back when a functional call ends.
     """
 
     def __init__(
@@ -64,28 +64,28 @@ class Hold(Messenger):
 
 
 def _as_drawn(fn: Any, value: Tensor) -> Tensor:
-    """A given value as the site would draw it: classes as integers, everything else floating."""
+    """A given value in the dtype that the site draws: integers for classes, floating point for all other sites."""
     if isinstance(innermost(fn), dist.Categorical):
         return value.long()
     return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
-    """One run of the program with the given sites held at their values; the other sites are drawn."""
+    """Run the program once with the sites in `values` fixed; all other sites are drawn."""
     with Hold(values or {}, size), poutine.trace() as tracer:
         program(size, **(covariates or {}))
     return tracer.get_trace()
 
 
 def guide_trace(guide: Program, observed: Values, size: int, covariates: Values, values: Values | None = None) -> Trace:
-    """One run of a guide, some of its sites held at given values, ready for `density_of`."""
+    """Run a guide once with the sites in `values` fixed, and store the log densities that `density_of` reads."""
     with Hold(values or {}, size, score_draws=True), poutine.trace() as tracer:
         guide(observed, size, **covariates)
     return tracer.get_trace()
 
 
 def sampled(run: Trace) -> dict[str, Any]:
-    """The sample sites of a trace, without plates, deterministic sites and factors."""
+    """The sample sites of a trace; plates, deterministic sites and factors are not among them."""
     return {n: s for n, s in messages(run).items() if not is_deterministic(s) and not is_factor(s)}
 
 
@@ -100,7 +100,7 @@ def factors(run: Trace) -> dict[str, Any]:
 
 
 def messages(run: Trace) -> dict[str, Any]:
-    """The sites of a trace, of all three kinds."""
+    """All sites of a trace: sample sites, deterministic sites and factors, without plates."""
     return {n: s for n, s in run.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
@@ -142,7 +142,7 @@ def site_log_prob(name: str, site: Mapping[str, Any], size: int) -> Tensor:
 
 
 def batch_error(name: str, site: Mapping[str, Any], size: int) -> ProgramError:
-    """The error for a local site whose batch shape is not the data."""
+    """The error for a local site whose batch shape is not `(size,)`."""
     found = tuple(site["fn"].batch_shape)
     event = f"end its distribution with .to_event({len(found) - 1})"
     remedy = "sum its log factor over them" if is_factor(site) else event

@@ -1,4 +1,4 @@
-"""The encoder that fits the inputs, or that was asked for."""
+"""The choice of an encoder, by the shapes of the inputs or by name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from calibrant.guides.encoders.layers import Shapes
 
 
 def encoder_of(spec: Mapping[str, Any]) -> nn.Module:
-    """A new encoder, as a guide's specification asks for it."""
+    """A new encoder, as the specification of a guide describes it."""
     if spec["encoder"] is None:
-        raise ProgramError("this guide was made with an encoder of yours: give it again, encoder=")
+        raise ProgramError("this guide was made with an encoder of your own: give it again, encoder=")
     return make_encoder(spec["encoder"], {name: tuple(shape) for name, shape in spec["inputs"].items()})
 
 
@@ -34,23 +34,25 @@ _SETS = ("set", "sequence")
 
 
 def default_encoder(shapes: Shapes) -> str | dict[str, Any]:
-    """What the inputs' shapes ask for: a specification that `make_encoder` takes.
+    """The default encoder for inputs of these shapes, as a specification for `make_encoder`.
 
-    Convolutions for an image of more than 1,024 entries; a sequence for an input (times, entries) with a mask; else an
-    MLP. A mask is an input called "mask" or "NAME_mask", of the shape of the one that it masks or of its elements.
+    It is "conv" for an image of more than 1,024 entries, "sequence" for an input (times, entries) with a mask, and
+    "mlp" for all other inputs. A mask is an input called "mask" or "NAME_mask" that has the shape of the input NAME, or
+    of the elements of NAME.
     """
     kinds = _by_input({}, shapes)
     return kinds[next(iter(shapes))]["kind"] if len(shapes) == 1 else kinds
 
 
 def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
-    """An encoder, `dict of inputs → (size, features)`, from its specification (JSON values) and without data.
+    """Build an encoder, `dict of inputs → (size, features)`, from its specification (JSON values), without data.
 
     Args:
-        spec: "mlp" for all inputs joined to one vector; "conv", "set" or "sequence" for the inputs of so many
-            dimensions (three, two, two), the others as in `default_encoder`; or input → kind, which is one of these
-            names, "classes", or `{"kind": name, **options}` with options of its class (`hidden`, `count`, …) and
-            `mask`, the input that masks this one. What is masked never reaches the features.
+        spec: "mlp" for all inputs joined to one vector; "conv", "set" or "sequence" for all inputs with three, two or
+            two dimensions, respectively, with the encoders of `default_encoder` for the remaining inputs; or input →
+            kind. A kind is one of these names, "classes", or `{"kind": name, **options}` with options of its class
+            (`hidden`, `count`, …) and `mask`, the name of the input that masks this one. Masked entries never affect
+            the features.
         shapes: input → event shape, of observations and covariates.
 
     Raises:
@@ -64,10 +66,10 @@ def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
 
 
 def encoder_of_a_scale(spec: str | Mapping[str, Any], name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The same encoder of one input, for the scale that multiplies it: no feature is linear in the input itself.
+    """The specification of an encoder for the scale that multiplies an input: no feature is linear in the input itself.
 
-    The data of a Gaussian scale mixture have contrasts fifty times the usual one. There a log scale that is linear in
-    the image is anything, and the images that it spoils are those whose scale is best known.
+    Data of a Gaussian scale mixture include images with fifty times the usual contrast. For these, a log scale that is
+    linear in the image is far off, although theirs are the scales that the data determine best.
     """
     kinds = _by_input(spec if isinstance(spec, Mapping) else {name: spec}, {name: shape})
     options = {"mlp": {"vector": False}, "conv": {"vector": False}}
@@ -86,14 +88,14 @@ def _by_dimensions(kind: str, shapes: Shapes) -> dict[str, str]:
     found = {name: kind for name, shape in shapes.items() if len(shape) == wanted and name not in masks}
     if not found or kind == "classes":
         raise ProgramError(
-            f"encoder={kind!r} finds no input of its own among {dict(shapes)}: name the kind of each, "
+            f"encoder={kind!r} finds no input that fits it among {dict(shapes)}: name the kind of each, "
             'encoder={"NAME": "KIND"}, or use encoder="mlp"'
         )
     return found
 
 
 def _by_input(spec: Mapping[str, Any], shapes: Shapes) -> dict[str, dict[str, Any]]:
-    """Input → kind with options, for every input that is not the mask of a set or sequence alone."""
+    """Input → kind with options, for all inputs except those that only mask a set or sequence."""
     if unknown := set(spec) - set(shapes):
         raise ProgramError(f"encoder= names {sorted(unknown)}, which are no inputs; those are {sorted(shapes)}")
     kinds = {name: _kind(name, spec.get(name), shapes) for name in shapes}
@@ -102,7 +104,7 @@ def _by_input(spec: Mapping[str, Any], shapes: Shapes) -> dict[str, dict[str, An
 
 
 def _kind(name: str, asked: Any, shapes: Shapes) -> dict[str, Any]:
-    """The kind of one input, with its mask where there is one."""
+    """The kind of one input with its options, including its mask if it has one."""
     shape, mask = shapes[name], _mask_of(name, shapes)
     if asked is None:
         asked = "sequence" if mask and len(shape) == 2 else "conv" if len(shape) == 3 and prod(shape) > 1024 else "mlp"
@@ -124,7 +126,7 @@ def _known(kind: Any) -> str:
 
 
 def _make_part(name: str, kind: Mapping[str, Any], shapes: Shapes, alone: bool) -> nn.Module:
-    """The encoder of one input; half as wide as usual beside others."""
+    """The encoder of one input; if there are other inputs too, it is half as wide as usual."""
     options, mask = {key: value for key, value in kind.items() if key not in ("kind", "mask")}, kind.get("mask")
     if not alone and kind["kind"] != "classes":
         options = {"hidden": 128, **options}
@@ -139,7 +141,7 @@ def _make_part(name: str, kind: Mapping[str, Any], shapes: Shapes, alone: bool) 
 
 
 def _mask_of(name: str, shapes: Shapes) -> str | None:
-    """The input that is called this one's mask and has its shape, or that of its elements."""
+    """The name of the mask of an input: "NAME_mask" or "mask", with the shape of the input or of its elements."""
     shape = shapes[name]
     allowed = [shape, shape[:1]] if len(shape) == 2 else [shape]
     if not shape or name.endswith("mask"):

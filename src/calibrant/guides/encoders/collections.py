@@ -14,10 +14,10 @@ from calibrant.guides.encoders.layers import Shapes
 
 
 class Elements(nn.Module):
-    """The elements of a set or sequence, each entry standardised over all of them; masked ones are zero.
+    """The elements of a set or sequence, each entry standardised over all elements; masked entries are zero.
 
-    Returns `(values, valid)`: `(size, elements, width)`, with the mask as further entries, and `(size, elements, 1)`,
-    1 where an element has any entry that is not masked.
+    Returns `(values, valid)`: values `(size, elements, width)`, which include the mask as further entries, and valid
+    `(size, elements, 1)`, which is 1 where an element has any entry that is not masked.
     """
 
     loc: Tensor
@@ -38,7 +38,7 @@ class Elements(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
-        """Take the mean and standard deviation of each entry over all elements that are not masked."""
+        """Compute and store mean and standard deviation of each entry over all elements that are not masked."""
         values, mask = self._read(inputs)
         values = values.double()
         seen = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.expand_as(values)
@@ -46,14 +46,14 @@ class Elements(nn.Module):
         loc = values.sum((0, 1)) / count
         scale = (torch.where(seen, values - loc, 0.0).pow(2).sum((0, 1)) / count).sqrt()
         self.loc.copy_(loc)
-        self.scale.copy_(torch.where(scale > 1e-6 * loc.abs(), scale, 1.0))  # a constant entry keeps its unit
+        self.scale.copy_(torch.where(scale > 1e-6 * loc.abs(), scale, 1.0))  # a constant entry is not rescaled
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         values, mask = self._read(inputs)
         values = (values.to(self.loc.dtype) - self.loc) / self.scale
         if mask is None:
             return values, torch.ones_like(values[..., :1])
-        values = torch.where(mask, values, 0.0)  # not a product: what is masked may be infinite
+        values = torch.where(mask, values, 0.0)  # a product would not do: masked values may be infinite
         return torch.cat([values, mask.to(values.dtype)], -1), mask.any(-1, keepdim=True).to(values.dtype)
 
     def _read(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -63,9 +63,9 @@ class Elements(nn.Module):
 
 
 class Pool(nn.Module):
-    """Sum over elements, divided by their number plus a learned number for each channel.
+    """The sum over elements, divided by their number plus a learned number for each channel.
 
-    That is how a conjugate posterior's mean shrinks towards the prior; nothing is divided by zero for an empty set.
+    The mean of a conjugate posterior shrinks towards the prior in this way. For an empty set, the result is zero.
     """
 
     def __init__(self, channels: int) -> None:
@@ -77,13 +77,14 @@ class Pool(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """A set of elements in any order: two layers of sums over elements, the second in the context of the first.
+    """An encoder of a set of elements: two layers of sums over elements, where the second layer sees the first sum.
 
-    "Deep sets": Zaheer et al. 2017, arXiv 1703.06114.
+    The order of the elements does not matter. "Deep sets": Zaheer et al. 2017, arXiv 1703.06114.
 
     Args:
-        shapes: one input (elements, ...) and, where it has one, its mask.
-        mask: name of the mask, of shape (elements,) or that of the input; zero or False hides an entry altogether.
+        shapes: shapes of one input (elements, ...) and of its mask, if it has one.
+        mask: name of the mask, whose shape is (elements,) or that of the input; entries where it is zero or False do
+            not affect the features.
         hidden: half of the number of features.
     """
 
@@ -105,19 +106,20 @@ class SetEncoder(nn.Module):
         context = self.pools[0](elements, valid)
         together = torch.cat([elements, context[:, None].expand_as(elements)], -1)
         pooled = self.pools[1](elements + self.second(together), valid)
-        number = valid.sum(1)  # in many channels: a posterior's width follows it
+        number = valid.sum(1)  # given its own features, since the width of a posterior depends on it
         count = self.count(torch.cat([number.log1p(), 1 / (1 + number)], -1))
         seen = self.network(torch.cat([context, pooled, count], -1))
         return torch.cat([seen, self.pools[2](self.linear(values), valid) + count], -1)
 
 
 class SequenceEncoder(nn.Module):
-    """A sequence: dilated convolutions that see all of it, beside a linear path.
+    """An encoder of a sequence: dilated convolutions that reach over the whole sequence, and a linear path.
 
     Args:
-        shapes: one input (times, ...) and, where it has one, its mask.
-        mask: name of the mask, of shape (times,) or that of the input; zero or False hides an entry altogether.
-        channels: of the convolutions.
+        shapes: shapes of one input (times, ...) and of its mask, if it has one.
+        mask: name of the mask, whose shape is (times,) or that of the input; entries where it is zero or False do not
+            affect the features.
+        channels: number of channels of the convolutions.
         hidden: half of the number of features.
     """
 
@@ -129,7 +131,7 @@ class SequenceEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(times, channels) / 2)
         dilations = [2**level for level in range(max(1, (times - 1).bit_length()))]
         self.layers = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=d, dilation=d) for d in dilations)
-        self.step, self.part = -(-times // 256), -(-times // 8)  # of the means that linear path and network see
+        self.step, self.part = -(-times // 256), -(-times // 8)  # times per mean, for linear path and network
         self.network = nn.Sequential(nn.Linear(channels * -(-times // self.part), hidden), nn.SiLU())
         self.linear = nn.Linear(width * -(-times // self.step), hidden)
         self.features = 2 * hidden
@@ -144,5 +146,5 @@ class SequenceEncoder(nn.Module):
 
 
 def _means(maps: Tensor, length: int) -> Tensor:
-    """Means over stretches of the last dimension, `(size, entries)`."""
+    """Means over stretches of the given length in the last dimension, `(size, entries)`."""
     return avg_pool1d(maps, length, ceil_mode=True).flatten(1)

@@ -14,12 +14,15 @@ from calibrant.guides.encoders.layers import Energies, LinearPaths, Residual, Sh
 
 
 class MLPEncoder(nn.Module):
-    """Two hidden layers with SiLU on direction and energies, beside linear paths: half of the features each.
+    """An encoder with two hidden layers of SiLU units on direction and energies, and with linear features.
+
+    Half of the features come from each of the two parts.
 
     Args:
-        shapes: the inputs, joined to one vector.
+        shapes: shapes of the inputs, which are joined to one vector.
         hidden: half of the number of features.
-        vector: whether features linear in the input itself are among them, or in its direction and log contrast alone.
+        vector: whether some features are linear in the input itself; otherwise, linear features see only its direction
+            and log contrast.
     """
 
     def __init__(self, shapes: Shapes, hidden: int = 256, vector: bool = True) -> None:
@@ -38,17 +41,19 @@ class MLPEncoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Residual convolutions on one image's direction, beside the energies and linear paths of `MLPEncoder`.
+    """An encoder with residual convolutions on the direction of an image, and the energies and linear features of
+    `MLPEncoder`.
 
-    A first layer of stride 1, 2 or 4, then residual blocks at half the resolution each, down to a map of 4×4 or less
-    that is flattened. Energies and linear paths see the image itself, or its means over blocks of pixels where it has
-    more than 4,096 entries.
+    A first layer has stride 1, 2 or 4; residual blocks follow, each at half the resolution of the one before, down to a
+    map of 4×4 or less, which is flattened. Energies and linear features are computed from the image itself or, if it
+    has more than 4,096 entries, from its means over blocks of pixels.
 
     Args:
-        shapes: one image, (channels, height, width), of any size.
-        channels: maps of the first layer, a multiple of 8; doubled at each halving, up to 128.
+        shapes: shape of one image, (channels, height, width), of any size.
+        channels: number of maps of the first layer, a multiple of 8; it is doubled at each halving, up to 128.
         hidden: half of the number of features.
-        vector: as in `MLPEncoder`.
+        vector: whether some features are linear in the image itself; otherwise, linear features see only its direction
+            and log contrast.
     """
 
     def __init__(self, shapes: Shapes, channels: int = 32, hidden: int = 256, vector: bool = True) -> None:
@@ -56,7 +61,7 @@ class ConvEncoder(nn.Module):
         if len(shapes) != 1 or any(len(shape) != 3 for shape in shapes.values()):
             raise ProgramError(f"a convolutional encoder takes one image (channels, height, width), not {dict(shapes)}")
         if channels < 8 or channels % 8:
-            raise ProgramError(f"channels={channels} of a convolutional encoder: a multiple of 8")
+            raise ProgramError(f"channels={channels} of a convolutional encoder: give a multiple of 8")
         (self.shape,) = shapes.values()
         self.inputs, self.block = Standardize(shapes), block_side(self.shape)
         self.convolutions, flat = _convolutions(self.shape, channels)
@@ -74,13 +79,13 @@ class ConvEncoder(nn.Module):
         return torch.cat([seen, self.linear(vector, direction)], -1)
 
     def _coarse(self, image: Tensor) -> Tensor:
-        """Means over blocks, `(size, entries)`."""
+        """Means over blocks of pixels, `(size, entries)`."""
         sides = [min(self.block, side) for side in self.shape[1:]]
         return avg_pool2d(image.reshape(-1, *self.shape), sides, ceil_mode=True).flatten(1)
 
 
 def _convolutions(shape: tuple[int, ...], channels: int) -> tuple[nn.Sequential, int]:
-    """The layers, and the number of their outputs."""
+    """The convolutional layers, and the number of their outputs."""
     stride = next((s for s in (1, 2) if max(shape[1:]) <= 16 * s), 4)
     sides = [-(-side // stride) for side in shape[1:]]
     first = nn.Conv2d(shape[0], channels, 2 * stride + 1, stride, padding=stride)

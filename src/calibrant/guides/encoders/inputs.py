@@ -1,4 +1,4 @@
-"""Encoders of classes, of masked entries, and of several inputs together."""
+"""Encoders of classes, of inputs with masked entries, and of several inputs together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from calibrant.guides.encoders.layers import Shapes
 
 
 class ClassEncoder(nn.Module):
-    """Integer classes 0 … count − 1, each with learned features.
+    """An encoder of integer classes 0 … count − 1, each of which has learned features.
 
     Args:
-        shapes: one input of classes.
+        shapes: shape of one input of classes.
         count: number of classes.
-        width: features of one entry.
+        width: number of features per entry.
     """
 
     def __init__(self, shapes: Shapes, count: int, width: int = 16) -> None:
@@ -32,7 +32,7 @@ class ClassEncoder(nn.Module):
 
 
 class Filled(nn.Module):
-    """An encoder of one input that sees an entry's mean where the mask hides it."""
+    """An encoder of one input in which masked entries are replaced by their means over the data."""
 
     mean: Tensor
 
@@ -43,7 +43,7 @@ class Filled(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
-        """Take each entry's mean where it is not masked, then the encoder's own statistics."""
+        """Store the mean of each entry over the data where it is not masked, and the statistics of the encoder."""
         values, seen = inputs[self.name].double(), self._seen(inputs)
         self.mean.copy_(torch.where(seen, values, 0.0).sum(0) / seen.expand_as(values).sum(0).clamp(min=1))
         set_statistics(self.encoder, self._filled(inputs))
@@ -60,23 +60,23 @@ class Filled(nn.Module):
 
 
 class Parts(nn.ModuleList):
-    """Encoders of different inputs."""
+    """A list of encoders of different inputs."""
 
     def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
-        """Each takes the statistics of its own inputs."""
+        """Store in each encoder the statistics of its own inputs."""
         for part in self:
             set_statistics(part, inputs)
 
 
 def set_statistics(encoder: nn.Module | None, inputs: Mapping[str, Tensor]) -> None:
-    """Give an encoder the statistics of its inputs, where it takes any."""
+    """Store the statistics of its inputs in an encoder, if it takes any."""
     owner = encoder if isinstance(encoder, Filled) else getattr(encoder, "inputs", None)
     if owner is not None:
         owner.set_statistics(inputs)
 
 
 class FusedEncoder(nn.Module):
-    """Several inputs: the features of each one's encoder, and two hidden layers that see them all."""
+    """An encoder of several inputs: the features of all single encoders, and two hidden layers that combine them."""
 
     def __init__(self, parts: Sequence[Any], hidden: int = 256) -> None:
         super().__init__()

@@ -12,10 +12,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Standardize(nn.Module):
-    """All inputs of a datum, standardised by statistics of the data and joined to one vector.
+    """Joins all inputs of a datum to one vector, and standardises it by statistics of the data.
 
     Returns `(vector, direction)`: the vector itself, `(size, entries)`, in standard deviations of the data; and the
-    vector divided by its root mean square, with the log of that (the contrast of an image) as one more entry.
+    vector divided by its root mean square, with the log of this root mean square (the contrast of an image) as one more
+    entry.
     """
 
     loc: Tensor
@@ -31,11 +32,11 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
-        """Take the mean of each entry, and one scale for all (an image's pixels keep their proportions)."""
+        """Store the mean of each entry, and one scale for all entries, so that pixels keep their proportions."""
         joined = self._join(inputs).double()
         self.loc.copy_(joined.mean(0))
         scale = (joined - joined.mean(0)).pow(2).mean().sqrt()
-        self.scale.copy_(scale if scale > 0 else torch.ones_like(scale))  # one datum, or all alike
+        self.scale.copy_(scale if scale > 0 else torch.ones_like(scale))  # for one datum, or equal data
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         vector = (self._join(inputs) - self.loc) / self.scale
@@ -47,10 +48,10 @@ class Standardize(nn.Module):
 
 
 class LinearPaths(nn.Module):
-    """Linear features of the vector, unless it is left out, and of its direction, `features` in all.
+    """Features that are linear in the vector (if `vector` is True) or in its direction, `features` in all.
 
-    The exact posterior mean of a linear decoder is linear in the image; under a scale, it is that times a function of
-    the contrast. The scale itself is not: its logarithm follows that of the contrast.
+    The exact posterior mean under a linear decoder is linear in the image; if there is a scale, it is linear in the
+    image times a function of the contrast. The scale itself is not linear: its logarithm follows that of the contrast.
     """
 
     def __init__(self, entries: int, features: int, vector: bool = True) -> None:
@@ -66,9 +67,9 @@ class LinearPaths(nn.Module):
 
 
 class Energies(nn.Module):
-    """A direction, joined with the squares of some of its projections: the image's power in parts of pixel space.
+    """A direction, joined with squares of learned projections of it: the power of the image in parts of pixel space.
 
-    The scale of a Gaussian scale mixture is read off such powers, which an MLP would have to approximate.
+    The posterior of the scale of a Gaussian scale mixture depends on such powers, which an MLP could only approximate.
     """
 
     def __init__(self, entries: int, count: int = 128) -> None:
@@ -81,9 +82,10 @@ class Energies(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two normalised convolutions beside the identity; nearly the identity at first.
+    """A residual block: the identity plus two normalised convolutions; at first, it is nearly the identity.
 
-    Groups of 8 channels are normalised datum by datum. What this takes from an image, its contrast, goes another way.
+    Groups of 8 channels are normalised datum by datum. This removes the contrast of an image, which reaches the
+    features by another path.
     """
 
     def __init__(self, channels: int) -> None:
@@ -105,7 +107,7 @@ class Residual(nn.Module):
 
 
 def block_side(shape: tuple[int, ...], most: int = 4096) -> int:
-    """The side of the blocks that leave an image `most` entries."""
+    """The smallest side of blocks, a power of 2, whose means leave at most `most` entries of an image."""
     block = 1
     while block < max(shape[1:]) and shape[0] * prod(-(-side // block) for side in shape[1:]) > most:
         block *= 2

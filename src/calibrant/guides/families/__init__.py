@@ -1,1 +1,1 @@
-"""Families of distributions by support, and the heads that compute them."""
+"""Families of variational distributions, and the heads that compute their parameters."""

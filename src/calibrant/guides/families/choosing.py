@@ -1,4 +1,4 @@
-"""The family of a site: by support and prior, or by name."""
+"""The choice of a family for a site, by support and prior or by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Family]] = {
     "onehot": densities.OneHot,
 }
 FAMILIES = (*ENTRIES, *_THROUGH_THE_LINE, *_OF_SHAPE, "categorical")
-_OWN = {  # family of the posterior by type of the prior
+_OWN = {  # type of the prior → family of the posterior
     "StudentT": "studentt",
     "Cauchy": "studentt",
     "Gamma": "gamma",
@@ -49,7 +49,7 @@ _USUAL = {"real": "normal", "positive": "lognormal"}
 
 
 def make_family(text: str, event_shape: tuple[int, ...]) -> Family:
-    """The family that `choose_family` has named, for a site of an event shape.
+    """Build the family with a name that `choose_family` has returned, for a site of the given event shape.
 
     Raises:
         ProgramError: for an unknown name.
@@ -67,21 +67,24 @@ def make_family(text: str, event_shape: tuple[int, ...]) -> Family:
 
 
 def choose_family(name: str, support: constraints.Constraint, prior: Any, asked: str = "auto") -> str:
-    """The family of a site, in words that rebuild it: `normal`, `transformed@interval[0.0, 5.0]`, `categorical[3]`.
+    """Choose the family of a site, such as `normal`, `transformed@interval[0.0, 5.0]` or `categorical[3]`.
 
-    By support, and the prior's own where it is one of ours. On the real line a Normal, under a Laplace prior too: what
-    data say of a latent is nearly Normal, and the gradient of a Laplace guide keeps its noise at the optimum (on
-    natural patches its ELBO ended 5 to 9 nats lower). An angle is told by its prior, von Mises, whose support is the
-    real line in torch.
+    The choice is by support, and by the type of the prior where there is a family of that type. On the real line, it is
+    a Normal, even under a Laplace prior: likelihoods are nearly Normal in a latent, and the gradient of a Laplace guide
+    stays noisy at the optimum (on natural patches, its ELBO ended 5 to 9 nats lower). Angles are recognised by their
+    von Mises prior, since their support in torch is the real line.
 
     Args:
-        name: of the site.
-        support: of the site.
-        prior: its distribution in one run of the program.
-        asked: a name of `FAMILIES`, or "auto".
+        name: name of the site.
+        support: support of the site.
+        prior: distribution of the site in one run of the program.
+        asked: a name in `FAMILIES`, or "auto".
+
+    Returns:
+        A text from which `make_family` builds the family.
 
     Raises:
-        ProgramError: for an unknown family, one whose support is another, or a support that no family has.
+        ProgramError: for an unknown family, a family with another support, or a support that no family covers.
     """
     if asked not in ("auto", *FAMILIES):
         raise ProgramError(f"site {name!r}: unknown family {asked!r}; known: {('auto', *FAMILIES)}")
@@ -96,7 +99,7 @@ def choose_family(name: str, support: constraints.Constraint, prior: Any, asked:
 
 
 def _candidates(name: str, support: Any, prior: Any) -> list[str]:
-    """The families that cover a site, the best first."""
+    """The families that cover a site, the default one first."""
     support, own = base_support(support), undressed(prior)
     if is_circular(prior):
         return ["vonmises"]

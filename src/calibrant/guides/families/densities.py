@@ -1,8 +1,9 @@
-"""Families of variational distributions: what a head's numbers mean for a site.
+"""Families of variational distributions, which turn the outputs of a head into the distribution of a site.
 
-The numbers are relative to the prior's location and scale on the real line, so that a fresh guide lies within the
-prior for every support: at its location, with a quarter of its scale. (With the whole scale, the decoder at first sees
-mostly noise, learns to ignore the latents, and a learned noise scale grows until it explains the data alone.)
+The outputs are relative to location and scale of the prior in unconstrained space ("the line"), so that a new guide
+lies within the prior for every support: it has the location of the prior and a quarter of its scale. (With the whole
+scale, the decoder at first sees mostly noise and learns to ignore the latents, and a learned noise scale grows until it
+explains the data alone.)
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from calibrant.guides.families.directional import Shape, VonMises, VonMisesFishe
 from calibrant.guides.families.support_text import Support
 
 _START = -1.26  # softplus(_START) = 0.25
-_FARTHEST = 30.0  # prior scales from the prior's location: exp() of more would overflow while training is young
-_NARROWEST = 1e-3  # of Gamma, Beta and Dirichlet on the line: beyond, float32 has no digits left for their density
-_OVERFLOW = 88.0
-_RANK = 8
+_FARTHEST = 30.0  # largest distance from the prior's location, in prior scales, so that exp() does not overflow
+_NARROWEST = 1e-3  # smallest scale of Gamma, Beta and Dirichlet on the line that float32 densities resolve
+_OVERFLOW = 88.0  # exp() of more overflows in float32
+_RANK = 8  # columns of the factor in a low-rank covariance, at most
 
 
 class Family(nn.Module, ABC):
     """A family of distributions for a site of one event shape.
 
     Attributes:
-        raw: numbers that it takes from the head, a datum.
-        locations: how many of them, the first ones, are locations on the line.
-        width_on_line: entries of a value of the site on the line, as later heads see it.
+        raw: number of outputs that the family takes from the head, per datum.
+        locations: how many of these outputs are locations on the line; they come first.
+        width_on_line: number of entries of a value of the site on the line, as later heads see it.
     """
 
     raw: int
@@ -46,19 +47,25 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def start(self) -> tuple[Tensor, Tensor]:
-        """Location and scale of the prior before anything is known of it."""
+        """Initial location and scale of the prior, which are used until `statistics` are known."""
 
     @abstractmethod
     def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale of the prior from its draws `(n, *event_shape)`."""
+        """Location and scale of the prior, computed from draws of it, `(n, *event_shape)`."""
 
     @abstractmethod
     def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
-        """A value on the line, standardised by the prior, `(size, width_on_line)`."""
+        """A value, mapped to the line and standardised by the prior, `(size, width_on_line)`."""
 
     @abstractmethod
     def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        """The distribution, of batch shape `(size,)`, from numbers `(size, raw)` and the prior's location and scale."""
+        """The distribution, with batch shape `(size,)`, from the outputs of the head.
+
+        Args:
+            raw: outputs of the head, `(size, raw)`.
+            center: location of the prior.
+            width: scale of the prior.
+        """
 
 
 def _far(raw: Tensor) -> Tensor:
@@ -73,12 +80,12 @@ def _scale(raw: Tensor) -> Tensor:
 
 
 class OnLine(Family):
-    """A family with a location and a scale for every entry of its line.
+    """A family with a location and a scale for every entry of a value on the line.
 
     Args:
-        event_shape: of the site.
-        line_shape: of a value on the line.
-        reach: largest location on the line either way; None for a line that is the support.
+        event_shape: event shape of the site.
+        line_shape: shape of a value on the line.
+        reach: largest absolute location on the line; None where the support is the line itself.
     """
 
     def __init__(self, event_shape: tuple[int, ...], line_shape: tuple[int, ...], reach: float | None) -> None:
@@ -89,7 +96,7 @@ class OnLine(Family):
 
     @abstractmethod
     def to_line(self, value: Tensor) -> Tensor:
-        """`(n, *event_shape)` → `(n, *line_shape)`."""
+        """Map values `(n, *event_shape)` to the line, `(n, *line_shape)`."""
 
     def start(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(self.line_shape), torch.ones(self.line_shape)
@@ -97,7 +104,7 @@ class OnLine(Family):
     def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         line = self.to_line(draws)
         if self.reach is not None:
-            line = line.nan_to_num(0.0, self.reach, -self.reach)  # draws on the bounds
+            line = line.nan_to_num(0.0, self.reach, -self.reach)  # draws on the bounds are infinite on the line
         low, middle, high = line.quantile(torch.tensor([0.16, 0.5, 0.84]).to(draws), dim=0)
         return middle, torch.where(high > low, (high - low) / 2, 1.0)
 
@@ -105,39 +112,39 @@ class OnLine(Family):
         return ((self.to_line(value) - center) / width).reshape(len(value), -1)
 
     def located(self, raw: Tensor, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale on the line, `(size, *line_shape)` each, from the first numbers of the head."""
+        """Location and scale on the line, `(size, *line_shape)` each, from the first outputs of the head."""
         loc, raw_scale = raw[:, : 2 * self.locations].reshape(len(raw), 2, *self.line_shape).unbind(1)
         scale = width * _scale(raw_scale)
         if self.reach is None:
             return center + width * loc, scale
         loc = (center + width * _far(loc)).clamp(-self.reach, self.reach)
-        room = (_OVERFLOW - loc.abs()) / 8  # eight of its sds stay where exp() has numbers in float32
+        room = (_OVERFLOW - loc.abs()) / 8  # exp() does not overflow in float32 within eight sds
         return loc, torch.minimum(scale, room)
 
 
 def _gamma(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
-    """Mean exp(loc), coefficient of variation `scale`: the shape is learned."""
+    """A Gamma with mean exp(loc) and coefficient of variation `scale`, so that its shape is learned."""
     shape = scale.clamp_min(_NARROWEST).pow(-2)
     return dist.Gamma(shape, shape * (-loc).exp())
 
 
 def _gamma_of_shape_two(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
-    """Mean exp(loc), shape 2 and thus a coefficient of variation of 0.71 for every datum; `scale` has no say.
+    """A Gamma with mean exp(loc) and shape 2, that is with coefficient of variation 0.71; `scale` is ignored.
 
-    The scale's posterior in the authors' guide of the EA-VAE for van Hateren's images (Catoni et al. 2024, arXiv
-    2404.15390; in their code, as the prior's shape), without its truncated draws. It is here to be compared with: a
-    learned shape costs nothing more, see docs/guides.md.
+    This is the posterior of the scale in the authors' guide of the EA-VAE for van Hateren's images (Catoni et al. 2024,
+    arXiv 2404.15390; in their code, the shape is that of the prior), without their truncation of draws. It exists for
+    comparison: a learned shape costs nothing more, see docs/guides.md.
     """
     return dist.Gamma(torch.full_like(loc, 2.0), 2 * (-loc).exp())
 
 
 def _student(loc: Tensor, scale: Tensor, raw: Tensor) -> dist.TorchDistribution:
-    """Degrees of freedom between 1 and 100, 10 at the start."""
+    """A Student-t whose degrees of freedom are between 1 and 100, and 10 at first."""
     return dist.StudentT(10 * (2.3 * torch.tanh(raw / 2.3)).exp(), loc, scale)
 
 
 class _Beta(dist.Beta):
-    """Draws stay inside (0, 1), where the prior has a density."""
+    """A Beta distribution whose draws stay inside (0, 1), where the prior has a density."""
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         numbers = torch.finfo(self.concentration1.dtype)
@@ -145,7 +152,7 @@ class _Beta(dist.Beta):
 
 
 def _beta(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
-    """Mean σ(loc); the logit has about the variance 1/a + 1/b = scale²."""
+    """A Beta with mean σ(loc); the variance of its logit is about 1/a + 1/b = scale²."""
     precision = scale.clamp_min(_NARROWEST).pow(-2)
     return _Beta((1 + loc.exp()) * precision, (1 + (-loc).exp()) * precision)
 
@@ -160,7 +167,10 @@ def _log(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Entry:
-    """The distribution of one entry, `build(loc, scale, *others)`, and the map from its support to the line."""
+    """The distribution of one entry, `build(loc, scale, *others)`, and the map from its support to the line.
+
+    `others` is the number of further outputs of the head that it takes.
+    """
 
     build: Callable[..., dist.TorchDistribution]
     support: str
@@ -183,8 +193,8 @@ class Entrywise(OnLine):
     """A family of independent entries.
 
     Args:
-        event_shape: of the site.
-        entry: the distribution of one.
+        event_shape: event shape of the site.
+        entry: the distribution of one entry.
     """
 
     def __init__(self, event_shape: tuple[int, ...], entry: Entry) -> None:
@@ -202,11 +212,11 @@ class Entrywise(OnLine):
 
 
 class Transformed(OnLine):
-    """A Normal of independent entries on the unconstrained line, through `biject_to` of the support.
+    """A Normal with independent entries on the unconstrained line, mapped to the support by `biject_to`.
 
     Args:
-        event_shape: of the site.
-        support: as `supports.describe` tells it.
+        event_shape: event shape of the site.
+        support: the support as text, from `support_text.describe`.
     """
 
     def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
@@ -227,15 +237,15 @@ class Transformed(OnLine):
         return self.mapped(dist.Normal(loc, scale).to_event(len(self.line_shape)))
 
     def mapped(self, base: dist.TorchDistribution, *first: Transform) -> dist.TorchDistribution:
-        """A distribution on the line, after other transforms, as one on the support."""
+        """A distribution on the line, passed through the transforms `first` and the map to the support."""
         transforms = [*first, *self.support.transforms()]
         return dist.TransformedDistribution(base, transforms) if transforms else base
 
 
 class Flat(Transformed):
-    """A family of the entries of the line together, as one vector: `joint(loc, scale, others)`.
+    """A family that treats all entries on the line as one vector, with the distribution `joint(loc, scale, others)`.
 
-    `others` are `(size, …)` further numbers of the head.
+    `others`, `(size, …)`, are the further outputs of the head.
     """
 
     def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
@@ -247,13 +257,14 @@ class Flat(Transformed):
 
     @abstractmethod
     def joint(self, loc: Tensor, scale: Tensor, others: Tensor) -> tuple:
-        """A distribution of vectors `(size, entries)`, and the transforms that follow it."""
+        """A distribution of vectors `(size, entries)`, and the transforms that are applied to its draws."""
 
 
 class Dense(Flat):
-    """A Normal with any covariance on the line.
+    """A Normal on the line with any covariance.
 
-    scale_tril = diag(scale) R, with R the rows of I + N divided by their length, N strictly lower triangular.
+    scale_tril = diag(scale) R, where the rows of R are those of I + N divided by their lengths, and N is strictly lower
+    triangular.
     """
 
     def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
@@ -264,12 +275,12 @@ class Dense(Flat):
         n = self.locations
         rows, columns = torch.tril_indices(n, n, -1, device=loc.device)
         factor = torch.eye(n, dtype=loc.dtype, device=loc.device).expand(len(loc), n, n).clone()
-        factor[:, rows, columns] = _far(others) / n**0.5  # a step of Adam moves a whole row at once
+        factor[:, rows, columns] = _far(others) / n**0.5  # since a step of Adam moves all entries of a row
         return (dist.MultivariateNormal(loc, scale_tril=scale[:, :, None] * normalize(factor, dim=-1)),)
 
 
 class LowRank(Flat):
-    """A Normal on the line with covariance D (I + FFᵀ) D, F of 8 columns or fewer, and `scale` the marginal sds."""
+    """A Normal on the line with covariance D (I + FFᵀ) D and marginal sds `scale`; F has at most 8 columns."""
 
     def __init__(self, event_shape: tuple[int, ...], support: str) -> None:
         super().__init__(event_shape, support)
@@ -286,16 +297,17 @@ class LowRank(Flat):
 
 
 class _Positive(dist.Dirichlet):
-    """Draws stay inside the simplex, where the prior has a density."""
+    """A Dirichlet distribution whose draws stay inside the simplex, where the prior has a density."""
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         return super().rsample(sample_shape).clamp_min(torch.finfo(self.concentration.dtype).tiny)
 
 
 class Dirichlet(Family):
-    """Mean and total concentration: log means relative to the prior's, and total = 1/scale².
+    """Dirichlet distributions, parametrised by mean and total concentration.
 
-    The line holds the probabilities themselves, whose logarithms have no bound under a sparse prior.
+    Log means are relative to those of the prior, and the total concentration is 1/scale². Values on the line are the
+    probabilities themselves, since their logarithms are unbounded under a sparse prior.
     """
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
@@ -325,10 +337,10 @@ class Dirichlet(Family):
 
 
 class Directional(Family):
-    """Directions in ℝᵖ: the line holds the unit vectors themselves.
+    """A family of directions in ℝᵖ; values on the line are the unit vectors themselves.
 
-    The prior's scale is that of a tangent entry, √(2(1 − R)/(p − 1)) for the mean resultant length R, and 1/√κ is the
-    guide's.
+    The scale of the prior is the sd of a tangential entry, √(2(1 − R)/(p − 1)) for mean resultant length R; the scale
+    of the guide is 1/√κ.
     """
 
     def __init__(self, event_shape: tuple[int, ...], dimension: int) -> None:
@@ -339,11 +351,11 @@ class Directional(Family):
 
     @abstractmethod
     def vector_shape(self) -> torch.Size:
-        """Of the vectors in a datum's value."""
+        """Shape of the array of vectors in the value of one datum."""
 
     @abstractmethod
     def to_vectors(self, value: Tensor) -> Tensor:
-        """`(n, *event_shape)` → unit vectors `(n, *vector_shape, p)`."""
+        """Convert values `(n, *event_shape)` to unit vectors `(n, *vector_shape, p)`."""
 
     def start(self) -> tuple[Tensor, Tensor]:
         center = torch.zeros(*self.vectors, self.dimension)
@@ -404,11 +416,11 @@ class Sphere(Directional):
 
 
 class Finite(Family):
-    """A family with logits relative to the prior's; there is no scale.
+    """A family with finitely many values, whose logits are relative to those of the prior; it has no scale.
 
     Args:
-        event_shape: of the site.
-        logits_shape: of a datum's logits.
+        event_shape: event shape of the site.
+        logits_shape: shape of the logits of one datum.
     """
 
     def __init__(self, event_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> None:
@@ -418,20 +430,20 @@ class Finite(Family):
 
     @abstractmethod
     def indicators(self, value: Tensor) -> Tensor:
-        """Which value it is, 0 or 1, `(n, *logits_shape)`."""
+        """Indicators, 0 or 1, of the values, `(n, *logits_shape)`."""
 
     def start(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(self.logits_shape), torch.ones(())
 
     def frequencies(self, draws: Tensor) -> Tensor:
-        """Of each value among the draws, none of them 0 or 1."""
+        """Frequency of each value among the draws, smoothed so that none is 0 or 1."""
         return (self.indicators(draws).sum(0) + 0.5) / (len(draws) + 1)
 
     def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
         return 2 * self.indicators(value).to(center).reshape(len(value), -1) - 1
 
     def logits(self, raw: Tensor, center: Tensor) -> Tensor:
-        """`(size, *logits_shape)`."""
+        """Logits `(size, *logits_shape)` from the outputs of the head."""
         return center + _far(raw.reshape(-1, *self.logits_shape))
 
 
@@ -455,7 +467,7 @@ class Classes(Finite):
     """Categorical distributions.
 
     Args:
-        event_shape: of the site.
+        event_shape: event shape of the site.
         count: number of classes.
     """
 
@@ -464,7 +476,7 @@ class Classes(Finite):
         self.count = count
 
     def indicators(self, value: Tensor) -> Tensor:
-        return (value[..., None] == torch.arange(self.count, device=value.device)).long()  # one_hot can't be recorded
+        return (value[..., None] == torch.arange(self.count, device=value.device)).long()  # one_hot cannot be recorded
 
     def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         return self.frequencies(draws).log(), torch.ones(())

@@ -1,14 +1,14 @@
 """Von Mises and von Mises–Fisher distributions with reparameterized draws, in any dimension.
 
-Both are functions of the cosine w = 1 − t between a point and the mean direction. On the sphere of ℝᵖ, with
-m = (p − 1)/2, t has a density in proportion to exp(−κt) (t(2 − t))^(m−1). All computation is in y = log(t/(2 − t)),
-which is twice the logarithm of the tangent of half the angle. There the log density
+Both depend on a point only through the cosine w = 1 − t of its angle to the mean direction. On the sphere of ℝᵖ, with
+m = (p − 1)/2, the density of t is proportional to exp(−κt) (t(2 − t))^(m−1). All computations use y = log(t/(2 − t)),
+which is twice the logarithm of the tangent of half the angle. The log density of y,
 
     g(y) = −κt + m log t(2 − t),    t = 2σ(y),
 
-has its mode at σ(y*) = m/(κ + m + √(κ² + m²)), a curvature between m/2 and m at the mode and tails of slope m or more,
-whatever the concentration. So one quadrature serves every dimension and concentration, and less the mode's value
-nothing cancels, in float32 either:
+has its mode at σ(y*) = m/(κ + m + √(κ² + m²)), a curvature between m/2 and m at the mode, and tails of slope m or more,
+for every concentration. So one quadrature serves every dimension and concentration. Relative to the value at the mode,
+the log density can be computed without cancellation, even in float32:
 
     g(y* + δ) − g(y*) = m (δ − 2 log(1 + σ* e) − (1 − 2σ*) e/(1 + σ* e)),    e = exp(δ) − 1,    σ* = σ(y*).
 """
@@ -24,24 +24,25 @@ from torch import Tensor
 from torch.distributions import constraints
 
 Shape = torch.Size | list[int] | tuple[int, ...]
-_NODES = 96
-_HALF_LINE = (-3.4, 4.2, 80)  # first, last and number of nodes
-_FARTHEST = 80.0  # from the mode: e^(−40) in the slowest tail, that of the circle, and no overflow in float32
-_PROPOSALS = 24  # each is accepted with probability 0.658 or more: none is, once in 10¹¹ draws
+_NODES = 96  # of the quadrature for the normalising constant
+_HALF_LINE = (-3.4, 4.2, 80)  # first node, last node and number of nodes in the quadrature on a half-line
+_FARTHEST = 80.0  # largest distance from the mode: e^(−40) in the slowest tail (the circle), no overflow in float32
+_PROPOSALS = 24  # each is accepted with probability 0.658 or more; once in 10¹¹ draws, all are rejected
 
 
 def log_normalizer(dimension: int, concentration: Tensor) -> Tensor:
     """The log density of a von Mises–Fisher distribution at its mean direction, on the unit sphere of ℝᵖ.
 
-    log exp(κ) κ^ν / ((2π)^(p/2) I_ν(κ)) with ν = p/2 − 1, by the trapezoidal rule in x with δ = sinh(x)/√m.
+    It is log exp(κ) κ^ν / ((2π)^(p/2) I_ν(κ)) with ν = p/2 − 1, computed by the trapezoidal rule in x with
+    δ = sinh(x)/√m.
 
     Args:
         dimension: p, 2 or more.
-        concentration: κ ≥ 0, of any shape; the result has its shape, and derivatives of every order.
+        concentration: κ ≥ 0, of any shape; the result has the same shape, and derivatives of every order.
     """
     m = (dimension - 1) / 2
     mode, t, log_weights = _nodes(m, concentration.detach())
-    # The nodes stay where they are while κ moves: any nodes fine enough give the integral.
+    # The nodes do not depend on κ in the derivative: any nodes that are dense enough give the integral.
     tilted = log_weights - (concentration - concentration.detach())[..., None] * (t - 2 * mode[..., None])
     height = m * (4 * mode * (1 - mode)).log() - 2 * mode * concentration
     log_rest_of_sphere = log(2) + m * log(pi) - lgamma(m)
@@ -49,7 +50,7 @@ def log_normalizer(dimension: int, concentration: Tensor) -> Tensor:
 
 
 def mean_cosine(dimension: int, concentration: Tensor) -> Tensor:
-    """E cos of the angle to the mean direction: I_{p/2}(κ)/I_{p/2−1}(κ), the mean resultant length."""
+    """The expected cosine of the angle to the mean direction: I_{p/2}(κ)/I_{p/2−1}(κ), the mean resultant length."""
     return 1 - _mean_t((dimension - 1) / 2, concentration)
 
 
@@ -70,7 +71,7 @@ def _t(mode: Tensor, delta: Tensor) -> Tensor:
 
 
 def _nodes(m: float, concentration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """σ(y*); t at the nodes; and the log of the nodes' shares of ∫ exp(g(y) − g(y*)) dy, both `(…, node)`."""
+    """σ(y*); t at the nodes; and the log contributions of the nodes to ∫ exp(g(y) − g(y*)) dy, both `(…, node)`."""
     mode = _mode(m, concentration)
     width = m**-0.5
     reach = asinh(min(_FARTHEST, (160 / m) ** 0.5 + 40 / m) / width)  # where g has fallen by 37
@@ -89,10 +90,10 @@ def _mean_t(m: float, concentration: Tensor) -> Tensor:
 
 
 def _draw_log_odds(m: float, concentration: Tensor) -> Tensor:
-    """Draws of y, one for each concentration, with their derivative in κ.
+    """Draws of y, one for each concentration, with their derivative with respect to κ.
 
-    Proposals are y* + log(G/G′) with independent Gamma(m) numbers (Ulrich 1984, Wood 1994, there as a Beta number and
-    in terms of the cosine). The derivative is that at a fixed quantile (Figurnov et al. 2018, arXiv 1805.08498).
+    Proposals are y* + log(G/G′) with independent Gamma(m) numbers G and G′ (Ulrich 1984, Wood 1994, who state it with a
+    Beta number and the cosine). The derivative is that of a fixed quantile (Figurnov et al. 2018, arXiv 1805.08498).
     """
     with torch.no_grad():
         mode = _mode(m, concentration)
@@ -110,9 +111,10 @@ def _draw_log_odds(m: float, concentration: Tensor) -> Tensor:
 
 
 def _quantile_slope(m: float, mode: Tensor, delta: Tensor, concentration: Tensor) -> Tensor:
-    """dy/dκ at a fixed quantile: ∫ (t − E t) exp(g) up to y, over exp(g(y)); beyond the mode from the other side.
+    """dy/dκ at a fixed quantile: ∫ (t − E t) exp(g) up to y, divided by exp(g(y)).
 
-    By the trapezoidal rule in x, where the distance from y is `length` · exp(x − exp(−x)).
+    Beyond the mode, the integral is taken from the other side. It is computed by the trapezoidal rule in x, where the
+    distance from y is `length` · exp(x − exp(−x)).
     """
     here = _t(mode, delta)
     slope = (m * (1 - here) - concentration * here * (2 - here) / 2).abs()
@@ -167,7 +169,7 @@ class VonMises(dist.TorchDistribution):
 class VonMisesFisher(dist.TorchDistribution):
     """Von Mises–Fisher distribution on the unit sphere of ℝᵖ, p ≥ 2, with reparameterized draws.
 
-    The density, with respect to area, is in proportion to exp(κ directionᵀx); κ = 0 is the uniform distribution.
+    The density, with respect to area, is proportional to exp(κ directionᵀx); κ = 0 is the uniform distribution.
 
     Args:
         direction: unit vectors `(…, p)`.
@@ -191,14 +193,14 @@ class VonMisesFisher(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E x, inside the sphere."""
+        """The expectation of x, which lies inside the sphere."""
         return mean_cosine(self.event_shape[0], self.concentration)[..., None] * self.direction
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws `(*sample_shape, *batch_shape, p)`.
 
-        A change of direction turns them by the smallest rotation that takes the old direction to the new one, under
-        which the density moves along; no axis of reference is singled out, so that the gradient is bounded.
+        Their derivative with respect to the direction is that of the smallest rotation from the old direction to the
+        new one. No axis of reference is singled out, so that the gradient is bounded.
         """
         shape = self._extended_shape(sample_shape)
         direction, fixed = self.direction.expand(shape), self.direction.detach().expand(shape)
@@ -212,7 +214,7 @@ class VonMisesFisher(dist.TorchDistribution):
         return drawn + turned
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density with respect to area: between unit vectors, 1 − directionᵀx is half their squared distance."""
+        """Log density with respect to area, where 1 − directionᵀx is computed as half the squared distance."""
         if self._validate_args:
             self._validate_sample(value)
         fall = self.concentration * (value - self.direction).square().sum(-1) / 2

@@ -1,4 +1,4 @@
-"""A conditional normalising flow as a family: neural spline flow, Durkan et al. 2019, arXiv 1906.04032."""
+"""The family of conditional normalising flows: neural spline flows, Durkan et al. 2019, arXiv 1906.04032."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.distributions.transforms import AffineTransform
 from calibrant.guides.families.densities import Flat
 from calibrant.program.environment import validation_kept
 
-_CONTEXT = 32
-_TRANSFORMS = 3
-_PASSES = 8
+_CONTEXT = 32  # outputs of the head on which the flow is conditioned
+_TRANSFORMS = 3  # transforms in the flow
+_PASSES = 8  # passes of the network that a draw takes, at most
 
 
 def _spline_flow(*args: int, **kwargs: int) -> Any:
-    """Imported where used: it takes long, and turns the validation of distributions off."""
+    """A flow of zuko, which is imported on first use: importing takes long and turns off validation in torch."""
     with validation_kept():
         import zuko
 
@@ -26,10 +26,11 @@ def _spline_flow(*args: int, **kwargs: int) -> Any:
 
 
 class Flow(Flat):
-    """A Normal on the line whose standard noise goes through an autoregressive spline flow, conditional on the datum.
+    """A Normal in unconstrained space whose standard noise passes through an autoregressive spline flow, which is
+    conditional on the datum.
 
-    At the start the flow is the identity, so that a fresh guide is the Normal. Up to 8 entries are autoregressive one
-    by one, more of them in 8 blocks, since a draw takes one pass of the network a block.
+    At first, the flow is the identity, so that a new guide is that Normal. Up to 8 entries are autoregressive one by
+    one; more entries are grouped in 8 blocks, since a draw takes one pass of the network per block.
     """
 
     def __init__(self, event_shape: tuple[int, ...], support: str) -> None:

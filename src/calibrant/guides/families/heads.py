@@ -1,4 +1,4 @@
-"""The head of a latent: it computes the parameters of its family from features and earlier latents."""
+"""Heads, which compute the parameters of the family of a latent from features and earlier latents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from calibrant.guides.families.choosing import make_family
 
 
 class Modulation(nn.Module):
-    """Gain and offset of the features, from earlier latents and a short summary of the features themselves."""
+    """Multiplies features by a gain and adds an offset; both are functions of earlier latents and of a short summary of
+    the features."""
 
     def __init__(self, features: int, parents: int, hidden: int = 64, summary: int = 16) -> None:
         super().__init__()
         self.summary = nn.Linear(features, summary)
         self.network = nn.Sequential(nn.Linear(parents + summary, hidden), nn.SiLU(), nn.Linear(hidden, 2 * features))
-        self.damp = hidden**-0.5  # a step of Adam moves all gains at once: keep their sum from running away
+        self.damp = hidden**-0.5  # a step of Adam moves all gains at once, which would change their sum too fast
 
     def forward(self, features: Tensor, parents: Tensor) -> Tensor:
         context = torch.cat([parents, self.summary(features).tanh()], -1)
@@ -24,15 +25,15 @@ class Modulation(nn.Module):
         return features * (1 + gain) + offset
 
     def through(self, out: nn.Linear, features: Tensor, parents: Tensor) -> Tensor:
-        """`out` of the modulated features, divided by their root number, for many parents of each datum.
+        """`out` applied to the modulated features divided by √(number of features), for many draws of the parents.
 
-        It is linear in the hidden layer, by a matrix that the features of the datum alone make: a draw then costs as
-        much as that layer has units, not as there are features.
+        The result is linear in the hidden layer, with a matrix that depends only on the features of the datum. So the
+        cost of a draw is proportional to the size of this layer, not to the number of features.
 
         Args:
             out: a linear map of features.
             features: `(size, features)`.
-            parents: `(size · draws, parents)`, those of a datum in a row.
+            parents: `(size · draws, parents)`; the rows of a datum are consecutive.
         """
         size, draws = len(features), len(parents) // len(features)
         summary = self.summary(features).tanh().repeat_interleave(draws, 0)
@@ -48,9 +49,9 @@ class Modulation(nn.Module):
 
 
 class Regression(nn.Module):
-    """Locations that are linear in earlier latents, by coefficients that the features change.
+    """Locations that are linear in earlier latents, with coefficients that depend on the features.
 
-    B = diag(1 + a) W diag(1 + c) with a and c linear in the features; W is zero at the start.
+    The coefficients are B = diag(1 + a) W diag(1 + c), with a and c linear in the features; W is zero at first.
     """
 
     def __init__(self, features: int, parents: int, locations: int) -> None:
@@ -68,21 +69,22 @@ class Regression(nn.Module):
 
 
 class Head(nn.Module):
-    """Features and earlier latents → the distribution of one site.
+    """Computes the distribution of one site from features and earlier latents.
 
-    The earlier latents modulate the features (gain and offset), which contains the exact posterior mean and sd of a
-    linear decoder under a given scale: products of functions of the scale with linear functions of the image.
+    The earlier latents modulate the features (gain and offset). This can represent the exact posterior mean and sd
+    under a linear decoder with a given scale, which are products of functions of the scale and linear functions of the
+    image.
 
     Args:
         features: number of features.
-        parents: total number of entries of the earlier latents; 0 for none.
-        event_shape: of the site.
-        family: as `choose_family` names it.
-        regression: locations are also linear in the earlier latents, so that heads one after the other make any joint
-            Normal on the line.
+        parents: total number of entries of the earlier latents; 0 if there are none.
+        event_shape: event shape of the site.
+        family: text that `choose_family` returns.
+        regression: whether locations are also linear in the earlier latents, so that a sequence of heads can represent
+            any joint Normal in unconstrained space.
 
     Attributes:
-        width_on_line: number of entries that `to_line` gives.
+        width_on_line: number of entries that `to_line` returns.
     """
 
     center: Tensor
@@ -105,20 +107,20 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def set_prior(self, draws: Tensor) -> None:
-        """Take the prior's location and scale from its draws `(n, *event_shape)`."""
+        """Set location and scale of the prior from draws of it, `(n, *event_shape)`."""
         center, width = self.family.statistics(draws)
         self.center.copy_(center)
         self.width.copy_(width)
 
     def to_line(self, value: Tensor) -> Tensor:
-        """A value of this site, standardised by its prior, `(size, width_on_line)`: what later heads see.
+        """A value of the site in unconstrained space, standardised by its prior, `(size, width_on_line)`.
 
-        Directions are unit vectors there, classes indicators of ±1.
+        Later heads see it in this form. Directions become unit vectors, and classes become indicators of ±1.
         """
         return self.family.standardize(value, self.center, self.width)
 
     def forward(self, features: Tensor, parents: Tensor | None, size: int | None = None) -> dist.TorchDistribution:
-        """The distribution of `size` rows; where there are fewer features, each datum's rows come one after another."""
+        """The distribution for `size` rows; with fewer rows of features, the rows of a datum are consecutive."""
         raw = self._raw(features, parents)
         if size is not None and len(raw) < size:
             raw = raw.repeat_interleave(size // len(raw), 0)
@@ -132,5 +134,5 @@ class Head(nn.Module):
             if len(parents) > len(features):
                 return self.modulation.through(self.out, features, parents)
             features = self.modulation(features, parents)
-        # Divided by √features, so that a step of Adam moves the outputs equally whatever the width of the encoder.
+        # The division makes the effect of an Adam step on the outputs independent of the number of features.
         return self.out(features / features.shape[1] ** 0.5)

@@ -1,6 +1,6 @@
-"""Supports as text, since a guide is rebuilt from JSON, and the maps from the real line to them.
+"""Supports as text, from which guides are rebuilt, and the maps from the real line to them.
 
-`interval[0.0, 5.0]` is a support and its bounds; bounds that differ between the entries of a site are nested lists.
+`interval[0.0, 5.0]` is a support with its bounds; bounds that differ between the entries of a site are nested lists.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _SAME = {constraints.half_open_interval: "interval", constraints.greater_than_eq
 
 
 def describe(site: str, support: Any, event_dims: int) -> str:
-    """A support, without `independent` around it, as text.
+    """Convert a support, without `independent` around it, to text.
 
     Args:
-        site: name of the site, for errors.
+        site: name of the site, for error messages.
         support: the constraint.
-        event_dims: number of event dimensions of the site's prior; bounds may have data before them.
+        event_dims: number of event dimensions of the site's prior; bounds may have a data dimension before them.
 
     Raises:
         ProgramError: for a support without a map from the real line, or bounds that differ between data.
@@ -74,7 +74,7 @@ def _bound(site: str, bound: Any, event_dims: int) -> Any:
 
 
 class Support(nn.Module):
-    """A support that `describe` has put into words; its bounds follow the device and dtype of the guide."""
+    """A support that `describe` has converted to text; its bounds follow the device and dtype of the guide."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -86,23 +86,23 @@ class Support(nn.Module):
 
     @property
     def is_real(self) -> bool:
-        """Whether it is the real line."""
+        """Whether the support is the real line."""
         return self.name == "real"
 
     @property
     def reach(self) -> float:
-        """How far from zero the line may be followed before float32 runs out of numbers for the value."""
+        """Distance from zero on the unconstrained line beyond which float32 cannot represent the value."""
         return {"interval": 15.0, "simplex": 15.0, "corr_cholesky": 8.0, "corr_matrix": 8.0}.get(self.name, 80.0)
 
     def constraint(self) -> Any:
-        """The constraint."""
+        """The support as a constraint of torch."""
         if self.name in NAMED:
             return NAMED[self.name]
         bounds = [getattr(self, f"bound{index}", bound) for index, bound in enumerate(self.numbers)]
         return BOUNDED[self.name][0](*bounds)
 
     def transforms(self) -> list[Transform]:
-        """From unconstrained numbers to the support, never quite to its bounds."""
+        """The maps from unconstrained numbers to the support; they never reach its bounds."""
         if self.is_real:
             return []
         constraint = self.constraint()
@@ -115,7 +115,7 @@ def _limits(constraint: Any) -> tuple[Any, Any]:
 
 
 class KeepInside(Transform):
-    """Moves a value that was rounded to a bound to the next number inside, where priors have a density."""
+    """Replaces a value that was rounded to a bound by the next number inside, where priors have a density."""
 
     domain = constraints.real
     codomain = constraints.real
@@ -139,7 +139,7 @@ class KeepInside(Transform):
         return y
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zero: it is the identity but for roundings."""
+        """Zero, since the map is the identity up to rounding."""
         return torch.zeros_like(x)
 
 

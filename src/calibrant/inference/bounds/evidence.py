@@ -1,7 +1,7 @@
-"""The log evidence of every datum from draws of its posterior and of its guide: bridge sampling.
+"""Bridge sampling: the log evidence of every datum from draws of its posterior and its guide.
 
-Importance sampling needs a guide with tails as heavy as the posterior's. Bridge sampling needs no more than that the
-two overlap, since a draw of either counts by no more than a bounded weight.
+Importance sampling needs a guide with tails at least as heavy as those of the posterior. Bridge sampling only needs
+overlap between the two, since the weights of all draws are bounded.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from calibrant.program.tracing import guide_trace, trace
 
 Rows = npt.NDArray[np.intp]
 Words = npt.NDArray[np.object_]
-_ROWS = 65_536  # of a run
-_DRAWS_AN_ENTRY = 4  # for a covariance
+_ROWS = 65_536  # rows in one run of model and guide
+_DRAWS_AN_ENTRY = 4  # draws per entry that the estimate of a covariance needs
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The log evidence of every datum, with what its errors are made of.
+    """The log evidence of every datum, with the components of its error.
 
     Attributes:
-        log_evidence: `(data,)`, nats; NaN where `reason` says why.
-        influence: `(data, draw)`, as that of `Bridge`, of the guide's draws; zero where these have no part in it.
-        variance: `(data,)`, the rest of the squared error.
-        method: a datum, "exact", "bridge" (from the guide), "normal bridge" (from a Normal) or "".
-        reason: a datum, why there is no log evidence, or "".
+        log_evidence: `(data,)`, nats; NaN where there is none, for the reason in `reason`.
+        influence: `(data, draw)`, first-order effect of each guide draw on the log evidence, as in `Bridge`; zero where
+            guide draws are not used.
+        variance: `(data,)`, squared error due to everything else.
+        method: `(data,)`, "exact", "bridge" (from the guide), "normal bridge" (from a Normal) or "".
+        reason: `(data,)`, why there is no log evidence, or "".
     """
 
     log_evidence: Array
@@ -58,19 +59,19 @@ class Evidence:
 def evidence(
     program: Program, guide: Program, data: Data, reference: xr.DataTree, weights: Array, max_se: float, seed: int
 ) -> Evidence:
-    """The log evidence of data: as the reference knows it, else by `bridge` to the reference draws.
+    """The log evidence of every datum: that of the reference if it is exact, otherwise by `bridge`.
 
-    The bridge leads from the guide; where that is too far from the posterior, from a Normal fitted to the first half of
-    the reference draws, to the second half.
+    The bridge leads from the guide to the reference draws. Where the guide is too far from the posterior, it leads from
+    a Normal, which is fitted to the first half of the reference draws, to the second half.
 
     Args:
         program: the program, without shared latents.
         guide: its guide.
-        data: some data of the reference.
-        reference: a tree of `reference`.
+        data: some or all data of the reference.
+        reference: a tree from `reference`.
         weights: log p − log q at independent draws of the guide, `(data, draw)`.
-        max_se: the largest standard error with which a log evidence is given, nats.
-        seed: of the Normal's draws.
+        max_se: largest standard error of a log evidence that is returned, nats.
+        seed: random seed for the draws of the Normal.
     """
     gate = convergence_of(reference).sel(data=data.labels())
     passed = gate["is_reference"].values.astype(bool)
@@ -104,7 +105,7 @@ def _fill(
     max_se: float,
     method: Literal["bridge", "normal bridge"],
 ) -> None:
-    """Enter the log evidence of the data at `rows`, or why there is none; an earlier reason stays."""
+    """Set the log evidence of the data at `rows`, or the reason why there is none; an earlier reason is kept."""
     found = bridge(at_reference, at_proposal, independent)
     for one, row in enumerate(rows):
         reason = _defect(found, one, at_reference[one], at_proposal[one], max_se)
@@ -119,7 +120,7 @@ def _fill(
 
 
 def _defect(found: Bridge, one: int, at_reference: Array, at_proposal: Array, max_se: float) -> str:
-    """Why the estimate of a datum can't be relied on; empty where it can."""
+    """Why the estimate of a datum is unreliable; empty if it is reliable."""
     lost = int((np.isnan(at_reference) | np.isneginf(at_reference)).sum())
     undefined = int((np.isnan(at_proposal) | np.isposinf(at_proposal)).sum())
     if lost or undefined:
@@ -133,7 +134,7 @@ def _defect(found: Bridge, one: int, at_reference: Array, at_proposal: Array, ma
 
 @torch.no_grad()
 def log_ratios(program: Program, guide: Program, data: Data, posterior: xr.Dataset) -> Array:
-    """log p(x, z) − log q(z | x) at draws of the same data, `(data, chain, draw)`, in float64."""
+    """log p(x, z) − log q(z | x) at posterior draws of the given data, `(data, chain, draw)`, in float64."""
     pair, found = (in_double(program), in_double(guide)), []
     with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as place:
         for rows, cols, values, size, shape in _repeated(data, posterior, place):
@@ -147,7 +148,7 @@ def log_ratios(program: Program, guide: Program, data: Data, posterior: xr.Datas
 def _repeated(
     data: Data, posterior: xr.Dataset, place: tuple[torch.device, torch.dtype]
 ) -> Iterator[tuple[Values, Values, Values, int, tuple[int, int, int]]]:
-    """Observations, covariates and latents as rows `(data · chain · draw, *event)`, some data at a time."""
+    """Yield observations, covariates and latents as rows `(data · chain · draw, *event)`, some data at a time."""
     names, (chains, length) = latent_names(posterior), (posterior.sizes[name] for name in SAMPLE)
     for index in torch.arange(len(data), device="cpu").split(max(1, _ROWS // (chains * length))):
         given = data.batch(index, *place)
@@ -162,14 +163,14 @@ def _repeated(
 def normal_log_ratios(
     program: Program, data: Data, posterior: xr.Dataset, draws: int, seed: int
 ) -> tuple[Array, Array] | None:
-    """log p(x, z) − log q(z) of a dense Normal q for every datum, fitted to the first half of its draws.
+    """log p(x, z) − log q(z), where q is a dense Normal, fitted for every datum to the first half of its draws.
 
-    z is the vector of `target.Target`: supports are mapped to the line, Laplace priors to Normal ones, and discrete
-    latents are summed out.
+    z is the vector of `references.target.Target`: supports are mapped to the line, Laplace priors to Normal ones, and
+    discrete latents are summed out.
 
     Returns:
-        At the second half of the draws `(data, chain, draw)`, and at `draws` draws of q `(data, draw)`; None where the
-        latents have no such vector (circles, spheres), or too many entries for so many draws.
+        Values at the second half of the draws, `(data, chain, draw)`, and at `draws` draws of q, `(data, draw)`; None
+        if the latents have no such vector (circles, spheres), or too many entries for the number of draws.
     """
     double = in_double(program)
     with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as place:
@@ -198,7 +199,7 @@ def normal_log_ratios(
 
 
 def _normal(draws: Tensor) -> dist.MultivariateNormal:
-    """Of mean and covariance of draws `(data, draw, width)`; NaN where it is degenerate."""
+    """The Normal with mean and covariance of draws `(data, draw, width)`; NaN where these are degenerate."""
     centre = draws.mean(1)
     centred = draws - centre[:, None]
     factor, failed = torch.linalg.cholesky_ex(centred.mT @ centred / (draws.shape[1] - 1))
@@ -207,7 +208,7 @@ def _normal(draws: Tensor) -> dist.MultivariateNormal:
 
 
 def _log_ratio(target: Target, normal: dist.MultivariateNormal, row: int, vectors: Tensor) -> Tensor:
-    """Of one datum, at vectors `(chain, draw, width)`."""
+    """log p(x, z) − log q(z) of one datum, at vectors z `(chain, draw, width)`."""
     flat = vectors.flatten(0, 1)
     covariates, observed = target.rows(torch.full((len(flat),), row))
     log_p = target.log_density(flat, flat.new_zeros(len(flat), 0), covariates, observed)

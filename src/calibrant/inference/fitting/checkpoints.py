@@ -1,4 +1,4 @@
-"""Checkpoints of a training: from one on, every number is that of a training without a break."""
+"""Checkpoints of a training; a resumed training gives the same numbers as one without interruption."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FIT_FIELDS = ("elbo", "elbo_se", "epochs", "stopped")
 
 
 def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
-    """Write all that a training needs to go on from here, in one file.
+    """Write everything that is needed to resume a training to one file.
 
     Args:
-        folder: where checkpoints lie; it is made if need be.
-        state: of `inference.fit`.
+        folder: folder of the checkpoints; it is created if it does not exist.
+        state: state of the training in `inference.fit`.
     """
     folder = Path(folder)
     tensors = {f"weights.{name}": value for name, value in tensors_of(state.modules).items()}
@@ -44,15 +44,19 @@ def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a training can go on from this folder."""
+    """Whether there is a checkpoint in this folder, from which a training can be resumed."""
     return (Path(folder) / CHECKPOINT_FILE).is_file()
 
 
 def load_checkpoint(folder: str | Path, state: TrainingState) -> None:
-    """Bring a fresh training state to where `save_checkpoint` left it: from there on every number is the same.
+    """Restore the training state that `save_checkpoint` wrote, in place; all later numbers are then the same.
+
+    Args:
+        folder: folder of the checkpoints.
+        state: fresh state of a training with the same modules, settings and data.
 
     Raises:
-        RunError: where there is no checkpoint, a damaged one, or one of other modules, settings or data.
+        RunError: if there is no checkpoint, or it is damaged or belongs to other modules, settings or data.
     """
     path = Path(folder) / CHECKPOINT_FILE
     if not path.is_file():

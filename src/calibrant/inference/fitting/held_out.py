@@ -28,11 +28,12 @@ def all_rows(data: Data, modules: Modules) -> tuple[Values, Values]:
 def held_out_elbo(
     state: TrainingState, held: Data, plan: Plan, total: int, draws: int = 1, stream: int = 0
 ) -> tuple[float, float, float]:
-    """ELBO per datum, its standard error, and what weights are chosen by, with the same random stream at every call.
+    """ELBO per datum, its standard error, and the score by which weights are chosen; every call uses the same random
+    stream.
 
-    The shared terms are divided by `total`, the number of training data, as in training: what is held out says how well
-    the guide does on new data, not what it would be if it had seen only these. One draw of shared latents moves the
-    terms of all data together, so more are averaged where there are such latents.
+    The shared terms are divided by `total`, the number of training data, as in training: held-out data measure the
+    guide on new data, not a guide that was trained on the held-out data alone. If there are shared latents, more draws
+    are averaged, since one draw of them changes the terms of all data together.
     """
     with seeded(plan.seed + stream):
         passes = [_one_pass(state, held)]
@@ -49,7 +50,7 @@ def held_out_elbo(
 
 
 def _one_pass(state: TrainingState, held: Data) -> ElboTerms:
-    """One draw of the terms for all held-out data (of "iwae" and "dreg" one for each particle), in float64."""
+    """The terms for all held-out data from one draw per datum (per particle under "iwae" and "dreg"), in float64."""
     parts = torch.arange(len(held), device="cpu").split(EVALUATED)
     terms = [state.evaluation(*held.batch(index, state.modules.device)) for index in parts]
     local, shared, bound = zip(*terms, strict=True)

@@ -56,43 +56,43 @@ def fit(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Fit:
-    """Train model and guide in place on the ELBO; the weights that are best on the held-out part are restored.
+    """Train model and guide in place on the ELBO, and restore the weights with the best held-out value.
 
-    Adam with cosine decay to zero over `epochs`; the held-out ELBO uses one fixed random stream, so that epochs
-    compare. What is reported is the ELBO, in nats per datum, whatever the objective; "iwae" and "dreg" choose the
-    weights by their own, tighter bound. Both modules are left in `eval()`.
+    The optimiser is Adam with cosine decay to zero over `epochs`. The held-out ELBO always uses the same random stream,
+    so that epochs can be compared. The ELBO in nats per datum is reported for every objective; "iwae" and "dreg" choose
+    the weights by their own, tighter bound. Both modules are left in `eval()`.
 
     Args:
         model: the program.
-        guide: `guide(observed, size, **covariates)`, for example from `calibrant.guides.amortize`.
+        guide: a guide `guide(observed, size, **covariates)`, for example from `calibrant.guides.amortize`.
         observed: site → tensor, or a `Data`.
-        covariates: keyword → tensor.
+        covariates: keyword → tensor, leading dimension data.
         validation: the share that is held out (seeded), or the held-out data themselves.
-        epochs: passes over the data.
-        batch_size: data a step; the last, smaller part of an epoch is left out.
-        lr: first learning rate.
-        objective: "stl" (path-derivative gradient), "kl" (closed-form KL of each site), "iwae" (the bound of several
-            draws) or "dreg" (the same bound, the guide's gradient doubly reparameterized); the last two for local
-            latents.
-        particles: draws a datum of "iwae" and "dreg"; a step takes so many times `batch_size` rows.
+        epochs: number of passes over the data.
+        batch_size: number of data per step; the last, smaller part of an epoch is skipped.
+        lr: peak learning rate.
+        objective: "stl" (ELBO with path-derivative gradient), "kl" (ELBO with the closed-form KL of each site), "iwae"
+            (the bound of several draws) or "dreg" (the same bound with a doubly reparameterized gradient of the guide);
+            the last two need local latents only.
+        particles: number of draws per datum of "iwae" and "dreg"; a step takes `particles` × `batch_size` rows.
         clip: largest norm of the gradient, as a multiple of its running mean.
-        patience: epochs without a better held-out ELBO after which training stops.
-        device: where to train; the modules move there. None leaves them where they are.
-        compile: "auto" records the first step as a graph that the others repeat without Python, in trainings of 500
-            steps or more, and gives the graph up where the program turns out to change; True also compiles it, which
-            takes some ten seconds; False runs the program in every step, as one needs that counts its calls in Python.
-        run_dir: a folder for checkpoints (every epoch, of fewer than ten steps every few); an interrupted training goes
-            on with `resume=True`.
-        resume: go on from the checkpoint in `run_dir`; the result is the one of a training without a break.
+        patience: number of epochs without a better held-out ELBO after which training stops.
+        device: device on which to train, to which the modules are moved; None trains on their current device.
+        compile: "auto" records the first step as a graph, which later steps run without Python, if there are 500 steps
+            or more, and discards the graph if the program turns out to change; True also compiles it, which takes some
+            ten seconds; False runs the program in every step, as a program needs that counts its calls in Python.
+        run_dir: a folder for checkpoints, which are written every epoch, or every few epochs if an epoch has fewer than
+            ten steps; an interrupted training can be resumed with `resume=True`.
+        resume: continue from the checkpoint in `run_dir`; the result is that of a training without interruption.
         seed: of the split, the minibatches and the draws.
         progress: called with (stage, done, total, text).
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for an unknown objective, or where there is nothing to train.
-        NonFiniteLoss: with the minibatch's labels; the best weights are restored (and saved in `run_dir`, those of the
-            last checkpoint).
-        RunError: for a checkpoint that is in the way, missing, damaged, or of another training.
+        NonFiniteLoss: for a loss or gradient that is not finite; the error has the labels of the minibatch. The best
+            weights are restored (`run_dir` holds those of the last checkpoint).
+        RunError: for a checkpoint that would be overwritten, or that is missing, damaged, or of another training.
     """
     if particles < 1:
         raise InferenceError(f"particles={particles}: give the number of draws a datum, 1 or more")
@@ -133,7 +133,7 @@ def fit(
 
 
 def _check_supports(modules: Modules, *parts: Data) -> None:
-    """All data are looked at once, since Pyro's own validation is off in training."""
+    """Check all data once, since Pyro's own validation is off in training."""
     with torch.no_grad(), seeded(0), defaults(modules, {}):
         for data in parts:
             for index in torch.arange(len(data)).split(4096):
@@ -141,7 +141,7 @@ def _check_supports(modules: Modules, *parts: Data) -> None:
 
 
 def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
-    """The first minibatch's step as a graph, compared on another one; the held-out ELBO too, where it is run often."""
+    """Record the step on a minibatch as a graph, and compare it on another one; likewise a frequent held-out ELBO."""
     order = torch.arange(len(train), device="cpu")
     first, other = (train.batch(index[: plan.batch_size], state.modules.device) for index in (order, order.flip(0)))
     state.modules.train()
@@ -155,7 +155,7 @@ def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
 
 
 def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Path | None:
-    """The folder of the checkpoints, with one in it from which this training starts."""
+    """Load or write the first checkpoint; returns the folder of the checkpoints, or None without `run_dir`."""
     if run_dir is None:
         if resume:
             raise RunError("resume=True needs the folder of the training: run_dir=")
@@ -215,7 +215,7 @@ def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, lr: floa
 
 
 def _clip(state: TrainingState, plan: Plan, norm: Tensor) -> None:
-    """Shorten a gradient that is much longer than usual; a fixed length would bind in one model and not in another."""
+    """Shorten a gradient that is much longer than usual; no fixed limit would suit all models."""
     usual = state.gradient_norm or float(norm)
     longest = plan.clip * usual
     nn.utils.clip_grads_with_norm_(state.modules.parameters(), longest, norm)

@@ -1,7 +1,7 @@
-"""The evidence lower bound and what is optimised in its place, from traces of the model and the guide.
+"""The evidence lower bound and other objectives, computed from traces of the model and the guide.
 
-Discrete latents of a datum whose values are finite are not drawn: the datum's row is repeated once per combination of
-their values, and the terms are averaged with the weights q(values), so that they and their gradients are exact in them.
+Local discrete latents with finitely many values are not drawn: the row of a datum is repeated for every combination of
+their values, and the terms are averaged with weights q(values), so that terms and gradients are exact in these latents.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _ROWS = 65_536  # of a run in which discrete latents are summed out
 
 @dataclass(frozen=True)
 class ElboTerms:
-    """Terms of the ELBO in nats: `local` has shape `(size,)`, `shared` `()`.
+    """Terms of the ELBO in nats: `local` has shape `(size,)`, and `shared` has shape `()`.
 
-    `bound`, `(size,)`, is what an objective maximises in place of `local`, where that is another bound.
+    `bound`, `(size,)`, is maximised in place of `local` by objectives other than the ELBO, and None for the ELBO.
     """
 
     local: Tensor
@@ -42,17 +42,17 @@ class ElboTerms:
     bound: Tensor | None = None
 
     def per_datum(self, total: int) -> Tensor:
-        """The ELBO in nats per datum when these data are a minibatch of `total`: the local mean, and shared / total."""
+        """The ELBO in nats per datum, if the data are a minibatch of `total`: mean of `local`, plus shared / total."""
         return self.local.mean() + self.shared / total
 
     def maximised(self, total: int) -> Tensor:
-        """As `per_datum`, of what the objective maximises."""
+        """The objective in nats per datum, if the data are a minibatch of `total`."""
         return (self.local if self.bound is None else self.bound).mean() + self.shared / total
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Rows of data with the guide's latents for each, and the rows' weights `(data, rows a datum)`; None for one."""
+    """Rows of data with a run of the guide, and their weights `(data, rows per datum)`; None for one row per datum."""
 
     observed: Values
     covariates: Values
@@ -65,7 +65,7 @@ class _Drawn:
         return latent_values(self.run)
 
     def mean(self, terms: Tensor) -> Tensor:
-        """Terms `(rows,)`, averaged with the weights of each datum, `(data,)`."""
+        """Average terms `(rows,)` with the weights of each datum; returns `(data,)`."""
         if self.weights is None:
             return terms
         possible = self.weights > 0  # elsewhere the model's density may be zero too
@@ -73,10 +73,10 @@ class _Drawn:
 
 
 def _draw(guide: Program, observed: Values, size: int, covariates: Values) -> _Drawn:
-    """One draw a datum, or one for every combination of its discrete latents.
+    """Draw once per datum, or once for every combination of the values of its discrete latents.
 
     Raises:
-        InferenceError: for discrete latents that can't be summed out.
+        InferenceError: for discrete latents that cannot be summed out.
     """
     run = guide_trace(guide, observed, size, covariates)
     if discrete := _discrete(run):
@@ -88,7 +88,7 @@ def _discrete(run: Trace) -> dict[str, Site]:
     """The discrete local latents of a guide.
 
     Raises:
-        ProgramError: for one that is masked, so that its density is no longer the weight of its values.
+        ProgramError: for a discrete latent that is masked, whose density is not the probability of its values.
     """
     found = {n: s for n, s in sampled(run).items() if is_local(s) and not s["fn"].has_rsample}
     found = {n: s for n, s in found.items() if s["fn"].support.is_discrete}
@@ -100,10 +100,10 @@ def _discrete(run: Trace) -> dict[str, Site]:
 def _for_each_combination(
     guide: Program, observed: Values, size: int, covariates: Values, first: Trace, table: Values
 ) -> _Drawn:
-    """Every row repeated for all combinations of discrete values, with what was drawn before them kept.
+    """Repeat every row for all combinations of discrete values, and run the guide on these rows.
 
-    Shared latents, and local ones that the guide draws before any discrete one, have the values of the first run: then
-    the weights of a datum sum to one. What comes after is drawn given the discrete values.
+    Shared latents, and local ones that the guide draws before any discrete latent, keep the values of the first run, so
+    that the weights of a datum sum to one. Later latents are drawn given the discrete values.
     """
     count = len(next(iter(table.values())))
     held: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ def _repeated(values: Values, count: int) -> dict[str, Tensor]:
 
 
 def _reparameterized(run: Trace, summed_out: bool = False) -> Trace:
-    """Refuse draws without gradient, other than those that are summed out."""
+    """Refuse latents whose draws carry no gradient, except discrete latents that are summed out."""
     discrete = _discrete(run) if summed_out else {}
     if rough := [n for n, site in sampled(run).items() if not site["fn"].has_rsample and n not in discrete]:
         raise ProgramError(
@@ -136,7 +136,7 @@ def _reparameterized(run: Trace, summed_out: bool = False) -> Trace:
 
 
 def _frozen(guide: PyroModule) -> Program:
-    """The guide with weights that take no gradient."""
+    """The guide with detached weights, which get no gradient."""
     weights = {name: tensor.detach() for name, tensor in guide.named_parameters()}
     return lambda observed, size, **covariates: functional_call(guide, weights, (observed, size), covariates)
 
@@ -147,9 +147,9 @@ def _density_at(guide: Program, drawn: _Drawn, values: Values) -> LogDensity:
 
 
 def path_derivative(model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values) -> ElboTerms:
-    """ELBO whose gradient leaves out the score of q, so that its noise vanishes where q is the posterior.
+    """The ELBO with a gradient that omits the score of q, so that its noise vanishes where q is the posterior.
 
-    "Sticking the landing": Roeder, Wu & Duvenaud 2017, arXiv 1703.09194. Discrete latents of a datum are summed out.
+    "Sticking the landing": Roeder, Wu & Duvenaud 2017, arXiv 1703.09194. Local discrete latents are summed out.
 
     Raises:
         ProgramError: for a latent whose draws carry no gradient.
@@ -166,13 +166,13 @@ def _elbo(model: Program, drawn: _Drawn, log_q: LogDensity) -> ElboTerms:
 
 
 def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values) -> ElboTerms:
-    """ELBO with the closed-form Kullback–Leibler divergence of each site.
+    """The ELBO with the closed-form Kullback–Leibler divergence of each site.
 
-    Exact when the guide samples its sites in the model's order (then a site's prior depends on earlier draws alone).
+    The guide has to sample its sites in the order of the model, so that a prior depends only on earlier draws.
 
     Raises:
-        ProgramError: for a pair of families without a closed form, a mask or scale around a latent, another order, or a
-            latent whose draws carry no gradient.
+        ProgramError: for distributions without a closed form, a mask or scale around a latent, another order of the
+            sites, or a latent whose draws carry no gradient.
     """
     guided = sampled(_reparameterized(guide_trace(guide, observed, size, covariates)))
     values = {name: site["value"] for name, site in guided.items()}
@@ -199,9 +199,9 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
 def importance_weighted(
     model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values, particles: int = 8
 ) -> ElboTerms:
-    """The bound log 1/K Σ p/q of K draws a datum, with its plain reparameterized gradient.
+    """The bound log 1/K Σ p/q of K draws per datum, with its plain reparameterized gradient.
 
-    IWAE: Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519, equation 8. `local` stays the ELBO, of the same draws.
+    IWAE: Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519, equation 8. `local` is the ELBO from the same draws.
 
     Raises:
         ProgramError: for shared latents, or a latent whose draws carry no gradient.
@@ -214,13 +214,13 @@ def importance_weighted(
 def doubly_reparameterized(
     model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values, particles: int = 8
 ) -> ElboTerms:
-    """As `importance_weighted`, with a gradient of the guide whose noise does not grow with K relative to its size.
+    """The bound of `importance_weighted` with a gradient of the guide whose relative noise does not grow with K.
 
-    DReG: Tucker, Lawson, Gu & Maddison 2019, arXiv 1810.04152, equation 8: the guide's gradient takes the paths through
-    the draws alone, weighted by the squares of the normalised weights; the model's is that of the bound.
+    DReG: Tucker, Lawson, Gu & Maddison 2019, arXiv 1810.04152, equation 8. The gradient of the guide follows only the
+    paths through the draws, with the squares of the normalised weights; the gradient of the model is that of the bound.
 
     Raises:
-        ProgramError: as `importance_weighted`.
+        ProgramError: for shared latents, or a latent whose draws carry no gradient.
     """
     drawn = _particles(guide, observed, size, covariates, particles)
     # The hooks are on copies: a draw that other draws of the guide are made from is weighted once.
@@ -236,12 +236,12 @@ def doubly_reparameterized(
 
 
 def _weighted(shares: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of every row `(rows, *event)` times its share `(rows,)`."""
+    """Multiply the gradient of every row `(rows, *event)` by its normalised weight `(rows,)`."""
     return shares.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1)) * gradient
 
 
 def _particles(guide: PyroModule, observed: Values, size: int, covariates: Values, particles: int) -> _Drawn:
-    """Every row repeated, one draw each."""
+    """Repeat every row `particles` times, and draw once per row."""
     observed, covariates = (_repeated(part, particles) for part in (observed, covariates))
     run = _reparameterized(guide_trace(guide, observed, size * particles, covariates))
     if shared := [name for name, site in sampled(run).items() if not is_local(site)]:
@@ -268,7 +268,7 @@ MULTI_SAMPLE = ("iwae", "dreg")
 
 @torch.no_grad()
 def elbo_terms(model: Program, guide: Program, observed: Values, size: int, covariates: Values) -> ElboTerms:
-    """The plain Monte Carlo ELBO of one draw a datum; discrete latents are summed out where that can be done."""
+    """The Monte Carlo ELBO from one draw per datum; discrete latents are summed out where possible."""
     run = guide_trace(guide, observed, size, covariates)
     drawn = _Drawn(observed, covariates, size, run)
     if discrete := _discrete(run):
@@ -284,7 +284,7 @@ def elbo_terms(model: Program, guide: Program, observed: Values, size: int, cova
 
 
 def _in_halves(model: Program, guide: Program, observed: Values, size: int, covariates: Values) -> ElboTerms:
-    """Bounds the memory of `elbo_terms`; each half has its own draw of shared latents."""
+    """`elbo_terms` in halves of the data, to bound the memory; each half has its own draw of shared latents."""
     halves = []
     for part in (slice(0, size // 2), slice(size // 2, size)):
         rows, cols = ({name: value[part] for name, value in values.items()} for values in (observed, covariates))
@@ -298,11 +298,11 @@ def _model_density(model: Program, values: Values, observed: Values, size: int, 
 
 
 def check_objective(objective: str, model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """Refuse an objective that is unknown, or that this model and guide don't allow; it is evaluated once.
+    """Refuse an objective that is unknown, or that cannot be evaluated for this model and guide.
 
     Raises:
         InferenceError: for an unknown name.
-        ProgramError: as the objective raises it.
+        ProgramError: if the objective raises it.
     """
     if objective not in OBJECTIVES:
         raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")

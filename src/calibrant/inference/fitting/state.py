@@ -1,4 +1,4 @@
-"""What a training is given, what it changes, and what it returns."""
+"""The settings, the state and the result of a training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _SAVED = 10  # steps between checkpoints, or an epoch of more
 
 @dataclass
 class Fit:
-    """What training did.
+    """The result of a training.
 
     Attributes:
-        history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and "dreg"
-            also `bound`, the held-out value of what they maximise.
-        elbo: the held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The same data chose
-            these weights among the epochs; for a figure to publish, evaluate data that took no part.
-        elbo_se: its standard error over the held-out data and the draws.
-        epochs: the epochs that were run.
+        history: one row per epoch with `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and
+            "dreg" also `bound`, the held-out value of the bound that they maximise.
+        elbo: held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The held-out data were also
+            used to choose these weights among the epochs; for a figure to publish, evaluate on other data.
+        elbo_se: standard error of `elbo` over held-out data and draws.
+        epochs: number of epochs that were run.
         stopped: why training ended: "finished", "early" or "interrupted".
         held_out: labels of the held-out data.
     """
@@ -48,7 +48,7 @@ class Fit:
 
 
 class Modules(nn.Module):
-    """Model and guide together: one set of weights."""
+    """Model and guide in one module, with one set of weights."""
 
     def __init__(self, model: PyroModule, guide: PyroModule) -> None:
         super().__init__()
@@ -74,19 +74,19 @@ class Plan:
     seed: int
 
     def steps(self, total: int) -> int:
-        """In all epochs together."""
+        """Number of steps in all epochs."""
         return self.epochs * (total // self.batch_size)
 
     def is_due(self, steps: int, epoch: int, total: int) -> bool:
-        """Whether this epoch is one of those with so many steps, or more, from one to the next."""
+        """Whether something that happens every `steps` steps, or every epoch if epochs are longer, is due."""
         return epoch % max(1, steps // (total // self.batch_size)) == 0
 
     def saves(self, epochs: int, total: int) -> bool:
-        """Whether there is a checkpoint after so many epochs."""
+        """Whether a checkpoint is written after `epochs` epochs."""
         return epochs == self.epochs or self.is_due(_SAVED, epochs, total)
 
     def records(self, runs: int) -> bool:
-        """Whether so many runs are worth a graph."""
+        """Whether a graph is recorded for a function that runs `runs` times."""
         return runs >= RECORDED_FROM if self.compile == "auto" else self.compile
 
     @property
@@ -97,17 +97,17 @@ class Plan:
 
     @property
     def evaluation(self) -> Callable[..., ElboTerms]:
-        """The terms of the held-out data."""
+        """The function that computes the terms of the held-out data."""
         return torch.no_grad()(self.terms) if self.objective in MULTI_SAMPLE else elbo_terms
 
     def learning_rate(self, progress: float) -> float:
-        """Cosine decay to zero, after a linear rise over the first part of training."""
+        """Learning rate at a share of the training: a linear rise at first, with cosine decay to zero."""
         return self.lr * min(1.0, progress / _RISE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass
 class TrainingState:
-    """All that changes during training, and the settings that it must not change under."""
+    """Everything that changes during training, and the settings, which must not change."""
 
     modules: Modules
     gradient: Gradient
@@ -131,13 +131,13 @@ def initial_state(modules: Modules, plan: Plan, train: Data, held: Data) -> Trai
 
 
 def _objective(modules: Modules, plan: Plan, total: int, observed: Values, covariates: Values) -> tuple[Tensor, Tensor]:
-    """What is maximised, and the ELBO in nats per datum."""
+    """The objective, which is maximised, and the ELBO in nats per datum."""
     terms = plan.terms(modules.model, modules.guide, observed, plan.batch_size, covariates)
     return terms.maximised(total), terms.per_datum(total)
 
 
 def _evaluation(modules: Modules, plan: Plan, observed: Values, covariates: Values) -> tuple[Tensor, Tensor, Tensor]:
-    """The terms of held-out data: local, shared, and what is maximised in place of the local ones."""
+    """The terms of held-out data: local terms, the shared term, and the local terms of the objective."""
     size = len(next(iter(observed.values())))
     terms = plan.evaluation(modules.model, modules.guide, observed, size, covariates)
     return terms.local, terms.shared, terms.local if terms.bound is None else terms.bound

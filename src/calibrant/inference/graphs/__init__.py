@@ -1,1 +1,1 @@
-"""Programs recorded as graphs, which run without Python."""
+"""Programs that are recorded as graphs, which run without Python."""

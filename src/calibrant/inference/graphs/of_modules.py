@@ -1,9 +1,9 @@
-"""What is computed again and again on data, by a graph that is recorded once where the program allows it.
+"""Functions of data that run modules, replaced by a graph that is recorded once, where the program allows it.
 
-A run of the program and its guide spends as long in Python as in arithmetic. A graph repeats what they did once:
-what they do otherwise later (a weight annealed in Python, random numbers that are not torch's) would be lost. So it is
-compared with them at the same random numbers, on other data than it was recorded on and again as training goes on;
-where they differ, they run as they are.
+A run of the program and its guide spends as much time in Python as in arithmetic. A graph repeats the operations of the
+run that was recorded: anything that changes later (a weight annealed in Python, random numbers that are not torch's)
+would be lost. So the graph is compared with the modules at the same random numbers, on other data than those it was
+recorded on, and again during training. If the results differ, the modules run without the graph.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from calibrant.inference.graphs.recording import Outputs, TensorFunction, compil
 from calibrant.program.contract import Values
 
 _RECORDING = 7_040_021  # seed of no other use
-_SAME = 1e-4  # of an output's length
-_ROUNDING = 1e-6  # of the longest output
+_SAME = 1e-4  # allowed difference of an output, relative to its norm
+_ROUNDING = 1e-6  # allowed difference of an output, relative to the largest norm of any output
 
 
 class Recorded:
-    """A function of data that runs modules, and of their weights, by a graph where one was recorded.
+    """A function of data that runs modules; it uses a graph if one was recorded.
 
     Args:
-        modules: what the function runs.
-        function: (observed, covariates) → tensors.
+        modules: the modules that the function runs.
+        function: a function (observed, covariates) → tensors.
 
     Attributes:
-        weights: the weights of `modules` that take a gradient.
+        weights: the weights of `modules` that require a gradient.
         is_graph: whether a graph is in use.
     """
 
@@ -50,9 +50,14 @@ class Recorded:
         return function(*self._inputs(observed, covariates))
 
     def record(self, first: tuple[Values, Values], other: tuple[Values, Values], compile_it: bool = False) -> None:
-        """From now on, run a graph; all data must have the shapes of these two.
+        """Record a graph and use it from now on; all later data must have the shapes of `first` and `other`.
 
-        Nothing changes where the function can't be recorded, or where the graph gives something else on `other`.
+        Nothing changes if the function cannot be recorded, or if the graph gives different results on `other`.
+
+        Args:
+            first: observations and covariates on which the graph is recorded.
+            other: observations and covariates on which the graph is compared with the function.
+            compile_it: whether to compile the graph.
         """
         before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
         function = self._of_tensors(*first)
@@ -62,12 +67,12 @@ class Recorded:
         self._graph = None if graph is function else graph
         self.verify(*other)
         for name, buffer in self._modules.named_buffers():
-            if not buffer.equal(before[name]):  # statistics of minibatches, constants in a graph
+            if not buffer.equal(before[name]):  # statistics of minibatches would be constants in a graph
                 self._graph = None
                 buffer.copy_(before[name])
 
     def verify(self, observed: Values, covariates: Values) -> None:
-        """Give the graph up where the modules do something else on these data."""
+        """Discard the graph, with a warning, if the modules give different results on these data."""
         if self._graph is None:
             return
         outputs = []
@@ -87,7 +92,7 @@ class Recorded:
         return [*(weight.detach() for weight in self.weights.values()), *observed.values(), *covariates.values()]
 
     def _of_tensors(self, observed: Values, covariates: Values) -> TensorFunction:
-        """As a function of flat tensors, for data with the keys of these."""
+        """The function of flat tensors, for data with these keys."""
 
         def function(*flat: Tensor) -> Outputs:
             tensors = iter(flat)
@@ -103,19 +108,24 @@ class Recorded:
 
 
 class Gradient(Recorded):
-    """What is maximised on a minibatch, other outputs of the objective, and the gradients of the first in the weights.
+    """An objective on a minibatch, with its gradient.
+
+    A call returns the outputs of the objective, and then the gradients of the first output with respect to the weights.
 
     Args:
-        modules: what the objective runs.
-        function: the objective, (observed, covariates) → tensors; the first is maximised, `()`.
+        modules: the modules that the objective runs.
+        function: the objective, a function (observed, covariates) → tensors; the first tensor, `()`, is maximised.
     """
 
     def __call__(self, observed: Values, covariates: Values) -> Outputs:
         return tuple(output.contiguous() for output in super().__call__(observed, covariates))
 
     def adam(self, lr: float, **options: Any) -> torch.optim.Adam:
-        """Adam for the weights, in one kernel where these are contiguous, as gradients are: that one reads memory in
-        order, whatever the strides."""
+        """An Adam optimiser for the weights.
+
+        It is fused into one kernel if all weights are contiguous, since that kernel ignores strides and gradients are
+        contiguous.
+        """
         weights = list(self.weights.values())
         is_plain = all(weight.is_contiguous() and weight.device.type in ("cpu", "cuda") for weight in weights)
         return torch.optim.Adam(weights, lr, fused=is_plain, **options)
@@ -128,7 +138,7 @@ class Gradient(Recorded):
 
 
 class _Inner(nn.Module):
-    """A function of modules as the forward of one, whose weights a functional call replaces."""
+    """A module whose `forward` is the function, so that a functional call can replace the weights."""
 
     def __init__(self, modules: nn.Module, function: Callable[[Values, Values], Outputs]) -> None:
         super().__init__()
@@ -139,7 +149,10 @@ class _Inner(nn.Module):
 
 
 def _agree(ours: Outputs, theirs: Outputs) -> bool:
-    """Up to rounding: at an optimum nothing is left of a gradient but that of the terms whose sum is maximised."""
+    """Whether outputs agree up to rounding.
+
+    At an optimum, a gradient is a sum of terms that cancel, so that its error is compared with the largest output.
+    """
     finite = [(a.isfinite(), b.isfinite()) for a, b in zip(ours, theirs, strict=True)]
     if not all(a.equal(b) for a, b in finite):
         return False

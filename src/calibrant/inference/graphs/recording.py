@@ -1,8 +1,9 @@
-"""Functions of tensors, recorded once as a graph and compiled.
+"""Functions of tensors that are recorded once as a graph and can be compiled.
 
-Running a Pyro program costs a millisecond or more of handlers however little it computes. Recorded by `make_fx`, the
-same arithmetic is a flat graph that runs at the speed of its kernels and that `torch.compile` takes. Python numbers are
-baked into the graph, so that what changes from call to call must be a tensor; so are shapes: one graph a batch size.
+A run of a Pyro program spends a millisecond or more in handlers, however little it computes. Recorded by `make_fx`, the
+same arithmetic becomes a flat graph that runs at the speed of its kernels and that `torch.compile` accepts. Python
+numbers are constants in the graph, so that everything that changes from call to call must be a tensor. Shapes are
+constants, too: each batch size needs its own graph.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ TensorFunction = Callable[..., Outputs]
 
 
 def record(function: TensorFunction, *example: Tensor) -> TensorFunction:
-    """The function as a graph for inputs of the example's shapes, dtypes and device.
+    """Record the function as a graph for inputs with the shapes, dtypes and device of the example.
 
-    What can't be recorded (control flow that depends on values, `.item()`) runs as it is, after one warning.
+    A function that cannot be recorded (control flow that depends on values, `.item()`) is returned unchanged, after a
+    warning.
     """
     graph = _graph(function, *example)
     return function if graph is None else _without_python(graph, *example)
 
 
 def compiled(function: TensorFunction, *example: Tensor) -> TensorFunction:
-    """As `record`, and compiled by torch's inductor; the recorded graph where that fails, after one warning.
+    """Record the function as `record` does, and compile the graph with torch's inductor.
 
-    Compiling takes some ten seconds, and saves most of the time of a call. The graph goes to inductor by itself:
-    `torch.compile` would trace it again, and look for changed inputs before every call, which takes as long as the
-    arithmetic of a hundred lanes.
+    If compiling fails, the recorded graph is used, after a warning. Compiling takes some ten seconds, and saves most of
+    the time of a call. The graph is passed to inductor directly: `torch.compile` would trace it again and check its
+    inputs before every call, which takes as long as the arithmetic of a hundred lanes.
     """
     graph = _graph(function, *example)
     if graph is None:
         return function
     try:
-        with _quiet(), validation_kept(), torch.no_grad():  # the compiler's first use turns validation off
+        with _quiet(), validation_kept(), torch.no_grad():  # the first use of the compiler turns off validation
             contiguous: list[Any] = [tensor.contiguous() for tensor in example]
-            fast = torch._inductor.compile(graph, contiguous, {"fallback_random": True})  # torch's random numbers
+            fast = torch._inductor.compile(graph, contiguous, {"fallback_random": True})  # use torch's random numbers
 
         def run(*tensors: Tensor) -> Outputs:
             with torch.no_grad():
@@ -64,16 +66,16 @@ def _graph(function: TensorFunction, *example: Tensor) -> GraphModule | None:
     try:
         with pyro.validation_enabled(False), torch.enable_grad():
             return make_fx(function)(*example)
-    except Exception as error:  # whatever a user's program makes the tracer raise
+    except Exception as error:  # a user's program may make the tracer raise anything
         _warn("recorded", error)
         return None
 
 
 def _without_python(graph: GraphModule, *example: Tensor) -> TensorFunction:
-    """The graph run by TorchScript's interpreter, a third of Python's time an operator; as it is where that fails."""
+    """The graph in TorchScript, which takes a third of Python's time per operator; the graph itself if that fails."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # its tracer is deprecated for programs; this is a flat graph
+            warnings.simplefilter("ignore")  # the tracer is deprecated for programs, but this is a flat graph
             return torch.jit.trace(graph, example, check_trace=False)
     except Exception:
         return graph
@@ -86,7 +88,7 @@ def _warn(what: str, error: Exception) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's own messages: a failure is told in one warning."""
+    """Suppress the messages of the compiler, since a failure is reported in one warning."""
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")]
     levels: list[Any] = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,1 +1,1 @@
-"""Reference posteriors: exact solutions, Markov chains, and the gate that they pass."""
+"""Reference posteriors: exact solutions, Markov chains, and the convergence gate that judges them."""

@@ -1,8 +1,9 @@
-"""What a chain learns in warm-up: its step size, and per datum the metric and the coordinates.
+"""Adaptation in warm-up: the step size of each chain, and the metric and coordinates of each datum.
 
 Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane. Metrics are estimated in Stan's windows
-of growing length, from what all chains of a datum have contributed to a window by the time a chain reaches its end: no
-chain waits for another. Coordinates are chosen with the metric, by how well a diagonal Normal fits the draws.
+of growing length. When a chain reaches the end of a window, it uses the draws that all chains of its datum have
+contributed to the window by then, so that no chain waits for another. Coordinates are chosen together with the metric,
+by how well a diagonal Normal fits the draws.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_GAMMA, _DELAY, _DECAY = 0.05, 10.0, 0.75  # of dual averaging, as in Hoffman & Gelman
+_GAMMA, _DELAY, _DECAY = 0.05, 10.0, 0.75  # parameters of dual averaging, as in Hoffman & Gelman
 _FIRST, _LAST, _BASE = 75, 50, 25  # Stan's buffers and first window, in iterations
 _PRIOR_DRAWS, _PRIOR_VARIANCE = 5.0, 1e-3  # Stan's shrinkage of the metric
-_ENOUGH = 20  # draws of a window below which nothing is concluded from them, but a metric
-_SLACK, _SLACK_EACH = 20.0, 10.0  # nats, and nats a dimension, by which a chain's density is below the others' at most
+_ENOUGH = 20  # draws of a window that are needed to choose coordinates or to move chains
+_SLACK, _SLACK_EACH = 20.0, 10.0  # nats, and nats per dimension, by which the density of a chain may be lower
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which window an iteration of warm-up belongs to (−1: none), and whether it closes that window."""
+    """The window of every iteration of warm-up (−1 for none), and whether the iteration closes the window."""
 
     window: Tensor
     closes: Tensor
@@ -51,17 +52,17 @@ def schedule(warmup: int) -> Schedule:
 
 @dataclass
 class Adaptation:
-    """What lanes know of the posterior: `k` candidates of coordinates, `w` windows, vectors of width `d`."""
+    """Statistics of the draws in warm-up, for `k` candidate coordinates, `w` windows and vectors of width `d`."""
 
-    draws: Tensor  # (lane, w)
-    mean: Tensor  # (lane, w, k, d)
+    draws: Tensor  # (lane, w): number of draws
+    mean: Tensor  # (lane, w, k, d): mean of the draws
     scatter: Tensor  # (lane, w, k, d), or (lane, w, k, d, d) for a dense metric: sums of squares about the mean
     slopes: Tensor  # (lane, w, pair, k): sums of log|dv/dz|
     density: Tensor  # (lane, w): sums of the log density
 
 
 def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> Adaptation:
-    """Nothing learnt yet, for lanes like `q` `(lane, d)`."""
+    """Statistics without any draws, for lanes with vectors like `q` `(lane, d)`."""
     lanes, width = q.shape
     windows = max(windows, 1)
     return Adaptation(
@@ -77,12 +78,13 @@ Averaging = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Tensor, Averaging]:
-    """Dual averaging after an iteration with this acceptance rate, all `(lane,)`.
+    """Update the step size by dual averaging after an iteration; all tensors are `(lane,)`.
 
     Args:
-        state: the log step size to shrink to, the mean error, the averaged log step size, the number of iterations.
+        state: the log step size towards which to shrink, the mean error, the averaged log step size, the number of
+            iterations.
         acceptance: mean acceptance probability of the iteration.
-        wanted: its target.
+        wanted: target for the mean acceptance probability.
 
     Returns:
         The next step size and state.
@@ -97,9 +99,15 @@ def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Ten
 
 
 def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, slopes: Tensor, density: Tensor) -> None:
-    """Add one draw of each lane, `(n, k, d)` in all candidate coordinates, to its window (Welford's update).
+    """Add one draw of each lane to its window (Welford's update), in place.
 
-    `slopes` are log|dv/dz| there, `(n, pair, k)`, and `density` is the log density, `(n,)`.
+    Args:
+        state: statistics so far.
+        lane: `(n,)`.
+        window: `(n,)`.
+        draws: the draws in all candidate coordinates, `(n, k, d)`.
+        slopes: log|dv/dz| at the draws, `(n, pair, k)`.
+        density: log density at the draws, `(n,)`.
     """
     count = state.draws[lane, window] + 1
     mean = state.mean[lane, window]
@@ -116,19 +124,20 @@ def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, s
 
 
 def stray(state: Adaptation, lane: Tensor, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Chains that stay where there is next to no posterior mass, and for each a chain that does not.
+    """Find chains in places with next to no posterior mass, and another chain of the same datum for each.
 
-    A chain is astray if its mean log density in the window is below the median of the other chains' by more than
-    20 + 10 d nats: to make up for that, the place would have to be wider by a factor of 20,000 in all d dimensions.
-    The median, not the best: a chain in a narrow spike attracts none.
+    A chain is astray if its mean log density in the window is more than 20 + 10 d nats below the median of the other
+    chains of its datum. To have the same mass, its place would have to be wider by a factor of 20,000 in all d
+    dimensions. The comparison is with the median, not the maximum, so that chains are not moved to a narrow spike.
 
     Args:
-        lane: `(n,)`.
-        chains: `(n, c)`, all lanes of its datum.
-        window: `(n,)`.
+        state: statistics of the draws in warm-up.
+        lane: lanes to be checked, `(n,)`.
+        chains: all lanes of the datum of each lane, `(n, c)`.
+        window: window of each lane, `(n,)`.
 
     Returns:
-        Whether a lane is astray, `(n,)`, and the lane with the median density among the others, `(n,)`.
+        Whether a lane is astray, `(n,)`, and the lane with the median density among the other chains, `(n,)`.
     """
     at = chains, window[:, None].expand_as(chains)
     mean = (state.density[at] / state.draws[at]).masked_fill(state.draws[at] < _ENOUGH, torch.nan)
@@ -141,20 +150,22 @@ def stray(state: Adaptation, lane: Tensor, chains: Tensor, window: Tensor) -> tu
 
 
 def forget(state: Adaptation, lane: Tensor, window: Tensor) -> None:
-    """Take back what lanes have contributed to a window."""
+    """Delete the contributions of lanes to a window."""
     for part in (state.draws, state.mean, state.scatter, state.slopes, state.density):
         part[lane, window] = 0.0
 
 
 def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the chains of a datum know of a window together.
+    """Combine the statistics of all chains of a datum in a window.
 
     Args:
-        chains: `(n, c)`, the lanes of each datum.
+        state: statistics of the draws in warm-up.
+        chains: the lanes of each datum, `(n, c)`.
         window: `(n,)`.
 
     Returns:
-        Draws `(n,)`, variances `(n, k, d)` (covariances `(n, k, d, d)`), mean log|dv/dz| `(n, pair, k)`.
+        Numbers of draws `(n,)`, variances `(n, k, d)` or, for a dense metric, covariances `(n, k, d, d)`, and mean
+        log|dv/dz| `(n, pair, k)`.
     """
     at = chains, window[:, None].expand_as(chains)
     count, mean = state.draws[at], state.mean[at]
@@ -173,7 +184,7 @@ def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, T
 
 
 def metric(count: Tensor, variance: Tensor) -> Tensor:
-    """Stan's estimate of the inverse mass from variances `(n, d)` or covariances `(n, d, d)` of `count` draws."""
+    """Stan's estimate of the inverse mass, from variances `(n, d)` or covariances `(n, d, d)` of `count` draws."""
     share = (count / (count + _PRIOR_DRAWS)).reshape(-1, *[1] * (variance.dim() - 1))
     floor = _PRIOR_VARIANCE * (1 - share)
     if variance.dim() == 3:
@@ -182,18 +193,18 @@ def metric(count: Tensor, variance: Tensor) -> Tensor:
 
 
 def choose(count: Tensor, variance: Tensor, slopes: Tensor, table: Tensor, pair_of: Tensor, powers: Tensor) -> Tensor:
-    """The candidate for every pair whose draws a diagonal Normal fits best, `(n, pair)`.
+    """The candidate coordinates in which a diagonal Normal fits the draws best, for every pair, `(n, pair)`.
 
-    The Kullback–Leibler divergence from the posterior to the best diagonal Normal is, up to terms that all coordinates
-    share, ½ Σ log var(v) − E log|dv/dz|.
+    Up to terms that are the same in all coordinates, the Kullback–Leibler divergence from the posterior to the best
+    diagonal Normal is ½ Σ log var(v) − E log|dv/dz|.
 
     Args:
-        count: draws, `(n,)`.
-        variance: `(n, k, d)`, of the entries in all candidate coordinates.
+        count: number of draws, `(n,)`.
+        variance: variances of the entries in all candidate coordinates, `(n, k, d)`.
         slopes: mean log|dv/dz|, `(n, pair, k)`.
         table: κ by pair and candidate, `(pair, k)`.
-        pair_of: the pair of every entry, −1 for none, `(d,)`.
-        powers: κ in use, `(n, pair)`, kept where draws are few.
+        pair_of: pair of every entry, −1 for none, `(d,)`.
+        powers: current κ, `(n, pair)`, which is kept where draws are few.
     """
     scores = []
     for pair in range(len(table)):

@@ -1,4 +1,4 @@
-"""What Markov chains return, whichever engine moved them."""
+"""The draws and statistics of Markov chains, in the same form for every sampler."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class McmcDraws:
     Attributes:
         draws: latent and deterministic sites → `(chain, draw, data, *event)`, shared ones without `data`.
         stats: the names of `STATISTICS` → `(chain, draw, data)`.
-        latents: the latent sites among the draws.
-        local: the sites with a data dimension.
-        data: positions of the complete data in the data set (not all after Ctrl-C).
-        lost: of those, whether no start with a finite density was found, `(data,)`: their draws are NaN.
-        moved: how many of their chains were moved to another one in warm-up, `(data,)`.
+        latents: names of the latent sites in `draws`.
+        local: names of the sites with a data dimension.
+        data: positions of the complete data in the data set, which after Ctrl-C are not all data.
+        lost: `(data,)`, whether no start with a finite density was found for a datum; its draws are NaN.
+        moved: `(data,)`, number of chains of a datum that were moved to the place of another chain in warm-up.
     """
 
     draws: dict[str, Tensor]
@@ -41,13 +41,13 @@ class McmcDraws:
     moved: Tensor
 
     def thinned(self, keep: int) -> McmcDraws:
-        """Every n-th draw, so that `keep` a chain remain."""
+        """Keep every n-th draw, so that `keep` draws per chain remain."""
         every = next(iter(self.stats.values())).shape[1] // keep
         draws, stats = ({n: v[:, every - 1 :: every] for n, v in part.items()} for part in (self.draws, self.stats))
         return replace(self, draws=draws, stats=stats)
 
     def replaced(self, rows: Tensor, other: McmcDraws) -> McmcDraws:
-        """With the draws of some data (positions along `data`) taken from another run of these alone."""
+        """Replace the draws of the data at positions `rows` along `data` by those of another run of these data."""
         draws = {n: _put(v, rows, other.draws[n]) if n in self.local else other.draws[n] for n, v in self.draws.items()}
         stats = {n: _put(v, rows, other.stats[n]) for n, v in self.stats.items()}
         return replace(self, draws=draws, stats=stats)

@@ -19,14 +19,14 @@ from calibrant.program.latents import Site
 from calibrant.program.supports import from_line, is_circular, is_direction, is_masked, undressed
 from calibrant.program.tracing import is_local
 
-_LENGTH_FREEDOM = 8
+_LENGTH_FREEDOM = 8  # entries, at least, of the Normal vector whose length ambient vectors have
 
 
 def raw_shape(name: str, site: Mapping[str, Any]) -> torch.Size:
-    """The shape of a site's unconstrained value.
+    """The shape of the unconstrained value of a site.
 
     Raises:
-        InferenceError: for a support that can't be mapped to ℝⁿ.
+        InferenceError: for a support that cannot be mapped to ℝⁿ.
     """
     fn, shape = site["fn"], site["value"].shape
     if is_circular(fn):
@@ -37,13 +37,13 @@ def raw_shape(name: str, site: Mapping[str, Any]) -> torch.Size:
         return torch.Size(from_line(fn.support).inverse_shape(shape))
     except NotImplementedError as error:
         raise InferenceError(
-            f"latent {name!r} has support {fn.support}, which no map of torch takes to unconstrained space: use a "
+            f"latent {name!r} has support {fn.support}, which torch cannot map to unconstrained space: use a "
             "distribution on another support and transform it in the program"
         ) from error
 
 
 def to_support(fn: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of a site at an unconstrained value, and the log density of the map, entry by entry."""
+    """The value of a site for an unconstrained value, and the log density of the map, entry by entry."""
     if is_circular(fn):
         return torch.atan2(raw[..., 1], raw[..., 0]), _ambient(raw)
     if is_direction(fn):
@@ -54,10 +54,10 @@ def to_support(fn: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ambient(raw: Tensor) -> Tensor:
-    """The log density of ambient vectors, entry by entry: isotropic, so that any length leaves directions as they are.
+    """The log density of ambient vectors, entry by entry; it is isotropic, so that it does not affect directions.
 
-    The length is that of a Normal vector with at least `_LENGTH_FREEDOM` entries: near the origin, where a Normal pair
-    often is, directions change so fast that trajectories diverge.
+    The length has the distribution of the length of a Normal vector with at least `_LENGTH_FREEDOM` entries. Two Normal
+    entries would often be near the origin, where directions change so fast that trajectories diverge.
     """
     entries = raw.shape[-1]
     log_length = raw.square().sum(-1, keepdim=True).log() / 2
@@ -65,7 +65,7 @@ def _ambient(raw: Tensor) -> Tensor:
 
 
 def to_raw(fn: Any, value: Tensor) -> Tensor:
-    """An unconstrained value of a site; directions get a typical length."""
+    """An unconstrained value for a value of a site; directions get a typical length."""
     if is_circular(fn):
         value = torch.stack([value.cos(), value.sin()], -1)
     elif not is_direction(fn):
@@ -74,22 +74,23 @@ def to_raw(fn: Any, value: Tensor) -> Tensor:
 
 
 def is_fixed_laplace(latent: Site, site: Mapping[str, Any], covariates: Values) -> bool:
-    """Whether a local latent has a Laplace prior that is the same for every datum, whatever the other latents."""
+    """Whether a local latent has a Laplace prior that depends neither on the datum nor on other latents."""
     fixed = is_local(site) and not latent.parents and not covariates
     return fixed and not is_masked(site["fn"]) and isinstance(undressed(site["fn"]), dist.Laplace)
 
 
 def from_normal(u: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The Laplace quantile at the level of the Normal quantile u, and the log of its slope, entry by entry."""
+    """The Laplace quantile at the level of the Normal quantile u, and the log of its derivative, entry by entry."""
     log_ratio = _log_tail_ratio(u.abs())
     log_slope = 0.5 * log(2 / pi) - log_ratio + scale.log()
     return loc + scale * u.sign() * (0.5 * u.square() - log_ratio), log_slope
 
 
 def _log_tail_ratio(u: Tensor) -> Tensor:
-    """log of twice the Normal's tail beyond u ≥ 0 over exp(−u²/2), that is of erfcx(u / √2), to 1e-14.
+    """log of twice the Normal tail beyond u ≥ 0, divided by exp(−u²/2), which is log erfcx(u / √2), to 1e-14.
 
-    log(t) and a polynomial in t = 2 / (2 + u / √2): compiled code does neither erfcx nor log_ndtr many at a time.
+    It is computed as log(t) plus a polynomial in t = 2 / (2 + u / √2), since compiled code does not vectorise erfcx and
+    log_ndtr.
     """
     t = 2 / (2 + u.detach() / 2**0.5)
     value, argument = torch.full_like(t, _TAIL[-1]), 2 * t - 1
@@ -117,5 +118,5 @@ def to_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def beside(per_lane: Tensor, values: Tensor) -> Tensor:
-    """`(lane,)` with dimensions of length 1 for the rest of `(lane, *event)`: leading dimensions stay aligned."""
+    """Reshape `(lane,)` to `(lane, 1, …)`, so that it broadcasts with values `(lane, *event)`."""
     return per_lane.reshape(*per_lane.shape, *[1] * (values.dim() - per_lane.dim()))

@@ -1,14 +1,15 @@
 """Exact posteriors of Gaussian models and of Gaussian models with one positive random scale (Gaussian scale mixtures).
 
-`solve` takes the structure of a program, which was compared with the program's own density, and returns the
-posterior of every datum: in closed form where there is no scale, otherwise by quadrature over the logarithm of the
-scale, given which everything is Gaussian.
+`solve` takes the structure of a program, which has been compared with the density of the program, and returns the
+posterior of every datum: in closed form if there is no scale, otherwise by quadrature over the logarithm of the scale,
+given which everything is Gaussian.
 
 In units of the noise and in the coordinates of a singular value decomposition, a datum given its scale s is a set of
 independent problems u = s (shift + gain c) + N(0, 1) with c ~ N(0, 1), so that a node of the quadrature costs O(k).
-The range of the quadrature is found for every datum on its own: a scan over all scales that float64 can hold, then
-zooms into the hull of what lies within 40 nats of the maximum. The trapezoidal rule on an analytic integrand that
-vanishes at both ends converges faster than any power of the step; `grid_error` is what halving the grid changes.
+The range of the quadrature is found for every datum: a scan over all scales that float64 can represent, followed by
+zooms to the interval where the integrand is within 40 nats of its maximum. The trapezoidal rule for an analytic
+integrand that vanishes at both ends converges faster than any power of the step; `grid_error` is the change of the
+result if every second node is dropped.
 """
 
 import math
@@ -32,20 +33,20 @@ from calibrant.linear_gaussian.density import (
 )
 from calibrant.linear_gaussian.parameters import LinearGaussian, split
 
-_SCAN_NODES = 2049  # over all scales, half an e-fold apart
-_ZOOM_NODES = 129
-_ZOOM_ROUNDS = 60
+_SCAN_NODES = 2049  # nodes of the scan over all scales, half an e-fold apart
+_ZOOM_NODES = 129  # nodes of one zoom
+_ZOOM_ROUNDS = 60  # zooms at most
 _ZOOM_GAIN = 0.8  # zoom again while the range shrinks to less than this share
-_GRID_NODES = 1025  # odd, so that halving keeps both ends
-_DROP = 40.0  # nats below the maximum where the integrand is cut off
-_SHARP = 2.0  # nats below the maximum within which the grid is densest
+_GRID_NODES = 1025  # nodes of the quadrature; odd, so that halving keeps both ends
+_DROP = 40.0  # nats below the maximum at which the integrand is cut off
+_SHARP = 2.0  # nats below the maximum that bound the densest part of the grid
 _LOG_SMALLEST = -700.0  # log of the smallest scale: float64 holds no normal number below e^-708
 _LOG_LARGEST = 345.0  # log of the largest scale times gain: its square is still finite
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # numbers in one temporary: what caches hold, what keeps a GPU busy
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # numbers in a temporary tensor: fits into caches, occupies a GPU
 
 
 class _System(NamedTuple):
-    """A structure in float64, in units of the noise, in coordinates c ~ N(0, I) of the block: z = mean + basis c."""
+    """A structure in float64, in units of the noise, with coordinates c ~ N(0, I) of the block: z = mean + basis c."""
 
     noise: Tensor  # (pixels,)
     offset: Tensor  # (pixels,)
@@ -53,19 +54,19 @@ class _System(NamedTuple):
     gain: Tensor  # (k,): singular values
     basis: Tensor  # (k, k)
     mean: Tensor  # (k,)
-    shift: Tensor  # (k,): the shift, and what the mean of the block adds to it, along the directions
-    shift_rest: Tensor  # (pixels,): the shift outside their span
-    log_norm: Tensor  # (): log density of noise-free zeros
+    shift: Tensor  # (k,): components along the directions of the shift, including the mean of the block
+    shift_rest: Tensor  # (pixels,): the part of the shift orthogonal to the directions
+    log_norm: Tensor  # (): log normalising constant of the noise
     prior: Distribution | None
-    limits: tuple[float, float]  # of log s
-    bounded: tuple[bool, bool]  # a limit is the end of the prior's support, not of float64
+    limits: tuple[float, float]  # lower and upper limit of log s
+    bounded: tuple[bool, bool]  # whether each limit is a bound of the prior's support, not of float64
 
 
 class _Images(NamedTuple):
-    """What the posterior needs to know of each datum; `rest` is what no latent can explain."""
+    """The statistics of each datum that determine its posterior; `rest` is the part that no latent can explain."""
 
-    along: Tensor  # (data, k): the whitened image along the directions
-    rest_energy: Tensor  # (data,): energy of the rest at the scale that explains it best
+    along: Tensor  # (data, k): components of the whitened image along the directions
+    rest_energy: Tensor  # (data,): squared norm of the rest at the scale that explains it best
     rest_scale: Tensor  # (data,): that scale
 
 
@@ -79,7 +80,7 @@ class _Grid(NamedTuple):
     log_density: Tensor  # (data, nodes)
 
     def log_scale(self, position: Tensor) -> Tensor:
-        """log s at positions (data, n), counted in nodes from the first."""
+        """log s at positions (data, n), in units of nodes from the first node."""
         u = self.start[:, None] + self.step[:, None] * position
         return self.centre[:, None] + self.width[:, None] * torch.sinh(u)
 
@@ -95,7 +96,7 @@ class _Grid(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Moments on the full grid and, at index 1 of the second dimension, on every second node."""
+    """Posterior moments, computed from all nodes (index 0 of dimension 1) and from every second node (index 1)."""
 
     log_evidence: Tensor  # (data, 2)
     scale_mean: Tensor  # (data, 2)
@@ -109,14 +110,14 @@ class ExactPosterior:
     """The exact posterior of every datum, as `solve` returns it.
 
     Attributes:
-        structure: what was solved.
+        structure: the structure of the program.
         log_evidence: (data,), nats.
-        grid_error: (data,), the largest change when the grid is halved, over the log evidence (nats), the means (in
-            posterior standard deviations) and the standard deviations (relative) of the scale and of each latent
-            coordinate; not less than the mass cut off at the smallest and largest scale that float64 holds. Zero in
-            closed form.
-        mean: posterior means by site, (data, *event).
-        sd: posterior standard deviations by site, same shapes.
+        grid_error: (data,), the largest change, when every second node is dropped, of the log evidence (nats), the
+            means (in posterior standard deviations) and the standard deviations (relative) of the scale and of each
+            latent coordinate; at least the mass that is cut off at the smallest and largest scale that float64 can
+            represent. It is zero for closed forms.
+        mean: site → posterior means, (data, *event).
+        sd: site → posterior standard deviations, (data, *event).
     """
 
     structure: LinearGaussian
@@ -143,12 +144,12 @@ class ExactPosterior:
         """Independent draws from the joint posterior of scale and latents.
 
         Args:
-            chains: number of chains, a mere label: the draws are independent.
-            draws: draws per chain.
+            chains: number of chains; all draws are independent, in one chain or several.
+            draws: number of draws per chain.
             seed: an integer, giving the same draws on every device, or a generator, used where it lives.
 
         Returns:
-            By site, (chains, draws, data, *event), in float64.
+            site → draws, (chains, draws, data, *event), in float64.
         """
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         (size, latents), count = self._images.along.shape, chains * draws
@@ -162,11 +163,11 @@ class ExactPosterior:
         return values
 
     def _draw(self, rows: slice, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` draws of (s, z) for some data: (count, data), (count, data, k)."""
+        """`count` draws of s, (count, data), and of z, (count, data, k), for some data."""
         images, grid = _rows(self._images, rows), _rows(self._grid, rows)
         size, latents = images.along.shape
         options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": generator.device}
-        # One request per datum, so that the draws do not depend on how the data are cut into chunks.
+        # One call per datum, so that the draws do not depend on how the data are split into chunks.
         noise = [(torch.rand(count, **options), torch.randn(count, latents, **options)) for _ in range(size)]
         uniform, normal = (torch.stack(parts).to(images.along.device) for parts in zip(*noise, strict=True))
         s = _inverse_cdf(grid, uniform)
@@ -176,18 +177,18 @@ class ExactPosterior:
 
 
 def solve(structure: LinearGaussian, x: Tensor) -> ExactPosterior:
-    """The exact posterior of a Gaussian or scaled-Gaussian model for a batch of data.
+    """The exact posterior of every datum under a Gaussian model or a Gaussian scale mixture.
 
     Args:
-        structure: the model's structure, as `linear_gaussian.detect` finds it.
-        x: (data, *event), any floating type; the device of `x` is the device of the computation.
+        structure: structure of the model, from `linear_gaussian.detect`.
+        x: (data, *event), any floating-point type; the computation runs on the device of `x`.
 
     Returns:
-        Evidence, moments and a sampler, in float64; memory for temporaries does not grow with the data.
+        Evidence, moments and a sampler, in float64; the memory for temporary tensors does not grow with the data.
 
     Raises:
-        InferenceError: `x` of another size or not finite, noise that is not positive, a covariance that is no
-            covariance, a prior without positive support, an evidence that is not finite.
+        InferenceError: for `x` of another size or not finite, noise that is not positive, a matrix that is not a
+            covariance, a prior whose support is not positive, an evidence that is not finite.
     """
     x = flatten(structure, x)
     system = _whiten(structure, x.device)
@@ -235,7 +236,7 @@ def _whiten(structure: LinearGaussian, device: torch.device) -> _System:
 def _project(system: _System, x: Tensor) -> _Images:
     image = (x - system.offset) / system.noise
     along = image @ system.directions
-    # The vectors first, then their energy: a difference of energies would lose the noise of a strong image.
+    # Computed from the vectors, since a difference of squared norms would lose the noise of a strong image.
     rest = image - along @ system.directions.T
     energy = system.shift_rest @ system.shift_rest
     scale = rest @ system.shift_rest / energy if energy > 0 else torch.zeros_like(rest[:, 0])
@@ -266,7 +267,7 @@ def _log_integrand(system: _System, images: _Images, log_scale: Tensor) -> Tenso
 
 
 def _conditional(system: _System, images: _Images, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the coordinates c given s (data, n): both (data, n, k)."""
+    """Mean and variance of the coordinates c given s (data, n), both (data, n, k)."""
     signal = s[..., None] * system.gain
     variance = signal.square().add_(1).reciprocal_()
     error = images.along[:, None] - s[..., None] * system.shift
@@ -274,10 +275,10 @@ def _conditional(system: _System, images: _Images, s: Tensor) -> tuple[Tensor, T
 
 
 def _hull(log_scale: Tensor, density: Tensor, drop: float) -> tuple[Tensor, Tensor]:
-    """Ends (data,) of what may lie within `drop` nats of the maximum, of the density and of s^2 times the density.
+    """Ends (data,) of the interval where the density, or s^2 times it, may be within `drop` nats of its maximum.
 
-    The second keeps the tail that the variance of the scale needs. Between nodes a function may rise above them by
-    an eighth of its second difference; a quarter is allowed for.
+    The second function keeps the tail that the variance of the scale needs. Between nodes, a function may exceed its
+    values at the nodes by an eighth of its second difference; a quarter is allowed for.
     """
     bend = (density[:, 2:] - 2 * density[:, 1:-1] + density[:, :-2]).abs() / 4
     bend = bend.nan_to_num(nan=0.0, posinf=0.0)
@@ -289,7 +290,7 @@ def _hull(log_scale: Tensor, density: Tensor, drop: float) -> tuple[Tensor, Tens
 
 
 def _ends(log_scale: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """log s at one node before the first and one behind the last node kept."""
+    """log s one node before the first and one node after the last node that is kept."""
     last = keep.shape[1] - 1
     first = keep.int().argmax(1, keepdim=True) - 1
     final = last - keep.flip(1).int().argmax(1, keepdim=True) + 1
@@ -303,7 +304,7 @@ def _between(low: Tensor, high: Tensor, nodes: int) -> Tensor:
 
 
 def _zoom(system: _System, images: _Images, low: Tensor, high: Tensor, drop: float) -> tuple[Tensor, Tensor]:
-    """Narrow the range of log s from (low, high), (data,) each, to the hull of what lies within `drop` nats."""
+    """Narrow the range (low, high) of log s, (data,) each, to the interval that `_hull` finds."""
     low, high = low.clone(), high.clone()
     active = torch.arange(len(low), device=low.device)
     for _ in range(_ZOOM_ROUNDS):
@@ -319,10 +320,11 @@ def _zoom(system: _System, images: _Images, low: Tensor, high: Tensor, drop: flo
 
 
 def _grid(system: _System, images: _Images) -> _Grid:
-    """The fine grid: even in u with log s = centre + width sinh u, dense where the posterior is, wide in its tails.
+    """The grid of the quadrature, which is even in u with log s = centre + width sinh u.
 
-    A prior that goes as s^a with small a has a left tail of 40 / a e-folds beside a right end of one: no even grid in
-    log s serves both. The map is analytic, so the trapezoidal rule keeps its order.
+    It is dense where the posterior is, and wide in the tails. For a prior that is proportional to s^a with small a, the
+    left tail extends over 40 / a e-folds and the right tail over one, so that no even grid in log s suits both. The map
+    is analytic, so that the trapezoidal rule keeps its order.
     """
     limits = torch.tensor(system.limits, dtype=torch.float64, device=images.along.device)
     scan = _between(limits[:1], limits[1:], _SCAN_NODES)
@@ -338,13 +340,13 @@ def _grid(system: _System, images: _Images) -> _Grid:
 
 
 def _single_node(system: _System, images: _Images) -> _Grid:
-    """The grid of a model without a scale: log s = 0, of weight one."""
+    """The grid of a model without a scale: one node at log s = 0, with weight one."""
     zero = torch.zeros_like(images.rest_energy)
     return _Grid(zero, zero, zero, zero + 1, _log_integrand(system, images, zero[:, None]))
 
 
 def _weights(grid: _Grid) -> tuple[Tensor, Tensor]:
-    """Posterior weights of the nodes (data, 2, nodes) and log evidence (data, 2): all nodes, every second node."""
+    """Posterior weights of nodes (data, 2, nodes) and log evidence (data, 2), from all and from every second node."""
     nodes = grid.log_density.shape[1]
     rule = grid.log_density.new_ones(2, nodes)
     if nodes > 1:
@@ -357,7 +359,7 @@ def _weights(grid: _Grid) -> tuple[Tensor, Tensor]:
 
 
 def _moments(system: _System, images: _Images, grid: _Grid) -> _Moments:
-    """Moments of the mixture over the grid, the variances about the mean of the full grid first."""
+    """Moments of the mixture over the nodes of the grid."""
     weights, log_evidence = _weights(grid)
     s = grid.nodes().exp()
     mean, variance = _conditional(system, images, s)
@@ -371,19 +373,19 @@ def _moments(system: _System, images: _Images, grid: _Grid) -> _Moments:
 
 
 def _halving_error(moments: _Moments) -> Tensor:
-    """(data,): the largest change when every second node is left out."""
+    """(data,): the largest change of a result when every second node is dropped."""
     means = torch.cat([moments.latent_mean, moments.scale_mean[..., None]], dim=-1)
     sds = torch.cat([moments.latent_sd, moments.scale_sd[..., None]], dim=-1)
     changes = torch.cat([means[:, 1] - means[:, 0], sds[:, 1] - sds[:, 0]], dim=-1).abs()
     unit = sds[:, 0].repeat(1, 2)
-    changes = torch.where(unit > 0, changes / unit, 0.0)  # a latent of no variance does not change
+    changes = torch.where(unit > 0, changes / unit, 0.0)  # a latent without variance does not change
     evidence = (moments.log_evidence[:, 1] - moments.log_evidence[:, 0]).abs()
-    # A scale always varies: without a spread, it is pinned more tightly than float64 resolves.
+    # The sd of a scale is never zero: if it is here, the posterior is narrower than float64 resolves.
     return torch.maximum(changes.amax(1), evidence).masked_fill(moments.scale_sd[:, 0] == 0, math.inf)
 
 
 def _tail_mass(system: _System, grid: _Grid, moments: _Moments) -> Tensor:
-    """(data,): share of the mass, or of the second moment of s, beyond the ends of the grid, by their log slopes."""
+    """(data,): share of the mass, or of the second moment of s, beyond the ends of the grid, from the slopes there."""
     log_scale = grid.nodes()
     mass = grid.log_density - grid.log_jacobian(log_scale) - moments.log_evidence[:, :1]
     second = moments.scale_mean[:, :1] ** 2 + moments.scale_sd[:, :1] ** 2
@@ -398,7 +400,7 @@ def _tail_mass(system: _System, grid: _Grid, moments: _Moments) -> Tensor:
 
 
 def _inverse_cdf(grid: _Grid, uniform: Tensor) -> Tensor:
-    """Draws of s (data, n) at uniform levels (data, n): the density is linear in the grid variable between nodes."""
+    """Draws of s (data, n) at uniform levels (data, n), with a density that is linear in u between nodes."""
     if grid.log_density.shape[1] == 1:
         return torch.ones_like(uniform)
     density = (grid.log_density - grid.log_density.amax(1, keepdim=True)).exp()
@@ -407,7 +409,7 @@ def _inverse_cdf(grid: _Grid, uniform: Tensor) -> Tensor:
     cell = torch.searchsorted(cdf, target, right=True).clamp_max(cdf.shape[1] - 1)
     below = torch.nn.functional.pad(cdf, (1, 0)).gather(1, cell)
     left, right = density.gather(1, cell), density.gather(1, cell + 1)
-    # The root of left f + (right - left) f^2 / 2 = mass, in the form without cancellation.
+    # The root of left f + (right - left) f^2 / 2 = mass, in a form without cancellation.
     mass = (target - below).clamp_min(0)
     root = (left**2 + 2 * (right - left) * mass).clamp_min(0).sqrt()
     fraction = (2 * mass / (left + root)).nan_to_num(nan=0.0).clamp(0, 1)
@@ -415,7 +417,7 @@ def _inverse_cdf(grid: _Grid, uniform: Tensor) -> Tensor:
 
 
 def _chunks(x: Tensor, elements: int) -> list[slice]:
-    """Slices of the data in x such that a temporary of `elements` numbers per datum stays within the memory budget."""
+    """Slices of the data for which temporary tensors of `elements` numbers per datum fit into the memory budget."""
     rows = max(1, _CHUNK_ELEMENTS[x.device.type] // elements)
     return [slice(start, start + rows) for start in range(0, len(x), rows)]
 

@@ -1,8 +1,8 @@
-"""The convergence gate: which data have draws good enough to be called a reference posterior.
+"""The convergence gate: which data have draws that are good enough for a reference posterior.
 
-A datum passes only if every one of its latents does. MCMC is judged by rank-normalised split R-hat, bulk and tail
+A datum passes only if all its latents pass. MCMC is judged by rank-normalised split R-hat, bulk and tail
 effective sample size (Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16(2)), divergent
-transitions and E-BFMI (Betancourt 2016, arXiv 1604.00695); exact methods by their own numerical error.
+transitions and E-BFMI (Betancourt 2016, arXiv 1604.00695); exact methods are judged by their numerical error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GRID_LIMIT = 0.01
 
 
 def shortfall(chains: int, draws: int) -> str:
-    """Why this many chains and draws cannot pass the gate; empty if they can."""
+    """Why this number of chains and draws cannot pass the gate; empty if it can."""
     if chains < MIN_CHAINS:
         return f"{chains} {'chain' if chains == 1 else 'chains'} (at least {MIN_CHAINS} are needed)"
     if draws < MIN_DRAWS:
@@ -48,10 +48,10 @@ def require_passable(chains: int, draws: int) -> None:
 
     Args:
         chains: number of chains.
-        draws: draws per chain after warm-up.
+        draws: number of draws per chain after warm-up.
 
     Raises:
-        InferenceError: fewer than 4 chains or fewer than 500 draws.
+        InferenceError: for fewer than 4 chains or fewer than 500 draws.
     """
     if reason := shortfall(chains, draws):
         raise InferenceError(
@@ -63,22 +63,22 @@ def require_passable(chains: int, draws: int) -> None:
 def mcmc_convergence(posterior: xr.Dataset, sample_stats: xr.Dataset) -> xr.Dataset:
     """Judge MCMC draws datum by datum.
 
-    R-hat and effective sample sizes are the worst over all latents of a datum. Shared latents (without dimension
-    `data`), and statistics of a chain that runs over all data at once, count for every datum.
+    R-hat and effective sample sizes are the worst values of any latent of a datum. Shared latents (without dimension
+    `data`), and statistics of chains over all data at once, count for every datum.
 
     Args:
-        posterior: variables `(chain, draw, data, …)`, or `(chain, draw, …)` for shared latents; only those named in
-            the attribute `latents` are judged.
-        sample_stats: `diverging` and `energy`, `(chain, draw, data)` or `(chain, draw)`. A missing one is not judged:
-            its result is NaN and the attribute `not_recorded` names it.
+        posterior: variables `(chain, draw, data, …)`, or `(chain, draw, …)` for shared latents; only the variables
+            named in the attribute `latents` are judged.
+        sample_stats: `diverging` and `energy`, `(chain, draw, data)` or `(chain, draw)`. If one is missing, its result
+            is NaN, and the attribute `not_recorded` names it.
 
     Returns:
-        The group `convergence`, dimension `data`: `is_reference`, `reason` (empty when fine), `rhat`, `ess_bulk`,
-        `ess_tail` (draws), `divergences` (transitions), `bfmi`. With fewer than 4 chains or 500 draws nothing is
-        computed: no datum passes, all numbers are NaN.
+        The group `convergence` with dimension `data`: `is_reference`, `reason` (empty for a datum that passes), `rhat`,
+        `ess_bulk`, `ess_tail` (draws), `divergences` (transitions), `bfmi`. With fewer than 4 chains or 500 draws,
+        nothing is computed: no datum passes, and all numbers are NaN.
 
     Raises:
-        InferenceError: a latent that the attribute names is not in the group.
+        InferenceError: if a latent that the attribute names is not in the group.
     """
     labels = labels_of(posterior, sample_stats)
     missing = [name for name in ("diverging", "energy") if name not in sample_stats]
@@ -107,13 +107,13 @@ def exact_convergence(
     """Judge an exact method by its own numerical error.
 
     Args:
-        grid_error: `(data,)`, the change of the result when the grid is halved, in posterior sd.
+        grid_error: `(data,)`, the change of the result when every second node is dropped, in posterior sds.
         log_evidence: `(data,)`, nats per datum.
         data: labels along `data`.
 
     Returns:
-        The group `convergence` as `mcmc_convergence` gives it, its numbers NaN, with `grid_error` and `log_evidence`.
-        A datum passes when `grid_error` < 0.01.
+        The group `convergence` with the variables of `mcmc_convergence`, whose numbers are NaN, and `grid_error` and
+        `log_evidence`. A datum passes if `grid_error` < 0.01.
     """
     labels, errors = np.asarray(data), np.asarray(grid_error, dtype=np.float64)
     reasons = ["" if e < GRID_LIMIT else f"numerical error {e:.2g} sd (limit {GRID_LIMIT})" for e in errors]
@@ -123,16 +123,16 @@ def exact_convergence(
 
 
 def convergence_of(tree: xr.DataTree) -> xr.Dataset:
-    """The group `convergence` of a tree or, for a tree made elsewhere, the gate computed from its draws.
+    """The group `convergence` of a tree; for a tree without it, the verdict of the gate is computed from the draws.
 
     Args:
-        tree: with group `posterior`; `sample_stats` is optional.
+        tree: a tree with the group `posterior`; `sample_stats` is optional.
 
     Returns:
-        As `mcmc_convergence`.
+        A dataset with the variables that `mcmc_convergence` or `exact_convergence` returns.
 
     Raises:
-        InferenceError: the tree has no group `posterior`.
+        InferenceError: if the tree has no group `posterior`.
     """
     if "convergence" in tree.children:
         return tree["convergence"].to_dataset()
@@ -142,7 +142,7 @@ def convergence_of(tree: xr.DataTree) -> xr.Dataset:
     stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
     result = mcmc_convergence(posterior, stats)
     labels = data_labels(tree)
-    if result.sizes["data"] == 1 < len(labels):  # only shared latents: one verdict, which counts for every datum
+    if result.sizes["data"] == 1 < len(labels):  # only shared latents: the one verdict counts for every datum
         result = result.isel(data=[0] * len(labels)).assign_coords(data=labels)
     return result
 
@@ -151,7 +151,7 @@ _NUMBERS = ("rhat", "ess_bulk", "ess_tail", "divergences", "bfmi")
 
 
 def _diagnose(posterior: xr.Dataset, n_data: int) -> tuple[list[Latent], dict[str, Array]]:
-    """Diagnostics `(data, latent)` of every scalar latent, shared ones repeated for every datum."""
+    """Diagnostics `(data, latent)` of all scalar latents; those of shared latents are repeated for every datum."""
     names = latent_names(posterior)
     if absent := [name for name in names if name not in posterior]:
         raise InferenceError(f"attribute `latents` names {absent}, which the group `posterior` does not hold")
@@ -178,7 +178,7 @@ def _scalar_diagnostics(x: Array) -> dict[str, Array]:
 
 
 def _chain_reason(latents: list[Latent], found: dict[str, Array]) -> str:
-    """Why one datum's chains fail, naming the worst latent of each criterion; empty if they do not."""
+    """Why the chains of a datum fail, with the worst latent for each criterion; empty if they pass."""
 
     def name(mask: Array) -> str:
         first = f"`{latents[int(mask.argmax())].label}`"

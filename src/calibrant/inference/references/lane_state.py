@@ -1,4 +1,4 @@
-"""The state of all lanes, and what few of them need at a time: warm-up windows, new starts, fresh noise."""
+"""The state of all lanes, and operations that few lanes need at a time: warm-up windows, new starts, new noise."""
 
 from __future__ import annotations
 
@@ -32,21 +32,27 @@ from calibrant.inference.references.random_numbers import fold, normal, uniform
 
 @dataclass
 class State:
-    """All of the lanes."""
+    """The state of all lanes."""
 
     lanes: Lanes
     fixed: Fixed
     adaptation: Adaptation
-    attempts: Tensor  # (lane,): starts tried
-    noisy: Tensor  # (lane,): iterations whose noise has been drawn
-    lost: Tensor  # (lane,): no finite density at any start
-    moved: Tensor  # (lane,): how often it was moved to another chain of its datum
+    attempts: Tensor  # (lane,): number of starts tried
+    noisy: Tensor  # (lane,): number of iterations whose noise has been drawn
+    lost: Tensor  # (lane,): whether no start had a finite density
+    moved: Tensor  # (lane,): how often the lane was moved to the place of another chain of its datum
 
 
 def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: Plan, dense: bool = False) -> State:
-    """Fresh lanes at `q` `(lane, d)`, in coordinates with these powers; the chains of a datum are neighbours.
+    """New lanes, where the chains of a datum are in adjacent lanes.
 
-    `key` is `(lane,)`, `rows` the covariates and observations of every lane.
+    Args:
+        key: random key of every lane, `(lane,)`.
+        q: starts of the lanes, `(lane, d)`, in coordinates with these powers.
+        powers: κ of every lane and pair, `(lane, pair)`.
+        rows: covariates and observations of every lane.
+        plan: settings of all chains.
+        dense: whether the metric is dense.
     """
     size, width = q.shape
     number, whole, flag = q.new_zeros(size), key.new_zeros(size), torch.zeros_like(key, dtype=torch.bool)
@@ -102,9 +108,9 @@ def _tensors(part: Any) -> list[Tensor]:
 
 
 def tend(state: State, ended: Ended, plan: Plan) -> None:
-    """After `TENDED` steps, in place: learn from iterations of warm-up, close windows, retry starts, draw noise.
+    """Update the state in place after `TENDED` steps: learn from warm-up, close windows, retry starts, draw noise.
 
-    `ended` are the iterations that ended in these steps, `joined`.
+    `ended` are the iterations that ended in these steps, from `joined`.
     """
     _contribute(state, ended, plan)
     phase = state.lanes.phase
@@ -116,7 +122,7 @@ def tend(state: State, ended: Ended, plan: Plan) -> None:
 
 
 def _contribute(state: State, ended: Ended, plan: Plan) -> None:
-    """Add iterations of warm-up to their windows; `ended` are those of several steps, one step after the other."""
+    """Add iterations of warm-up to their windows; `ended` has the iterations of several steps, in order."""
     size = len(state.lanes.key)
     window = pad(plan.schedule.window, (0, 1), value=-1).to(ended.over.device)[ended.iteration.clamp_max(plan.warmup)]
     place = (ended.over & (window >= 0)).nonzero()[:, 0]
@@ -129,12 +135,12 @@ def _contribute(state: State, ended: Ended, plan: Plan) -> None:
         draws, slopes = plan.coordinates.in_all(q, powers)
     found = lane, window[place], draws, slopes, ended.log_density[place]
     lengths = step.bincount().tolist()
-    for parts in zip(*(part.split(lengths) for part in found), strict=True):  # a lane ends at most once in a step
+    for parts in zip(*(part.split(lengths) for part in found), strict=True):  # at most one iteration per lane and step
         adaptation.contribute(state.adaptation, *parts)
 
 
 def _retry(state: State, index: Tensor) -> None:
-    """Other starts, uniform in (−2, 2), for lanes whose start had no finite density."""
+    """New starts, uniform in (−2, 2), for lanes whose start has no finite density."""
     if not len(index):
         return
     lanes = state.lanes
@@ -147,7 +153,7 @@ def _retry(state: State, index: Tensor) -> None:
 
 
 def _close_window(state: State, index: Tensor, plan: Plan) -> None:
-    """New metric and coordinates, for lanes at the end of a window; their density is to be evaluated anew."""
+    """New metric and coordinates for lanes at the end of a window; their density has to be evaluated again."""
     lanes, fixed, where = state.lanes, state.fixed, plan.coordinates
     window = plan.schedule.window.to(index.device)[lanes.iteration[index] - 1]
     chains = torch.arange(plan.chains, device=index.device) + (index // plan.chains * plan.chains)[:, None]
@@ -172,16 +178,16 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
 
 
 def _rescue(state: State, index: Tensor, chains: Tensor, window: Tensor, plan: Plan) -> None:
-    """Move waiting chains that are astray to where another of their datum is, and forget what they contributed.
+    """Move waiting chains that are stuck in a place without mass to another chain of their datum.
 
-    A bad start is no part of the posterior. Otherwise, one chain in a negligible mode fails all of its datum, and its
-    long trees hold up the others.
+    Their contributions to the window are deleted. Without this, one chain in a negligible mode, which is due to its
+    start, would make its datum fail the gate, and its long trees would delay all other lanes.
     """
     lanes, powers = state.lanes, state.fixed.powers
     astray, other = adaptation.stray(state.adaptation, index, chains, window)
     lane, other = index[astray], other[astray]
     if len(lane):
-        fresh = (lanes.phase[other] == FRESH)[:, None]  # that stands at `q`, in coordinates of its own
+        fresh = (lanes.phase[other] == FRESH)[:, None]  # its position is `q`, in its own coordinates
         there = torch.where(fresh, lanes.q[other], lanes.tree_q[other])
         lanes.q[lane] = plan.coordinates.move(there, powers[other], powers[lane])
         adaptation.forget(state.adaptation, lane, window[astray])
@@ -189,7 +195,7 @@ def _rescue(state: State, index: Tensor, chains: Tensor, window: Tensor, plan: P
 
 
 def _mass_factor(metric: Tensor) -> Tensor:
-    """F with F Fᵀ = mass, from the inverse mass."""
+    """F with F Fᵀ = mass matrix, computed from the inverse mass matrix."""
     if metric.dim() == 2:
         return metric.rsqrt()
     eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
@@ -197,7 +203,7 @@ def _mass_factor(metric: Tensor) -> Tensor:
 
 
 def _draw_noise(state: State) -> None:
-    """The noise of momenta for all iterations that may begin before the next call."""
+    """Draw the noise of momenta for all iterations that may begin before the next call."""
     lanes, noise = state.lanes, state.fixed.noise
     places = noise.shape[1]
     ahead = lanes.iteration[:, None] + torch.arange(places, device=noise.device)

@@ -1,7 +1,7 @@
-"""Batched NUTS on the posterior of every datum: which chain is in which lane.
+"""Batched NUTS on the posterior of every datum: the assignment of chains to lanes.
 
-`sample_nuts` lays chains out in lanes, starts them, moves them with `nuts.step`, stores what they draw, hands free
-lanes to the next data and drops lanes once no data are left.
+`sample_nuts` assigns chains to lanes, starts them, moves them with `nuts.step`, stores their draws, assigns free lanes
+to the next data, and drops lanes once no data are left.
 """
 
 from __future__ import annotations
@@ -27,22 +27,29 @@ from calibrant.program.latents import sites
 from calibrant.program.tracing import guide_trace, sampled
 from calibrant.progress import Progress
 
-_LANES = {"cpu": 4096, "cuda": 65_536}
-_LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # for the state of all lanes
-_CACHE_BYTES = {"cpu": 3 * 2**23, "cuda": 2**34}  # beyond, a lane's step takes longer, and fewer lanes are refilled
-_FEW_LANES = 256  # as many as are worth the fixed cost of a step
-_FEW_NUMBERS = 2**14  # in the vectors of all lanes; a step of fewer takes little longer than that of a single one
-_MANY_STEPS = 8000  # whose cost for three quarters of the lanes is that of recording a step, or compiling it
-_RECORD_ROWS = 16_384
-_LEVEL = 1 << 20  # use of a datum's key for discrete latents, beyond its chains
+_LANES = {"cpu": 4096, "cuda": 65_536}  # lanes at most
+_LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # bytes for the state of all lanes
+_CACHE_BYTES = {"cpu": 3 * 2**23, "cuda": 2**34}  # with more, a step takes longer per lane
+_FEW_LANES = 256  # lanes that are worth the fixed cost of a step
+_FEW_NUMBERS = 2**14  # numbers in the vectors of all lanes below which a step takes about as long as for one lane
+_MANY_STEPS = 8000  # steps that cost as much, for three quarters of the lanes, as recording or compiling a step
+_RECORD_ROWS = 16_384  # rows in one run that records deterministic sites
+_LEVEL = 1 << 20  # folded into the key of a datum for draws of discrete latents; no chain has this number
 
 
 @dataclass(frozen=True)
 class NutsSettings:
     """Lengths and tuning of the chains.
 
-    `dense` estimates a dense metric; `powers` fixes κ, `(data, pair)`, or with `other_powers` says which to leave;
-    `compile` compiles the leapfrog.
+    Attributes:
+        chains: number of chains.
+        warmup: number of warm-up iterations per chain.
+        draws: number of draws per chain that are kept.
+        target_accept: target for the mean acceptance probability.
+        dense: whether the metric is dense.
+        powers: fixed κ, `(data, pair)`; None adapts κ.
+        other_powers: whether to use other candidates for κ than those in `powers`.
+        compile: whether to compile the leapfrog step.
     """
 
     chains: int = 4
@@ -63,12 +70,12 @@ def sample_nuts(
     progress: Progress,
     guide: Program | None = None,
 ) -> tuple[McmcDraws, Tensor]:
-    """Batched NUTS in float64; also returns κ of every complete datum and pair, `(data, chain, pair)`.
+    """Sample by batched NUTS in float64; also returns κ of every complete datum and pair, `(data, chain, pair)`.
 
     Chains start at draws of the prior, every second one at a draw of the guide where one is given.
 
     Raises:
-        InferenceError: for latents that the sampler can't move.
+        InferenceError: for latents that the sampler cannot move.
     """
     given = data.tensors()[0]
     with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False):
@@ -84,17 +91,17 @@ def sample_nuts(
 
 
 def _keys(target: Target, data: Data, seed: int, device: torch.device) -> Tensor:
-    """A random key for every datum, from its label; one where lanes are joint."""
+    """A random key for every datum, from its label; a single key if lanes are joint."""
     labels = [0] if target.joint else [label_key(label) for label in data.coords["data"].tolist()]
     base = mix(torch.tensor([seed], device=device))
     return fold(base, torch.tensor(labels, device=device))
 
 
 def _starts(target: Target, data: Data, keys: Tensor, chains: int, guide: Program | None) -> Tensor:
-    """Starts `(unit, chain, width)`: draws of the prior, of the guide for odd chains where there is one.
+    """Starts `(unit, chain, width)`: draws of the prior or, for chains with odd numbers, of the guide if there is one.
 
-    One run of the program a datum (and chain where lanes are joint), seeded by its key, so that the starts of a datum
-    don't depend on the others.
+    The program runs once per datum (if lanes are joint, once per chain), seeded by the key of the datum, so that the
+    starts of a datum do not depend on other data.
     """
     parts = []
     for unit, key in enumerate(keys.tolist()):
@@ -116,7 +123,7 @@ def _guide_start(target: Target, guide: Program, observed: Values, covariates: V
 
 
 class _Run:
-    """One call's chains: units (data, or all data jointly) waiting, in lanes, and complete."""
+    """The chains of one call of `sample_nuts`, in units (data, or all data jointly) that wait, run or are complete."""
 
     def __init__(
         self, target: Target, keys: Tensor, starts: Tensor, settings: NutsSettings, progress: Progress
@@ -148,9 +155,9 @@ class _Run:
         )
 
     def sample(self) -> None:
-        """Run all chains to their end, or to Ctrl-C."""
+        """Run all chains to their end, or until Ctrl-C."""
         rounds = ceil(len(self.keys) / max(1, self._capacity() // self.settings.chains))
-        slots = ceil(len(self.keys) / rounds)  # equally many in every round
+        slots = ceil(len(self.keys) / rounds)  # the same number in every round
         self.unit = torch.arange(slots, device=self.keys.device)
         self.next = slots
         self.state = self._new_lanes(self.unit)
@@ -163,7 +170,7 @@ class _Run:
                 raise
 
     def _advance(self) -> bool:
-        """A few steps, and what comes after them; False when all chains are over."""
+        """Take a few steps, and update the lanes; returns False if all chains are over."""
         ended = []
         for _ in range(nuts.TENDED):
             self.state.lanes, one = nuts.step(self.step, self.state.lanes, self.state.fixed)
@@ -198,7 +205,7 @@ class _Run:
         return lane_state.init(key, start, powers, rows, self.plan, self.settings.dense)
 
     def _record(self, compile_it: bool) -> TensorFunction:
-        """The step of as many lanes as there are now."""
+        """Record, or compile, the step for the current number of lanes."""
         target, state = self.target, self.state
 
         def density(q: Tensor, powers: Tensor, rows: Values) -> Tensor:
@@ -233,7 +240,7 @@ class _Run:
         self.divergences += int(ended.diverging[lane].sum())
 
     def _retire(self, free: Tensor) -> None:
-        """Note what became of the units in free slots."""
+        """Store the outcome of the units in free slots."""
         free = free & (self.unit >= 0)
         unit = self.unit[free]
         if not len(unit):
@@ -246,7 +253,7 @@ class _Run:
         self.progress("reference", int(self.complete.sum()), len(self.keys), text)
 
     def _ess(self) -> float:
-        """The median over complete data of the effective sample size of the log density, by batch means."""
+        """The effective sample size of the log density by batch means, as the median over complete data."""
         lp = self.stats["lp"][self.complete & ~self.lost][:256]
         draws = lp.shape[-1]
         blocks = int(draws**0.5)
@@ -258,7 +265,7 @@ class _Run:
         return float((lp[0].numel() * share).median())
 
     def _refill(self, running: Tensor) -> bool:
-        """Give free slots to the units that wait, or drop them; False when nothing runs any more."""
+        """Assign waiting units to free slots, or drop these slots; returns False if no unit is left."""
         free, left = (~running).nonzero()[:, 0], running.nonzero()[:, 0]
         waiting = len(self.keys) - self.next
         if waiting and (16 * len(free) >= len(running) or not len(left)):
@@ -273,7 +280,7 @@ class _Run:
         return bool(len(left) or waiting)
 
     def _worth_dropping(self, left: int, slots: int) -> bool:
-        """Whether the steps that are left pay for recording one of fewer lanes."""
+        """Whether recording a step of fewer lanes saves time, given the number of remaining steps."""
         if left > slots // 4 or slots * self.settings.chains * self.target.width <= _FEW_NUMBERS:
             return False
         done = self.state.lanes.iteration
@@ -286,11 +293,11 @@ class _Run:
 
     @property
     def complete_units(self) -> Tensor:
-        """Positions of the units that are complete."""
+        """Positions of the complete units."""
         return self.complete.nonzero()[:, 0]
 
     def result(self, latents: list[str]) -> McmcDraws:
-        """Constrain what was drawn, and let the program record its deterministic sites."""
+        """Map the draws to their supports, and compute the deterministic sites of the program."""
         unit = self.complete_units
         lost, moved = self.lost[unit], self.moved[unit]
         stats = {name: value[unit].permute(1, 2, 0) for name, value in self.stats.items()}
@@ -342,7 +349,7 @@ class _Run:
 
 
 def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) -> Tensor:
-    """Rows `(data · chain · draw, …)` → `(chain, draw, data, …)`, in float32 on the CPU."""
+    """Reshape rows `(data · chain · draw, …)` to `(chain, draw, data, …)`, in float32 on the CPU."""
     if not local:  # a constant of the program
         value = value.expand(data * chains * draws, *value.shape)
     shaped = value.reshape(data, chains, draws, *value.shape[1:])
@@ -350,7 +357,7 @@ def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) ->
 
 
 def _coordinates(target: Target, device: torch.device) -> nuts.Coordinates:
-    """The target's pairs as tables over the entries of its vectors."""
+    """The pairs of a target as tables over the entries of its vectors."""
     pair_of = torch.full((target.width,), -1, device=device)
     for index, pair in enumerate(target.pairs):
         pair_of[pair.vector.start : pair.vector.stop] = index

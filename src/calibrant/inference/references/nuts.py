@@ -1,16 +1,17 @@
-"""The No-U-Turn sampler for many posteriors at once, each chain at its own place in its own tree.
+"""The No-U-Turn sampler for many posteriors at once, where each chain builds its own tree.
 
-`init` makes the state of all lanes (a lane is one chain of one datum), `step` moves every lane by one leapfrog. Lanes
-are not synchronised: one may be at the first leapfrog of its third iteration while another finishes the hundredth tree
-of its own, so that none waits for the longest tree. A step is one function of tensors without control flow, so that it
-can be recorded and compiled; what only few lanes need at a time is done by `tend` after every `TENDED` steps.
+`lane_state.init` creates the state of all lanes (a lane is one chain of one datum), and `step` moves every lane by one
+leapfrog. Lanes are not synchronised: one may be at the first leapfrog of its third iteration while another completes
+its hundredth tree, so that no lane waits for the longest tree. A step is a function of tensors without control flow, so
+that it can be recorded and compiled. Operations that few lanes need at a time are done by `lane_state.tend` after every
+`TENDED` steps.
 
 The transition is multinomial NUTS with the generalised U-turn criterion (Betancourt 2017, arXiv 1701.02434, appendix
-A.4), its trees built by iteration: at a leaf, each subtree that ends there is checked against the momentum kept at its
-first leaf. The criterion's sum of momenta counts the two ends by half (a trapezoidal rule), which keeps independent
-Normal targets from turning only after a second lap.
+A.4). Trees are built iteratively: at a leaf, each subtree that ends there is checked against the momentum stored at its
+first leaf. The sum of momenta in the criterion counts the two ends by half (trapezoidal rule); otherwise, trajectories
+on independent Normal targets might turn only after a second lap.
 
-Random numbers are a function of (seed, datum, chain, counter), so that a lane's draws don't depend on the others.
+Random numbers are a function of (seed, datum, chain, counter), so that the draws of a lane don't depend on other lanes.
 """
 
 from __future__ import annotations
@@ -28,53 +29,53 @@ from calibrant.inference.references.adaptation import Schedule
 from calibrant.inference.references.coordinates import from_normal, to_normal
 from calibrant.inference.references.random_numbers import stream, to_uniform
 
-MAX_DEPTH = 10
-TENDED = 8  # steps between two calls of `tend`
+MAX_DEPTH = 10  # doublings of a tree at most
+TENDED = 8  # steps between two calls of `lane_state.tend`
 MOVING, FRESH, WAITING, OVER = range(4)  # phases of a lane
-_DIVERGENCE = 1000.0  # nats of energy error
-STARTS = 100
-FIRST_STEP = 0.1
-MOMENTUM, RESTART = range(2)  # uses of a lane's key, beside its stream
+_DIVERGENCE = 1000.0  # nats of energy error above which a transition is divergent
+STARTS = 100  # starts that are tried per lane
+FIRST_STEP = 0.1  # initial step size
+MOMENTUM, RESTART = range(2)  # folded into the key of a lane, for random numbers outside its stream
 _BITS = torch.tensor([((n >> 1).bit_count(), (n ^ (n + 1)).bit_count() - 1) for n in range(1 << MAX_DEPTH)])
 Density = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
 @dataclass
 class Lanes:
-    """The state of all lanes: every tensor's first dimension is the lane, `d` the width of a vector.
+    """The state of all lanes; the first dimension of every tensor is the lane, and `d` is the width of a vector.
 
-    A lane is `MOVING`; or `FRESH`, standing at a point whose density is to be evaluated; or `WAITING` for `tend` at the
-    end of a window; or `OVER`.
+    A lane is `MOVING`; or `FRESH`, at a point whose density has to be evaluated; or `WAITING` at the end of a window
+    for `lane_state.tend`; or `OVER`.
     """
 
     key: Tensor
-    clock: Tensor  # steps so far, the counter of the random stream
+    clock: Tensor  # number of steps so far, which is the counter of the random stream
     phase: Tensor
-    q: Tensor  # (lane, d): the end of the trajectory that moves, with its momentum and gradient
+    q: Tensor  # (lane, d): moving end of the trajectory, with its momentum p and gradient
     p: Tensor
     grad: Tensor
     log_density: Tensor
-    forward: Tensor  # whether that end is the last in time
-    first: Tensor  # (lane, 3, d): position, momentum, gradient at the ends of the whole trajectory
+    forward: Tensor  # whether the moving end is the last in time
+    first: Tensor  # (lane, 3, d): position, momentum and gradient at the two ends of the trajectory
     last: Tensor
-    energy: Tensor  # where the iteration began
-    depth: Tensor  # doublings so far
-    leaf: Tensor  # leaves of the subtree that grows
-    tree_q: Tensor  # the point drawn from the trajectory, its weight and sum of momenta
+    energy: Tensor  # energy at the start of the iteration
+    depth: Tensor  # number of doublings so far
+    leaf: Tensor  # number of leaves of the growing subtree
+    tree_q: Tensor  # point drawn from the trajectory; then weight and sum of momenta of the trajectory
     tree_grad: Tensor
     tree_density: Tensor
     tree_weight: Tensor
     tree_momentum: Tensor
-    sub_q: Tensor  # the same of the subtree
+    sub_q: Tensor  # the same for the growing subtree
     sub_grad: Tensor
     sub_density: Tensor
     sub_weight: Tensor
     sub_momentum: Tensor
-    acceptance: Tensor  # summed over the iteration's leaves
+    acceptance: Tensor  # acceptance probabilities, summed over the leaves of the iteration
     leaves: Tensor
     iteration: Tensor
     step_size: Tensor
-    centre: Tensor  # dual averaging: log step size to shrink to, mean error, averaged log step size, count
+    centre: Tensor  # dual averaging: log step size towards which to shrink; mean error; average log step size; count
     error: Tensor
     average: Tensor
     count: Tensor
@@ -82,15 +83,15 @@ class Lanes:
 
 @dataclass
 class Fixed:
-    """What a step reads and `tend` writes; a step writes `checks` alone, in place."""
+    """Tensors that `lane_state.tend` writes and a step reads; a step writes only `checks` and `checked`, in place."""
 
     checks: Tensor  # (lane, 2, MAX_DEPTH + 1, d): momentum, and sum of momenta before it, at first leaves of subtrees
-    checked: Tensor  # (lane, MAX_DEPTH + 1): their product under the metric
-    noise: Tensor  # (lane, TENDED + 1, d): of the momenta of this iteration and the next ones
+    checked: Tensor  # (lane, MAX_DEPTH + 1): product of the two under the metric
+    noise: Tensor  # (lane, TENDED + 1, d): noise of the momenta of this iteration and the next ones
     powers: Tensor  # (lane, pair): κ of the lane's coordinates
     metric: Tensor  # (lane, d) or (lane, d, d): inverse mass
-    factor: Tensor  # of the same shape: factor · noise is a momentum
-    rows: dict[str, Tensor]  # the lane's covariates and observations
+    factor: Tensor  # shape of metric: factor · noise is a momentum
+    rows: dict[str, Tensor]  # covariates and observations of the lane
 
 
 _OWN = [field.name for field in fields(Fixed) if field.name != "rows"]
@@ -98,7 +99,7 @@ _OWN = [field.name for field in fields(Fixed) if field.name != "rows"]
 
 @dataclass(frozen=True)
 class Ended:
-    """Iterations that ended in one step: `over` (lane,) says where, the rest is right there alone."""
+    """Iterations that ended in one step; the values of a lane are valid only if `over` (lane,) is True there."""
 
     over: Tensor
     iteration: Tensor
@@ -112,7 +113,7 @@ class Ended:
 
 
 def joined(ended: list[Ended]) -> Ended:
-    """The iterations that ended in several steps, one step's lanes after the other's."""
+    """Concatenate the iterations that ended in several steps, step by step."""
     return Ended(*(torch.cat(parts) for parts in zip(*map(_flat, ended), strict=True)))
 
 
@@ -129,17 +130,23 @@ class Plan:
 
     @property
     def warmup(self) -> int:
-        """Iterations before the first that is kept."""
+        """Number of warm-up iterations."""
         return len(self.schedule.window)
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The coordinates a lane may hold: (z − m)·s^κ, or at κ = 0 z itself, a Laplace latent as a Normal quantile.
+    """The coordinates of a lane: (z − m)·s^κ; or, at κ = 0, z itself, and the Normal quantile for a Laplace latent.
 
-    `table` (pair, k) are the candidates for κ. Of every entry of a vector: its pair, −1 for none, whether it is a
-    Laplace latent, and its location and scale, and the number and the entry (−1 for none) whose sum is m; of every
-    pair, the entry log s.
+    Attributes:
+        table: candidates for κ, `(pair, k)`.
+        pair_of: pair of every entry of a vector, −1 for none.
+        kinked: whether an entry belongs to a Laplace latent.
+        loc: location of the Laplace prior of every entry.
+        scale: scale of the Laplace prior of every entry.
+        offset: constant part of m for every entry.
+        centre_of: index of the entry that is added to `offset` in m, −1 for none.
+        scale_of: index of the entry log s of every pair.
     """
 
     table: Tensor
@@ -152,21 +159,21 @@ class Coordinates:
     scale_of: Tensor
 
     def first(self) -> Tensor:
-        """κ to begin with, `(pair,)`: the middle candidate, or the Normal quantiles of Laplace latents."""
+        """Initial κ, `(pair,)`: the middle candidate, or 0 (Normal quantiles) for Laplace latents."""
         normal = torch.zeros(len(self.table) + 1, dtype=torch.bool, device=self.table.device)
         normal[self.pair_of[self.kinked]] = True
         return self.table[:, 1].masked_fill(normal[:-1], 0.0)
 
     def other(self, powers: Tensor) -> Tensor:
-        """The candidate to try where chains with these powers `(n, pair)` diverge: half or the whole way to the end."""
+        """The candidates for κ to try next if chains with these powers `(n, pair)` diverge."""
         index = (powers[..., None] == self.table).int().argmax(-1)
         following = torch.tensor([1, 2, 1], device=index.device)[index]
         return self.table.expand(*index.shape, -1).gather(-1, following[..., None])[..., 0]
 
     def in_all(self, q: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors `(n, d)` of lanes with these powers in all candidate coordinates `(n, k, d)`, and log|dv/dz| there.
+        """Convert vectors `(n, d)` of lanes with these powers to all candidate coordinates, `(n, k, d)`.
 
-        The latter is `(n, pair, k)`, summed over the pair's entries.
+        Also returns log|dv/dz|, summed over the entries of a pair, `(n, pair, k)`.
         """
         plain, log_scale = self._plain(q, powers), q[:, self.scale_of]
         found, slopes = [], []
@@ -181,11 +188,11 @@ class Coordinates:
         return torch.stack(found, 1), torch.stack(slopes, -1)
 
     def move(self, q: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Vectors `(n, d)` in coordinates with other powers."""
+        """Convert vectors `(n, d)` from coordinates with the powers `before` to the powers `after`."""
         return self._held(self._plain(q, before), q[:, self.scale_of], after) if len(self.table) else q
 
     def _plain(self, q: Tensor, powers: Tensor) -> Tensor:
-        """z itself in place of what lanes with these powers hold."""
+        """Convert vectors of lanes with these powers to z itself."""
         powered = q * self._spread(-powers * q[:, self.scale_of]).exp() + self._centre(q, powers)
         normal = self._is_normal(powers)
         return torch.where(normal, from_normal(q, self.loc, self.scale)[0], powered) if normal.any() else powered
@@ -196,19 +203,19 @@ class Coordinates:
         return torch.where(normal, to_normal(plain, self.loc, self.scale), powered) if normal.any() else powered
 
     def _centre(self, q: Tensor, powers: Tensor) -> Tensor:
-        """m, zero at κ = 0; the entries that it is read from are in no pair."""
+        """m, or zero at κ = 0; the entries from which it is computed are in no pair."""
         return (self.offset + pad(q, (0, 1))[:, self.centre_of]) * (self._spread(powers) != 0)
 
     def _is_normal(self, powers: Tensor) -> Tensor:
         return self.kinked & (self.pair_of >= 0) & (self._spread(powers) == 0)
 
     def _spread(self, by_pair: Tensor) -> Tensor:
-        """From pairs to entries: `(…, pair)` → `(…, d)`, zero where there is none."""
+        """Expand values of pairs `(…, pair)` to entries `(…, d)`; entries without a pair get zero."""
         return pad(by_pair, (0, 1))[..., self.pair_of]
 
 
 def velocity(metric: Tensor, p: Tensor) -> Tensor:
-    """Inverse mass times momentum, diagonal or dense."""
+    """Inverse mass, diagonal or dense, times momentum."""
     return metric * p if metric.dim() == p.dim() else (metric @ p[..., None])[..., 0]
 
 
@@ -218,7 +225,7 @@ def kinetic(metric: Tensor, p: Tensor) -> Tensor:
 
 
 def turns_back(metric: Tensor, first: Tensor, last: Tensor, momentum: Tensor) -> Tensor:
-    """Whether a trajectory's ends move towards each other (Betancourt 2017), the ends counted by half."""
+    """Whether the ends of a trajectory move towards each other (Betancourt 2017), with the ends counted by half."""
     along = velocity(metric, momentum - 0.5 * (first + last))
     return ((first * along).sum(-1) <= 0) | ((last * along).sum(-1) <= 0)
 
@@ -231,7 +238,7 @@ def leapfrog(
     time: Tensor,
     metric: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step of the leapfrog integrator: position, momentum, gradient, log density."""
+    """One step of the leapfrog integrator; returns position, momentum, gradient and log density."""
     half = p + 0.5 * time[:, None] * grad
     q = q + time[:, None] * velocity(metric, half)
     log_density, grad = slope_at(q)
@@ -239,12 +246,12 @@ def leapfrog(
 
 
 def takes_leaf(delta: Tensor, log_weight: Tensor, level: Tensor) -> Tensor:
-    """Whether a leaf of log weight `delta` replaces the point drawn from leaves of which it is part."""
+    """Whether a leaf of log weight `delta` replaces the point drawn from leaves of total weight `log_weight`."""
     return level.log() < delta - log_weight
 
 
 def step_function(density: Density, plan: Plan, names: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
-    """`step` as a function of flat tensors, to be recorded: the fields of `Lanes`, of `Fixed`, and rows by `names`."""
+    """The step as a function of tensors, to be recorded: fields of `Lanes`, fields of `Fixed`, and rows by `names`."""
     count = len(fields(Lanes))
 
     def function(*flat: Tensor) -> tuple[Tensor, ...]:
@@ -262,12 +269,12 @@ def _flat(part: Any) -> list[Tensor]:
 
 
 def arguments(lanes: Lanes, fixed: Fixed) -> list[Tensor]:
-    """What a function made by `step_function` takes."""
+    """The arguments of a function from `step_function`."""
     return [*_flat(lanes), *_flat(fixed), *fixed.rows.values()]
 
 
 def step(function: Callable[..., tuple[Tensor, ...]], lanes: Lanes, fixed: Fixed) -> tuple[Lanes, Ended]:
-    """Every lane moved by one leapfrog, and the iterations that this has ended."""
+    """Move every lane by one leapfrog; returns the lanes, and the iterations that have ended."""
     out = function(*arguments(lanes, fixed))
     count = len(fields(Lanes))
     return Lanes(*out[:count]), Ended(*out[count:])
@@ -302,14 +309,14 @@ def _step(lanes: Lanes, fixed: Fixed, density: Density, plan: Plan) -> tuple[Lan
 
 
 def _pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Where, with the mask over lanes."""
+    """`torch.where` with a mask over lanes."""
     return torch.where(mask.reshape(-1, *[1] * (old.dim() - 1)), new, old)
 
 
 def _grow_by_a_leaf(
     lanes: Lanes, fixed: Fixed, density: Density, moving: Tensor, level: Tensor
 ) -> tuple[Lanes, Tensor]:
-    """A leapfrog, and whether the subtree's point becomes the new leaf; also the leaf's log weight."""
+    """Add a leaf to the growing subtree by a leapfrog step; also returns the log weight of the leaf."""
 
     def slope_at(q: Tensor) -> tuple[Tensor, Tensor]:
         q = q.detach().requires_grad_()
@@ -344,16 +351,17 @@ def _grow_by_a_leaf(
 def _subtrees_turn(lanes: Lanes, fixed: Fixed) -> Tensor:
     """Whether a subtree that ends at the newest leaf turns back, `(lane,)`.
 
-    Leaf n opens the subtrees whose first leaf it is (n even), or closes one of 2, 4, … leaves for every one at the end
-    of n in binary. The opened ones share a place in `checks`: the number of ones in n / 2.
+    An even leaf n opens the subtrees whose first leaf it is. An odd leaf n closes subtrees of 2, 4, … leaves, one for
+    every 1 at the end of n in binary. Subtrees that are opened together share a place in `checks`, which is the number
+    of ones in n / 2 in binary.
     """
     leaf = lanes.leaf
     opens = leaf % 2 == 0
     ones, trailing = _BITS.to(leaf.device)[leaf.clamp_max(len(_BITS) - 1)].unbind(1)
     lane = torch.arange(len(leaf), device=leaf.device)
-    place = ones.masked_fill(~opens, MAX_DEPTH)  # the last place is for what nobody reads
-    # With S the sum of momenta, a subtree's criterion is about p · M⁻¹ (A − C), where A = S − p/2 is of the newest leaf
-    # and C the same of the first, so that every check is a dot product with what was kept.
+    place = ones.masked_fill(~opens, MAX_DEPTH)  # the last place is never read
+    # With S the sum of momenta, the criterion of a subtree is the sign of p · M⁻¹ (A − C), where A = S − p/2 at the
+    # newest leaf and C is the same at the first leaf, so that every check is a dot product with stored vectors.
     centre = lanes.sub_momentum - 0.5 * lanes.p
     along = velocity(fixed.metric, centre)
     own = (lanes.p * along).sum(-1)
@@ -367,7 +375,7 @@ def _subtrees_turn(lanes: Lanes, fixed: Fixed) -> Tensor:
 
 
 def _join(lanes: Lanes, fixed: Fixed, whole: Tensor, level: Tensor) -> tuple[Lanes, Tensor]:
-    """Finished subtrees joined to their trees, and whether these now turn back."""
+    """Join complete subtrees to their trees; returns the lanes, and whether these trees now turn back."""
     weight = torch.where(whole, torch.logaddexp(lanes.tree_weight, lanes.sub_weight), lanes.tree_weight)
     take = whole & takes_leaf(lanes.sub_weight, lanes.tree_weight, level)
     momentum = _pick(whole, lanes.tree_momentum + lanes.sub_momentum, lanes.tree_momentum)
@@ -388,7 +396,7 @@ def _join(lanes: Lanes, fixed: Fixed, whole: Tensor, level: Tensor) -> tuple[Lan
 
 
 def _end_iteration(lanes: Lanes, ended: Ended, plan: Plan) -> Lanes:
-    """Count the iteration, learn the step size, and leave at the end of a window or of the chain."""
+    """Count the iteration, adapt the step size, and set the phase at the end of a window or of the chain."""
     over, at = ended.over, lanes.iteration
     closes = pad(plan.schedule.closes, (0, 1)).to(at.device)[at.clamp_max(plan.warmup)]
     state = (lanes.centre, lanes.error, lanes.average, lanes.count)
@@ -411,7 +419,7 @@ def _end_iteration(lanes: Lanes, ended: Ended, plan: Plan) -> Lanes:
 
 
 def _begin(lanes: Lanes, fixed: Fixed, over: Tensor) -> tuple[Lanes, Tensor]:
-    """A new iteration where one is over, and where a fresh point has a finite density; also says where."""
+    """Begin an iteration where one is over, or where a fresh point has a finite density; also returns where."""
     finite = lanes.log_density.isfinite() & lanes.grad.isfinite().all(-1)
     fresh = (lanes.phase == FRESH) & finite
     begins = (over & (lanes.phase == MOVING)) | fresh
@@ -439,7 +447,7 @@ def _begin(lanes: Lanes, fixed: Fixed, over: Tensor) -> tuple[Lanes, Tensor]:
 
 
 def _grow(lanes: Lanes, where: Tensor, forward: Tensor) -> Lanes:
-    """A new subtree, at a random end."""
+    """Start a new subtree at a random end of the trajectory."""
     forward = torch.where(where, forward, lanes.forward)
     q, p, grad = _pick(forward, lanes.last, lanes.first).unbind(1)
     return replace(

@@ -1,4 +1,4 @@
-"""Pyro's NUTS on the posterior of one datum after another (programs with shared latents: of all data at once)."""
+"""Pyro's NUTS, datum by datum; programs with shared latents are sampled for all data at once."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from calibrant.program.supports import from_line, is_circular
 from calibrant.program.tracing import deterministic, is_local, messages, sampled, trace
 from calibrant.progress import Progress
 
-_STARTS = 100
+_STARTS = 100  # random starts that are tried per chain
 _TARGET_ACCEPT = 0.95  # one divergent transition of thousands fails the gate
 
 
 def sample_pyro_nuts(
     model: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
 ) -> McmcDraws:
-    """NUTS in unconstrained space with a diagonal metric, in float64; starts are U(−2, 2) there.
+    """Sample with Pyro's NUTS in unconstrained space, with a diagonal metric, in float64; starts are U(−2, 2).
 
     Raises:
-        InferenceError: for discrete latents, or a density without a finite start.
+        InferenceError: for discrete latents or angles, or if no start with a finite density is found.
     """
     given = data.tensors()[0]
     with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False), torch.enable_grad():
@@ -85,7 +85,7 @@ class _Target:
         return {name: self.transforms[name](value) for name, value in raw.items()}
 
     def record(self, values: Values) -> dict[str, Tensor]:
-        """The latents, and the deterministic sites that follow from them."""
+        """The latents, and the deterministic sites of the program at these latents."""
         run = trace(self.model, self.size, self.covariates, {**self.rows, **values})
         return {**values, **{name: site["value"] for name, site in deterministic(run).items()}}
 
@@ -100,7 +100,7 @@ class _Target:
 
 
 class _RecordingNUTS(NUTS):
-    """Pyro's NUTS that keeps the statistics of each transition."""
+    """Pyro's NUTS, with the statistics of each transition kept."""
 
     def __init__(self, target: _Target, initial: dict[str, Tensor]) -> None:
         super().__init__(potential_fn=target.potential, target_accept_prob=_TARGET_ACCEPT)
@@ -141,7 +141,7 @@ Run = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def _chain(target: _Target, warmup: int, draws: int, key: tuple[int, int, int], progress: Progress | None) -> Run:
-    """One chain: site → `(draw, size or nothing, *event)`, statistic → `(draw,)`."""
+    """Run one chain; returns site → `(draw, size, *event)` (shared sites without `size`), and statistic → `(draw,)`."""
     seed, datum, chain = key
     kept = []
     with seeded((seed * 1_000_003 + datum) * 101 + chain):

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key and a counter, so that they don't depend on who else draws.
+"""Random numbers that are functions of a key and a counter, so that they do not depend on other draws.
 
 The generator is SplitMix64's output function (Steele, Lea & Flood 2014, OOPSLA) applied to key and counter in turn.
 """
@@ -22,7 +22,7 @@ _FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 def mix(bits: Tensor) -> Tensor:
-    """Scrambled 64-bit integers, one to one."""
+    """Scramble 64-bit integers, one to one."""
     bits = (bits ^ _shift(bits, 30)) * _FACTORS[0]
     bits = (bits ^ _shift(bits, 27)) * _FACTORS[1]
     return bits ^ _shift(bits, 31)
@@ -34,29 +34,29 @@ def _shift(bits: Tensor, places: int) -> Tensor:
 
 
 def fold(key: Tensor, data: Tensor | int) -> Tensor:
-    """A new key for every (key, data)."""
+    """A new key for every pair of key and data."""
     return mix(mix(key) + (torch.as_tensor(data, device=key.device) + 1) * _GOLDEN)
 
 
 def label_key(label: Hashable) -> int:
-    """A 63-bit integer for a label: integers stand for themselves."""
+    """A 63-bit integer for a label; integers are returned unchanged."""
     if isinstance(label, int):
         return label
     return int.from_bytes(hashlib.sha256(str(label).encode()).digest()[:8], "big") >> 1
 
 
 def stream(key: Tensor, counter: Tensor) -> Tensor:
-    """The counter-th 64 bits of SplitMix64 started at the key."""
+    """The 64 bits at position `counter` of the SplitMix64 stream that starts at the key."""
     return mix(key + counter * _GOLDEN)
 
 
 def to_uniform(bits: Tensor) -> Tensor:
     """Numbers in the open interval (0, 1) from the upper 53 bits, float64."""
-    return ((_shift(bits, 11).double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)  # the largest would round to 1
+    return ((_shift(bits, 11).double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)  # the largest number would round to 1
 
 
 def uniform(key: Tensor, counter: Tensor | int) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float64, of the keys' shape."""
+    """Uniform numbers in the open interval (0, 1), float64, with the shape of the keys."""
     return to_uniform(fold(key, counter))
 
 

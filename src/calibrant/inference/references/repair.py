@@ -1,7 +1,7 @@
-"""Chains behind the gate: what fails is run again, treated by the cause of its failure.
+"""Repeated sampling of the data that fail the gate, with settings that depend on the cause of the failure.
 
-Every datum gets at most three looks. Each is a run of its own with a warm-up of its own, so that draws of different
-kernels are never mixed; longer chains are thinned to the length asked for, and judged at full length.
+There are at most three runs per datum, which are called looks. Each has its own warm-up, so that draws from different
+kernels are never mixed. Longer chains are judged at full length, and then thinned to the requested length.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from calibrant.inference.references import gate
 from calibrant.inference.references.chains import McmcDraws
 from calibrant.inference.references.lanes import NutsSettings
 
-_LOOKS = 3
-_LONGER = 4
-_NEARLY = 1.5  # times the length that they have: chains that lack no more become twice as long
-_MANY = 0.01  # share of divergent transitions from which the coordinates are doubted, not the step size alone
+_LOOKS = 3  # runs per datum at most
+_LONGER = 4  # factor by which chains are made longer
+_NEARLY = 1.5  # chains that need at most this factor become only twice as long
+_MANY = 0.01  # share of divergent transitions above which the coordinates change, not only the step size
 
 Sampler = Callable[[Tensor, NutsSettings], tuple[McmcDraws, Tensor]]
 Groups = Callable[[McmcDraws], tuple[xr.Dataset, xr.Dataset]]
@@ -29,7 +29,7 @@ Groups = Callable[[McmcDraws], tuple[xr.Dataset, xr.Dataset]]
 
 @dataclass(frozen=True)
 class Treatment:
-    """How a datum's chains differ from the first look's."""
+    """How the settings for a datum differ from those of the first look."""
 
     longer: int = 1
     target_accept: float | None = None
@@ -37,7 +37,13 @@ class Treatment:
     dense: bool = False
 
     def after(self, look: int, divergences: float, lacking: float) -> Treatment:
-        """The next one, where a share of transitions diverged, or else chains have to be `lacking` times longer."""
+        """The next treatment.
+
+        Args:
+            look: number of looks so far.
+            divergences: share of divergent transitions.
+            lacking: without divergences, the factor by which chains would have to be longer to pass.
+        """
         if look == 1:
             if divergences:
                 return Treatment(target_accept=0.95, other_powers=divergences > _MANY)
@@ -47,7 +53,7 @@ class Treatment:
 
     @property
     def text(self) -> str:
-        """In words, for the results."""
+        """Description for the results."""
         parts = [
             f"{self.longer} times longer" if self.longer > 1 else "",
             f"target acceptance {self.target_accept}" if self.target_accept else "",
@@ -59,7 +65,7 @@ class Treatment:
 
 @dataclass
 class _Course:
-    """What has been drawn so far, the verdicts, and each datum's treatment and κ."""
+    """The draws so far, with the verdict, the treatment and κ of each datum."""
 
     draws: McmcDraws
     convergence: xr.Dataset
@@ -70,14 +76,15 @@ class _Course:
 def run_and_repair(
     sample: Sampler, groups: Groups, size: int, settings: NutsSettings, joint: bool
 ) -> tuple[McmcDraws, xr.Dataset]:
-    """Sample, judge, and run again what fails.
+    """Sample, judge, and sample again the data that fail.
 
     Args:
-        sample: draws for the data at some positions, and κ `(data, chain, pair)` (of a single datum where joint).
-        groups: the groups `posterior` and `sample_stats` that the gate reads.
+        sample: a function that samples the data at the given positions; it returns draws and κ `(data, chain, pair)`,
+            with one entry along `data` if `joint`.
+        groups: a function that returns the groups `posterior` and `sample_stats` of draws, which the gate reads.
         size: number of data.
-        settings: of the first look.
-        joint: all data have one posterior together, because latents are shared.
+        settings: settings of the first look.
+        joint: whether all data have one joint posterior, because latents are shared.
 
     Returns:
         Draws, and the group `convergence` with the variables `look` and `treatment`.
@@ -91,14 +98,14 @@ def run_and_repair(
             for treatment, rows in _failures(course, look, joint).items():
                 _run_again(course, treatment, rows, sample, groups, settings)
                 looks[rows.numpy()] = look + 1
-    except KeyboardInterrupt:  # what has been judged stands
+    except KeyboardInterrupt:  # keep the draws that have been judged
         pass
     texts = np.array([treatment.text for treatment in course.treatments], dtype=str)
     return course.draws, course.convergence.assign(look=("data", looks), treatment=("data", texts))
 
 
 def judge(draws: McmcDraws, groups: Groups) -> xr.Dataset:
-    """The gate's verdict on every datum."""
+    """The verdict of the gate on every datum."""
     found = gate.mcmc_convergence(*groups(draws))
     lost = draws.lost.numpy()
     reason = np.where(lost, "no finite log density at any of 100 starts", found["reason"].values)
@@ -107,10 +114,10 @@ def judge(draws: McmcDraws, groups: Groups) -> xr.Dataset:
 
 
 def _failures(course: _Course, look: int, joint: bool) -> Mapping[Treatment, Tensor]:
-    """The data that fail, by the treatment they get next; lost ones can't be treated."""
+    """The data that fail, by their next treatment; data without a finite start cannot be treated."""
     found = course.convergence
     transitions = next(iter(course.draws.stats.values()))[:, :, 0].numel()
-    low_energy = ~(found["bfmi"].values >= gate.BFMI_LIMIT)  # that is treated as if all transitions had diverged
+    low_energy = ~(found["bfmi"].values >= gate.BFMI_LIMIT)  # treated as if all transitions had diverged
     share = np.where(low_energy, 1.0, found["divergences"].values / transitions)
     effective = np.minimum(found["ess_bulk"].values, found["ess_tail"].values)
     lacking = np.maximum((found["rhat"].values - 1) / (gate.RHAT_LIMIT - 1), gate.ESS_LIMIT / effective)
@@ -138,7 +145,7 @@ def _run_again(
         other_powers=treatment.other_powers,
     )
     draws, used = sample(course.draws.data[rows], plan)
-    if len(draws.data) < len(rows):  # Ctrl-C: of some there is nothing new
+    if len(draws.data) < len(rows):  # after Ctrl-C, some data have no new draws
         raise KeyboardInterrupt
     course.powers[rows] = used[:, 0].expand(len(rows), -1)
     verdict = judge(draws, groups)
@@ -150,7 +157,7 @@ def _run_again(
 
 
 def _with_rows(array: xr.DataArray, rows: np.ndarray, new: np.ndarray) -> xr.DataArray:
-    """A copy with some rows replaced; strings may get longer."""
+    """A copy with some rows replaced; new strings may be longer than the old ones."""
     values = array.values.astype(np.result_type(array.values, new))
     values[rows] = new
     return array.copy(data=values)

@@ -1,4 +1,4 @@
-"""The reference posterior: exact where the program allows it, else Markov chain Monte Carlo; behind a gate."""
+"""Reference posteriors: exact where the program allows it, otherwise Markov chain Monte Carlo with a gate."""
 
 from __future__ import annotations
 
@@ -52,38 +52,41 @@ def reference(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
-    """`chains` × `draws` draws of the exact posterior of every datum, with the gate's verdict on each.
+    """Draw `chains` × `draws` times from the exact posterior of every datum, and judge the draws by the gate.
 
-    They are computed in float64 and stored in float32: give the program units in which a posterior's sd is no less than
-    a millionth of its mean.
+    Draws are computed in float64 and stored in float32: choose units of the program in which the sd of a posterior is
+    at least a millionth of its mean.
 
     Args:
-        model: the program; it should be in `eval()`.
+        model: the program, in `eval()`.
         observed: site → tensor, or a `Data`.
         method: "exact" (closed form, or quadrature over a scale), "nuts" (batched NUTS; data that fail the gate are
-            run again up to twice, treated by the cause), "pyro-nuts" (Pyro's NUTS, datum by datum), or "auto": exact
-            where the program allows it, else batched NUTS.
+            run again up to twice, with settings that depend on the cause), "pyro-nuts" (Pyro's NUTS, datum by datum),
+            or "auto" (exact where the program allows it, otherwise batched NUTS).
         chains: number of chains (at least 4 for MCMC).
-        warmup: adaptation steps of each chain (MCMC alone).
-        draws: kept draws a chain (at least 500 for MCMC).
-        init: a guide: every second chain of batched NUTS starts at its draws, the others at draws of the prior.
-        target_accept: mean acceptance that batched NUTS adapts its steps to; what diverges is run again with a higher.
+        warmup: number of adaptation steps per chain (MCMC only).
+        draws: number of draws per chain that are kept (at least 500 for MCMC).
+        init: a guide; every second chain of batched NUTS starts at a draw of it, all other chains at draws of the
+            prior.
+        target_accept: mean acceptance rate to which batched NUTS adapts its step sizes; data with divergences are run
+            again with a higher rate.
         dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
-            Gaussian process); coordinates then stay as they are at first.
-        compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations a chain.
-        covariates: keyword → tensor.
+            Gaussian process); the coordinates are not adapted then.
+        compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations per chain on.
+        covariates: keyword → tensor, leading dimension data.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
         seed: of the draws.
         progress: called with (stage, done, total, text).
 
     Returns:
-        A tree as `posterior` gives, with the group `convergence` (dimension `data`): `is_reference`, `reason`, R-hat,
-        ESS, divergences, E-BFMI; batched NUTS adds `look` and `treatment` of the last run, and `moved`, the number of
-        chains that left a mode without mass in warm-up; exact methods add `grid_error` (posterior sd) and
-        `log_evidence` (nats).
+        A tree like that of `posterior`, with the group `convergence` (dimension `data`): `is_reference`, `reason`,
+        R-hat, ESS, divergences, E-BFMI. Batched NUTS adds `look` (number of the run) and `treatment` of the last run,
+        and `moved`, the number of chains that were moved out of a mode without mass in warm-up. Exact methods add
+        `grid_error` (posterior sds) and `log_evidence` (nats).
 
     Raises:
-        InferenceError: for an unknown method, one that the program does not allow, settings that can't pass the gate.
+        InferenceError: for an unknown method, a method that the program does not allow, and settings with which no
+            datum could pass the gate.
         ProgramError, DataError: for a model or data that break the contract.
     """
     if method not in METHODS:
@@ -120,7 +123,7 @@ def _check_target(value: float) -> None:
 
 
 def exact_structure(model: Program, observed: Mapping[str, Any] | Data) -> LinearGaussian | None:
-    """The structure that makes the posterior exact, or None."""
+    """The structure of a program whose exact posterior is known, or None."""
     data = bind(model, observed)
     return detect(model, *data.batch(torch.arange(min(len(data), 16))))
 
@@ -189,7 +192,7 @@ def _batched(
         return _mcmc_tree(program, data, drawn, "nuts", stored)
 
     def groups(drawn: McmcDraws) -> tuple[xr.Dataset, xr.Dataset]:
-        """What the gate judges: discrete latents are drawn independently given the others, and may be constant."""
+        """The groups that the gate judges, without discrete latents, which are drawn independently given all others."""
         posterior, stats = _gated(tree_of(drawn))
         return posterior.assign_attrs(latents=json.dumps(continuous)) if continuous else posterior, stats
 

@@ -1,19 +1,19 @@
 """The posterior of a program as a density on flat unconstrained vectors, for many chains at once.
 
-A *lane* is one chain of one datum: all lanes together are one run of the program with `size` = lanes. Where a program
-has shared latents, a lane is a chain over the whole data set, and lanes are batched by `torch.func.vmap`.
+A *lane* is one chain of one datum; all lanes together are one run of the program with `size` = lanes. If a program has
+shared latents, a lane is a chain over the whole data set, and lanes are batched by `torch.func.vmap`.
 
-Positive, bounded, simplex and such supports are mapped to ℝⁿ by `supports.from_line`. Points of a circle or a sphere
-are the directions of an isotropic ambient vector. Finite discrete local latents are summed out, and drawn back from
+Positive, bounded, simplex and similar supports are mapped to ℝⁿ by `program.supports.from_line`. Points of a circle or
+a sphere are the directions of an isotropic ambient vector. Finite discrete local latents are summed out, and drawn from
 their conditional posterior afterwards.
 
 Where a positive scalar latent s multiplies a real latent z, a lane holds v = z·s^κ in place of z, with κ chosen for
-every datum (`Pair`): with strong data s·z is known and z is not; with weak data z is independent of s and s·z is not.
-Where s is the scale of z's prior and m its location, it holds (z − m)·s^κ with κ from 0 to −1: Neal's funnel, and
-hierarchies whose groups say little.
+every datum (`Pair`): strong data determine s·z better than z; with weak data, z is independent of s, and s·z is not.
+Where s is the scale of the prior of z and m its location, a lane holds (z − m)·s^κ with κ from 0 to −1. This is for
+Neal's funnel, and for hierarchies with little information in each group.
 
-A leapfrog loses energy at the kink of a Laplace prior, so that 64 of them take steps a fifth as long as 64 Normal ones.
-At κ = 0 a lane therefore holds the Normal u with the same quantile as z in place of z.
+A leapfrog step has a large energy error at the kink of a Laplace prior, so that 64 Laplace latents need steps a fifth
+as long as 64 Normal ones. At κ = 0, a lane therefore holds the Normal quantile u at the level of z in place of z.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from calibrant.program.latents import Site
 from calibrant.program.supports import innermost, is_positive, is_real
 from calibrant.program.tracing import Hold, deterministic, is_local, sampled, trace
 
-_MULTIPLIES = (0.0, 0.5, 1.0)
-_DIVIDES = (0.0, -0.5, -1.0)
-_SAME = 1e-9  # relative difference
+_MULTIPLIES = (0.0, 0.5, 1.0)  # candidates for κ where s multiplies z
+_DIVIDES = (0.0, -0.5, -1.0)  # candidates for κ where s is the scale of the prior of z
+_SAME = 1e-9  # relative difference below which two locations are equal
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where a continuous latent lies in a lane's vector, and the shape of its unconstrained value there."""
+    """The position of a continuous latent in the vector of a lane, and the shape of its unconstrained value."""
 
     name: str
     start: int
@@ -61,16 +61,20 @@ class Block:
 
     @property
     def stop(self) -> int:
-        """The end of the block."""
+        """End of the block (exclusive)."""
         return self.start + self.shape.numel()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A positive scalar latent and a real latent whose posterior scale goes with a power of it.
+    """A positive scalar latent s, and a real latent z whose posterior scale is proportional to a power of s.
 
-    `powers` are the candidates for κ in v = (z − m)·s^κ; `scale` and `vector` are the blocks. m is `offset`, shaped as
-    the vector, plus the latent of the block `centre`: where s is the scale of z's prior, m is its location.
+    Attributes:
+        scale: block of s.
+        vector: block of z.
+        powers: candidates for κ in v = (z − m)·s^κ.
+        offset: constant part of m, with the shape of z. If s is the scale of the prior of z, m is its location.
+        centre: block of a latent that is added to `offset` in m, or None.
     """
 
     scale: Block
@@ -88,20 +92,20 @@ class Target:
 
     Args:
         program: the program, in the dtype and on the device of the caller.
-        found: its latent sites.
-        observed, covariates: all data; `rows` of them are given again to every call, unless lanes are joint.
-        coordinates: site → positive scalar site that multiplies it; what the model declares in place of detection.
+        found: latent sites of the program.
+        observed, covariates: all data; unless lanes are joint, every call gets the `rows` of its lanes again.
+        coordinates: site → positive scalar site that multiplies it, declared by the model; None detects such pairs.
 
     Attributes:
-        blocks: the continuous latents in program order.
-        kinked: location and scale `(1, *event)` of the local latents with a Laplace prior that is the same for all.
-        local_sites: latents, observations and deterministic sites in the data plate.
-        joint: a lane is a chain over all data, because some latents are shared.
-        width: length of a lane's vector.
-        pairs: the coordinates that may be chosen.
+        blocks: the continuous latents, in the order of the program.
+        kinked: location and scale `(1, *event)` of local latents with a Laplace prior that is the same for all data.
+        local_sites: names of latents, observations and deterministic sites in the data plate.
+        joint: whether a lane is a chain over all data, because some latents are shared.
+        width: length of the vector of a lane.
+        pairs: pairs of latents for which coordinates can be chosen.
 
     Raises:
-        InferenceError: for shared or infinite discrete latents, or supports that can't be mapped to ℝⁿ.
+        InferenceError: for shared or infinite discrete latents, or supports that cannot be mapped to ℝⁿ.
     """
 
     def __init__(
@@ -145,11 +149,11 @@ class Target:
 
     @property
     def width(self) -> int:
-        """Length of a lane's vector."""
+        """Length of the vector of a lane."""
         return max((block.stop for block in self.blocks.values()), default=0)
 
     def rows(self, index: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Covariates and observations of some data, as `trace` takes them."""
+        """Covariates and observations of the data at `index`, in the form that `trace` takes."""
         covariates, observed = (
             {name: value[index.to(value.device)] for name, value in part.items()}
             for part in (self.covariates, self.observed)
@@ -182,7 +186,7 @@ class Target:
             return [sampled(trace(self.program, size, *self.rows(torch.arange(size)))) for _ in range(3)]
 
     def _detected(self, found: Mapping[str, Site]) -> list[_Found]:
-        """For every real latent the first positive scalar before it that acts on it, or together with it."""
+        """For every real latent, the first earlier positive scalar that is its parent or has a child in common."""
         pairs: list[_Found] = []
         scales = [n for n, b in self.blocks.items() if is_positive(found[n].support) and b.shape.numel() == 1]
         for name in self.blocks:
@@ -204,7 +208,7 @@ class Target:
         Args:
             q: `(lanes, width)`.
             powers: κ of every lane and pair, `(lanes, pairs)`.
-            covariates, observed: the lanes' data, leading dimension lanes; all data where lanes are joint.
+            covariates, observed: data of the lanes, leading dimension lanes; all data if lanes are joint.
 
         Returns:
             `(lanes,)`, nats; −∞ or NaN where a lane has no density.
@@ -214,7 +218,7 @@ class Target:
         return self._density(q, powers, covariates, observed)
 
     def _density(self, q: Tensor, powers: Tensor, covariates: Values, observed: Values) -> Tensor:
-        """`(size,)` local terms with discrete latents summed out; the shared ones are in the first datum's."""
+        """Local terms `(size,)` with discrete latents summed out; shared terms are added to that of the first datum."""
         terms, shared, _ = self._terms(q, powers, covariates, observed)
         local = torch.logsumexp(terms, 0) if len(terms) > 1 else terms[0]
         return torch.cat([local[:1] + shared, local[1:]]) if self.joint else local
@@ -222,7 +226,7 @@ class Target:
     def _terms(
         self, q: Tensor, powers: Tensor, covariates: Values, observed: Values
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Local terms by combination of the discrete latents `(combinations, size)`, the shared term, the values."""
+        """Local terms `(combinations, size)`, one row per combination of discrete latents; shared term; site values."""
         size, count = len(next(iter(observed.values()))), max(len(v) for v in self.combinations.values() or [[0]])
         every = {n: _tile(value, count) for n, value in covariates.items()}
         held = {n: _tile(value, count) for n, value in observed.items()}
@@ -239,20 +243,20 @@ class Target:
         return local.reshape(count, size), density.shared + placed.log_det_shared, dict(placed.values)
 
     def split(self, q: Tensor) -> dict[str, Tensor]:
-        """Unconstrained values by site, `(lanes, *shape)`, or of one lane."""
+        """Split vectors into unconstrained values by site, `(lanes, *shape)`, or `shape` for the vector of one lane."""
         leading = q.shape[:-1]
         return {n: q[..., b.start : b.stop].reshape((*leading, *b.shape)) for n, b in self.blocks.items()}
 
     def record(self, q: Tensor, levels: Tensor, covariates: Values, observed: Values) -> dict[str, Tensor]:
-        """What the program records at vectors in its own coordinates (κ = 0): latents and deterministic sites.
+        """Latents and deterministic sites of the program at vectors in its own coordinates (κ = 0).
 
         Args:
             q: `(n, width)`.
-            levels: uniform numbers `(n,)`, or `(n, data)` where lanes are joint, for discrete latents.
-            covariates, observed: as for `log_density`.
+            levels: uniform random numbers for discrete latents, `(n,)`, or `(n, data)` if lanes are joint.
+            covariates, observed: data of the vectors, leading dimension n; all data if lanes are joint.
 
         Returns:
-            site → `(n, *event)`, local sites of joint lanes `(n, data, *event)`.
+            site → `(n, *event)`; for local sites of joint lanes, `(n, data, *event)`.
         """
         powers = q.new_zeros(*q.shape[:-1], len(self.pairs))
         if not self.joint:
@@ -277,7 +281,7 @@ class Target:
         return {**latents, **{n: site["value"] for n, site in deterministic(tracer.get_trace()).items()}}
 
     def unconstrain(self, values: Values, size: int, covariates: Values) -> Tensor:
-        """Vectors `(size, width)` in the program's own coordinates at values of its continuous latents."""
+        """Vectors `(size, width)` in the program's own coordinates (κ = 0) for values of its continuous latents."""
         held = {name: value for name, value in values.items() if name in self.blocks}
         run = trace(self.program, size, covariates, held)
         raw = {name: to_raw(run.nodes[name]["fn"], held[name]) for name in self.blocks}
@@ -288,9 +292,9 @@ class Target:
 
 
 def _location(vector: Block, plain: list[Block], runs: list[dict[str, Any]]) -> tuple[Tensor, Block | None]:
-    """The location of a latent's prior: a constant, or one and another latent; zero where it is neither.
+    """The location of the prior of a latent as a constant plus, possibly, another latent; zero if it has no such form.
 
-    Whatever is answered, the posterior is the same: only its coordinates are worse.
+    The location only affects the coordinates of the sampler, not the posterior.
     """
     fns = [run[vector.name]["fn"] for run in runs]
     if not hasattr(innermost(fns[0]), "loc"):
@@ -308,7 +312,7 @@ def _location(vector: Block, plain: list[Block], runs: list[dict[str, Any]]) -> 
 
 
 class _Unconstrained(Hold):
-    """Holds continuous latents at unconstrained values, mapped to the support that the site has in this run."""
+    """Fixes continuous latents at unconstrained values, mapped to the support of the site in this run."""
 
     def __init__(self, target: Target, raw: Values, powers: Tensor, held: Values, size: int) -> None:
         super().__init__(dict(held), size)
@@ -328,7 +332,7 @@ class _Unconstrained(Hold):
         super()._pyro_sample(msg)
 
     def _in_own_coordinates(self, name: str, msg: Mapping[str, Any]) -> tuple[Tensor, Tensor | float]:
-        """z = v·s^−κ, or of the Normal quantile u, and the log of dz/dv for a datum."""
+        """z from v·s^−κ, or from the Normal quantile u, and the log of dz/dv per datum."""
         raw, plain, log_det = self.raw[name], None, torch.zeros(())
         if name in self.target.kinked:
             plain, slope = from_normal(raw, *self.target.kinked[name])
@@ -347,7 +351,7 @@ class _Unconstrained(Hold):
         return (raw if plain is None else plain), log_det
 
     def _centre(self, pair: Pair, raw: Tensor) -> Tensor:
-        """m of the pair's latent."""
+        """The location m of a pair."""
         repeats = len(raw) // len(pair.offset) if self.target.joint and pair.vector.local else 1
         offset = _tile(pair.offset, repeats)
         return offset if pair.centre is None else offset + beside(self.values[pair.centre.name], raw)
@@ -358,7 +362,7 @@ def _tile(value: Tensor, count: int) -> Tensor:
 
 
 def prior_start(target: Target, covariates: Values, size: int) -> Tensor:
-    """Draws of the prior as vectors in the program's own coordinates; improper priors start in U(−2, 2)."""
+    """Prior draws as vectors in the program's own coordinates (κ = 0); improper priors start at U(−2, 2)."""
     with pyro.validation_enabled(False):
         run = trace(target.program, size, covariates)
         values: dict[str, Any] = {name: run.nodes[name]["value"] for name in target.blocks}
