@@ -58,12 +58,12 @@ The docstring of `check_program` lists the other rules.
 """
 
 from calibrant.program.contract import PLATE, Program, Values, as_program, covariate_names
-from calibrant.program.density import LogDensity, log_density
-from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.density import LogDensity, density_of, log_density
+from calibrant.program.environment import cast, defaults, in_double, seeded
 from calibrant.program.latents import Site, sites
 from calibrant.program.refusals import check_program
 from calibrant.program.simulation import sample_prior
-from calibrant.program.tracing import trace
+from calibrant.program.tracing import deterministic, factors, guide_trace, is_local, messages, sampled, trace
 
 __all__ = [
     "PLATE",
@@ -72,12 +72,20 @@ __all__ = [
     "Site",
     "Values",
     "as_program",
+    "cast",
     "check_program",
     "covariate_names",
     "defaults",
+    "density_of",
+    "deterministic",
+    "factors",
+    "guide_trace",
     "in_double",
+    "is_local",
     "log_density",
+    "messages",
     "sample_prior",
+    "sampled",
     "seeded",
     "sites",
     "trace",
