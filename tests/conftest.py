@@ -11,8 +11,6 @@ from commands import SMALL, fit_rows, good, write_files
 from pyro.poutine import runtime
 from small_checks import CHECKED, refine_hardly, show_few_contrasts
 
-import calibrant as cal
-
 torch.set_num_threads(1)
 
 
@@ -75,7 +73,7 @@ def short_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_check(short_gap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are about files and messages: reports are one line, and gaps are split in a few steps."""
-    monkeypatch.setattr(cal.evaluation, "report", _write_shortly)
+    monkeypatch.setattr("calibrant.workflow.running.report", _write_shortly)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +85,7 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cal.evaluation, "report", _write_shortly)
+        patch.setattr("calibrant.workflow.running.report", _write_shortly)
         refine_hardly(patch)
         write_files(folder)
         fit_rows("fitted", "--batch-size", "40")

@@ -19,6 +19,7 @@ import xarray as xr
 from calibrant import store
 from calibrant.data.dataset import Data
 from calibrant.evaluation.checking import examine
+from calibrant.evaluation.reporting.page import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.inference.fitting.loop import fit
@@ -148,8 +149,6 @@ def report_run(request: Request, progress: Progress = silent, command: str = "")
 
 
 def _report(folder: Path, results: list[RunResult], command: str, progress: Progress) -> Outcome:
-    from calibrant.evaluation.reporting.page import report
-
     progress("report", 0, 1)
     path = report(results, folder / store.REPORT, command)
     progress("report", 1, 1)
