@@ -37,6 +37,7 @@ from calibrant.inference.reweighting import weights
 from calibrant.program.contract import Program, as_program
 from calibrant.progress import Progress, silent
 from calibrant.settings import Effort
+from calibrant.streams import stream
 
 Found = TypeVar("Found")
 Keep = Callable[[str, Any], None]
@@ -124,7 +125,9 @@ def check(
     data, program = bind(model, observed, covariates), as_program(model)
     effort = Effort(draws, chains, warmup, simulations, remedies=remedies)
     if reference is None:
-        reference = sample_reference(program, data, "auto", chains, warmup, draws, seed=seed + 1, progress=progress)
+        reference = sample_reference(
+            program, data, "auto", chains, warmup, draws, seed=stream(seed, "reference"), progress=progress
+        )
     result = examine(_name(program), program, guide, data, reference, effort, train=train, seed=seed, progress=progress)
     found = judged(result)
     return Check(result, found, conclude(found, result.comparison))
@@ -151,9 +154,10 @@ def examine(
 ) -> RunResult:
     """Everything that a check looks at; `keep(field, value)` is told every part of the result as it is found."""
     telling: dict[str, Any] = {"progress": progress}
-    amortized = posterior(program, guide, data, effort.draws, seed=seed, **telling)
+    of = partial(stream, seed)
+    amortized = posterior(program, guide, data, effort.draws, seed=of("posterior"), **telling)
     keep("amortized", amortized)
-    comparison = _compared(amortized, reference, seed, progress)
+    comparison = _compared(amortized, reference, of("c2st"), progress)
     keep("comparison", comparison)
     result = RunResult(name, program, {"notes": []}, amortized, reference, comparison)
     some = data if effort.gap_data is None else data[: min(effort.gap_data, len(data))]
@@ -162,22 +166,27 @@ def examine(
         "weights": ("no diagnosis of importance weights", partial(weights, amortized)),
         "calibration": (
             "no calibration by simulation",
-            partial(calibration, program, guide, data, **counts, seed=seed + 4, **telling),
+            partial(calibration, program, guide, data, **counts, seed=of("calibration"), **telling),
         ),
         "predictive": (
             "no predictive check",
-            partial(predictive_check, program, guide, data, draws=effort.predictive_draws, seed=seed + 5, **telling),
+            partial(
+                predictive_check, program, guide, data, draws=effort.predictive_draws, seed=of("predictive"), **telling
+            ),
         ),
-        "contrast": ("no contrast experiment", partial(_contrast, program, guide, data, effort, seed + 2, progress)),
+        "contrast": (
+            "no contrast experiment",
+            partial(_contrast, program, guide, data, effort, of("contrast"), progress),
+        ),
         "gap": (
             "no approximation and amortization gap",
-            partial(gap, program, guide, some, reference, draws=effort.draws, seed=seed + 3, **telling),
+            partial(gap, program, guide, some, reference, draws=effort.draws, seed=of("gap"), **telling),
         ),
     }
     if effort.remedies:
         size: dict[str, Any] = {"draws": effort.draws, "steps": effort.remedy_steps}
         tried = partial(remedies, program, guide, data, reference, train=train, **size, **telling)
-        parts["remedies"] = ("no remedy could be tried", partial(tried, seed=seed + 6))
+        parts["remedies"] = ("no remedy could be tried", partial(tried, seed=of("remedies")))
     for field, (without, function) in parts.items():
         found = _or_note(without, function, result.config["notes"])
         if found is not None:

@@ -23,6 +23,7 @@ from calibrant.program.environment import defaults, in_double, seeded
 from calibrant.program.refusals import check_program
 from calibrant.program.tracing import deterministic, guide_trace, is_local, latent_values, trace
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 _ROWS = 65_536
 _RECORDED_FROM = 200  # draws of all data together
@@ -64,7 +65,7 @@ def posterior(
     few = data.batch(torch.arange(min(len(data), 4)))
     check_guide(program, guided, *few)
     pair = (in_double(program), in_double(guided))
-    with torch.no_grad(), seeded(seed), defaults(program, few[0], torch.float64) as (device, _):
+    with torch.no_grad(), seeded(stream(seed, "posterior")), defaults(program, few[0], torch.float64) as (device, _):
         probe = _score(*pair, *data.batch(torch.arange(min(len(data), 4)), device, torch.float64), repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data")

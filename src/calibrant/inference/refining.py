@@ -21,6 +21,7 @@ from calibrant.program.contract import Program, Values, as_program
 from calibrant.program.environment import defaults, seeded
 from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 if TYPE_CHECKING:
     from calibrant.inference.graphs.of_modules import Gradient
@@ -74,7 +75,7 @@ def refine(
         return functional_call(program, weights, (size,), given)
 
     quiet = pyro.validation_enabled(False)
-    with seeded(seed), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:
+    with seeded(stream(seed, "refine")), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:
         refined = RefinedGuide(start, *data.tensors(*place))
         if not refined.sites:
             raise ProgramError("the guide has no continuous local latent on a line: there is nothing to refine")

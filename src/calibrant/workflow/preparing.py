@@ -25,6 +25,7 @@ from calibrant.inference.references.sampling import exact_structure
 from calibrant.models.registry import constructor_arguments, create
 from calibrant.program.environment import seeded
 from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
+from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.matching import match_sites
 
@@ -192,7 +193,7 @@ def load_splits(request: Request, seed: int) -> dict[str, Data]:
 
 
 def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, settings: Settings) -> Job:
-    with seeded(settings.seed):
+    with seeded(stream(settings.seed, "model")):
         model = _build_model(name, splits["train"], request)
     splits, wanted, notes = match_sites(model, splits, request.site)
     splits["train"] = train = _part(splits["train"], settings.train_data)

@@ -27,6 +27,7 @@ from calibrant.inference.trees import data_labels, model_sha256
 from calibrant.processes import processes_for, side_by_side
 from calibrant.progress import Progress, prefixed, silent
 from calibrant.settings import Request, Settings
+from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.preparing import (
     Job,
@@ -251,7 +252,7 @@ def _checked(job: Job) -> Data:
 
 def _held_out(test: Data, count: int, seed: int) -> Data:
     """Some of the test data at random, so that any first part of them is a random part too."""
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(stream(seed, "held-out data")))
     return test[order[:count]]
 
 
@@ -262,7 +263,7 @@ def _reference(job: Job, data: Data, progress: Progress) -> xr.DataTree:
         "chains": settings.chains,
         "warmup": settings.warmup,
         "draws": settings.draws,
-        "seed": settings.seed + 1,
+        "seed": stream(settings.seed, "reference"),
     }
     if path.is_file():
         tree = store.load_tree(path)

@@ -25,6 +25,7 @@ from calibrant.inference.drawing import posterior
 from calibrant.inference.references.sampling import log_evidence
 from calibrant.inference.reweighting import importance, log_mean, log_weights, reliable, weights
 from calibrant.progress import Progress
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 GUIDE, REFINED, RESAMPLED = "guide", "refined", "resampled"
@@ -89,7 +90,7 @@ class Bench:
             guide = make()
             seconds = time.perf_counter() - begun if timed else 0.0
             # The same noise for all: what is common to guide and refined guide cancels in the difference.
-            tree = posterior(self.program, guide, self.data, self.draws, seed=self.seed + 1)
+            tree = posterior(self.program, guide, self.data, self.draws, seed=stream(self.seed, "posterior"))
         except CalibrantError as error:
             if name == GUIDE:
                 raise
@@ -108,9 +109,8 @@ class Bench:
         trees = []
         try:
             for number, index in enumerate(part for part in parts if len(part)):
-                seed = self.seed + 2 + number
-                drawn = posterior(self.program, guide, self.data[index], pool, seed=seed)
-                trees.append(importance(drawn, self.draws, seed))
+                drawn = posterior(self.program, guide, self.data[index], pool, seed=stream(self.seed, "pool", number))
+                trees.append(importance(drawn, self.draws, stream(self.seed, "resampled", number)))
         except CalibrantError as error:
             return Tried(RESAMPLED, str(error))
         tree = _joined(trees)
@@ -160,7 +160,8 @@ class Bench:
                 known = log_evidence(self.program, self.data).cpu().numpy()
         elif guides:
             best, weights = max(guides, key=lambda one: float(one[1].mean()))
-            found = evidence(self.program, best, self.data, self.reference, weights, MAX_SE, self.seed + 1_000)
+            bridge = stream(self.seed, "bridge")
+            found = evidence(self.program, best, self.data, self.reference, weights, MAX_SE, bridge)
             known, method = found.log_evidence, "exact" if "exact" in found.method else "bridge"
         if np.isfinite(known).mean() >= 1 - LEFT_OUT_LIMIT:
             return known, method

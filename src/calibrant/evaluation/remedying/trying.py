@@ -21,6 +21,7 @@ from calibrant.program.contract import Program, as_program
 from calibrant.program.latents import sites
 from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, prefixed, silent
+from calibrant.streams import stream
 
 
 def remedies(
@@ -84,8 +85,9 @@ def remedies(
     data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     check_program(program, *data.tensors())
     data = data if reference is None else with_reference(data, reference)
-    richer = richer_guides(program, guided, data, seed)
-    bench = Bench(program, data, reference, draws, seed, 3 + len(richer), progress)
+    of = partial(stream, seed, "remedies")
+    richer = richer_guides(program, guided, data, of("structures"))
+    bench = Bench(program, data, reference, draws, of("draws"), 3 + len(richer), progress)
     settings = {
         "draws": draws,
         "steps": steps,
@@ -100,15 +102,18 @@ def remedies(
         return results_table(rows, np.full(len(data), np.nan), "").assign_attrs({**bench.notes, **settings})
     rows = [bench.judge(GUIDE, lambda: guided, timed=False)]
     rows.append(
-        bench.judge(REFINED, lambda: refine(program, guided, data, steps=refine_steps, seed=seed, progress=progress))
+        bench.judge(
+            REFINED,
+            lambda: refine(program, guided, data, steps=refine_steps, seed=of(REFINED), progress=progress),
+        )
     )
     rows.append(bench.resample(guided))
     if richer:
-        training = TrainingData.of(program, data, train, seed)
+        training = TrainingData.of(program, data, train, of("training data"))
         bench.notes |= {"trained_on": training.source, "training_data": len(training.data or ())}
         for name, kind in richer.items():
             make = partial(
-                trained_guide, program, training, *kind, encoder_kind(guided), steps, seed, prefixed(progress, name)
+                trained_guide, program, training, *kind, encoder_kind(guided), steps, of(name), prefixed(progress, name)
             )
             rows.append(bench.judge(name, make))
     known, method = bench.evidence(rows)

@@ -32,6 +32,7 @@ from calibrant.program.refusals import check_program
 from calibrant.program.simulation import sample_prior
 from calibrant.program.supports import is_improper, is_positive
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 LEVELS = tuple(np.geomspace(0.1, 10.0, 13).tolist())
 SOURCES = ("exact", "amortized")
@@ -116,23 +117,27 @@ def contrast_experiment(
     structure = exact_structure(program, data)
     names, site = _find_sites(sites(program, *few), data, latent, scale)
     sigma = noise_equivalent_contrast(program) if noise is None else _checked_noise(noise)
-    patches = _choose(data, names.observed, images, seed)
-    prior_sd = _prior_sd(program, site, patches)
+    patches = _choose(data, names.observed, images, stream(seed, "contrast", "images"))
+    prior_sd = _prior_sd(program, site, patches, stream(seed, "contrast", "prior"))
 
-    def refer(shown: Data, stream: int) -> xr.DataTree:
-        tree = reference(program, shown, method, chains, warmup, draws, seed=seed + stream)
+    def refer(shown: Data, shown_as: int | str) -> xr.DataTree:
+        tree = reference(
+            program, shown, method, chains, warmup, draws, seed=stream(seed, "contrast", "reference", shown_as)
+        )
         if tree["posterior"].sizes["data"] < len(shown):  # Ctrl-C leaves the data that were finished
             raise KeyboardInterrupt
         return tree
 
-    natural = refer(patches.shown(None), 0)
+    natural = refer(patches.shown(None), "natural")
     informative = _informative(natural, names, prior_sd)
     used = informative if informative.any() else ~informative
     rows: dict[str, list[_Summary]] = {source: [] for source in SOURCES}
     for i, level in enumerate(contrasts):
         shown = patches.shown(level * sigma)
-        exact = _summarise(refer(shown, 2 * i + 1), names, used)
-        amortized = _summarise(posterior(program, guide, shown, draws, seed=seed + 2 * i + 2), names, used)
+        exact = _summarise(refer(shown, i), names, used)
+        amortized = _summarise(
+            posterior(program, guide, shown, draws, seed=stream(seed, "contrast", "posterior", i)), names, used
+        )
         rows["exact"].append(exact)
         rows["amortized"].append(amortized.where(exact.passed))
         progress("contrast", i + 1, len(contrasts), f"{level:.2g} × noise")
@@ -336,7 +341,7 @@ def _variation(scale: Array, independent: bool) -> tuple[Array, Array]:
     return (sd / mean)[:, 0, 0, 0], _error(influence, independent)[:, 0]
 
 
-def _prior_sd(program: PyroModule, site: Site, patches: _Patches) -> Array:
+def _prior_sd(program: PyroModule, site: Site, patches: _Patches, seed: int) -> Array:
     """Prior standard deviation of every latent: the site's own where nothing else moves it, else of simulated draws."""
     if is_improper(site.prior):
         raise InferenceError(f"latent {site.name!r} has an improper prior: there is no prior sd to compare with")
@@ -348,7 +353,7 @@ def _prior_sd(program: PyroModule, site: Site, patches: _Patches) -> Array:
             pass
     repeats = -(-_PRIOR_DRAWS // len(patches.labels))
     covariates = {name: torch.cat([value] * repeats) for name, value in patches.covariates.items()}
-    drawn = sample_prior(program, repeats * len(patches.labels), covariates, seed=0)[site.name]
+    drawn = sample_prior(program, repeats * len(patches.labels), covariates, seed=seed)[site.name]
     return drawn.double().flatten(1).std(0).cpu().numpy()
 
 

@@ -25,6 +25,7 @@ from calibrant.program.contract import Program, as_program
 from calibrant.program.latents import sites
 from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
@@ -98,15 +99,16 @@ def gap(
     check_program(program, *data.tensors())
     _refuse_shared(program, data)
     if reference is None:
-        reference = sample_reference(program, data, seed=seed + 2, progress=progress)
+        reference = sample_reference(program, data, seed=stream(seed, "gap", "reference"), progress=progress)
     data = with_reference(data, reference)
-    tree = posterior(program, guide, data, draws, seed=seed + 1, progress=progress)
+    noise = stream(seed, "gap", "posterior")
+    tree = posterior(program, guide, data, draws, seed=noise, progress=progress)
     check_same_problem(tree, reference)
-    refined = refine(program, guide, data, steps=steps, lr=lr, seed=seed, progress=progress)
+    refined = refine(program, guide, data, steps=steps, lr=lr, seed=stream(seed, "gap", "refine"), progress=progress)
     # The same noise for both: what is common to them cancels in the difference.
-    other = posterior(program, refined, data, draws, seed=seed + 1, progress=progress)
+    other = posterior(program, refined, data, draws, seed=noise, progress=progress)
     amortized, best = log_weights(tree), log_weights(other)
-    found = evidence(program, refined, data, reference, best, max_se, seed + 3)
+    found = evidence(program, refined, data, reference, best, max_se, stream(seed, "gap", "bridge"))
     progress("gap", len(data), len(data))
     attrs = {"draws": draws, "steps": steps, "seed": seed, "max_se": max_se, "model_sha256": model_sha256(program)}
     return _split(found, amortized, best).assign_coords(data=data.labels()).assign_attrs(attrs)

@@ -21,6 +21,7 @@ from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults, in_double, seeded
 from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
@@ -122,7 +123,11 @@ def predictive_check(
     check_program(program, *data.tensors())
     some = data.batch(torch.arange(min(len(data), 4)))
     check_guide(program, guided, *some)
-    with torch.no_grad(), seeded(seed), defaults(program, some[0], torch.float64) as (device, _):
+    with (
+        torch.no_grad(),
+        seeded(stream(seed, "predictive check")),
+        defaults(program, some[0], torch.float64) as (device, _),
+    ):
         runs = Runs.read(in_double(program), in_double(guided), data, device, statistics, level)
         found = _after(runs, draws, progress)
         variables = {**_tails(found, level), **_entries(found)}

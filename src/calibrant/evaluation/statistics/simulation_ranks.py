@@ -39,6 +39,7 @@ from calibrant.program.refusals import check_program
 from calibrant.program.simulation import sample_prior
 from calibrant.program.tracing import guide_trace, latent_values, trace
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 Quantity = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
@@ -102,15 +103,21 @@ def calibration(
     found = sites(program, *few)
     _refuse_shared(found)
     check_guide(program, guided, *few)
-    rows = np.random.default_rng(seed).integers(len(data), size=simulations)
+    rows = np.random.default_rng(stream(seed, "calibration", "covariates")).integers(len(data), size=simulations)
     cols = data.batch(rows)[1] if data.covariate_names else {}
-    truth = _simulated(program, list(found), list(few[0]), simulations, cols, seed)
-    points = sample_prior(program, simulations, cols, seed=seed + 1)
+    truth = _simulated(program, list(found), list(few[0]), simulations, cols, stream(seed, "calibration", "truth"))
+    points = sample_prior(program, simulations, cols, seed=stream(seed, "calibration", "points"))
     run = _Run(program, guided, found, dict(quantities or {}), draws, _prior_sd(truth, found))
     _check_names(run.quantities, found)
     held = {**truth, **{f"point/{name}": points[name] for name in run.continuous}}
     quiet = pyro.validation_enabled(False)
-    with torch.no_grad(), seeded(seed + 2), quiet, fixed(guided), defaults(program, few[0]) as place:
+    with (
+        torch.no_grad(),
+        seeded(stream(seed, "calibration", "draws")),
+        quiet,
+        fixed(guided),
+        defaults(program, few[0]) as place,
+    ):
         results = _run_all(run, cast(held, *place), cast(cols, *place), simulations, progress)
     settings = {"simulations": simulations, "draws": draws, "seed": seed}
     attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
@@ -328,7 +335,7 @@ def _batches(given: Values, covariates: Values, size: int, step: int) -> Iterato
 def _tree(
     results: list[Array], run: _Run, truth: Values, program: PyroModule, seed: int, attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    generator, outputs = np.random.default_rng(seed + 3), iter(results)
+    generator, outputs = np.random.default_rng(stream(seed, "calibration", "ties")), iter(results)
     pits = {}
     for name in run.ranked:
         less, equal, undefined = next(outputs), next(outputs), next(outputs)

@@ -31,6 +31,7 @@ from calibrant.program.environment import defaults, seeded
 from calibrant.program.latents import sites
 from calibrant.program.refusals import check_program, check_support
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 _VERIFIED = 40  # steps after which a graph is compared with the program, or an epoch of more
 
@@ -127,7 +128,7 @@ def fit(
             modules.load_state_dict(state.best)
             modules.eval()
         verify_evaluation(state, held)
-        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, stream=1)
+        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, purpose="last")
     state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
     return state.fit
 
@@ -173,8 +174,9 @@ def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Pa
 def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
     """One pass over the data, with a random stream of its own, then the held-out ELBO."""
     epoch = state.fit.epochs
-    with seeded(plan.seed * 1_000_003 + epoch + 1):
-        order = torch.randperm(len(train), device="cpu", generator=torch.Generator().manual_seed(plan.seed + epoch))
+    shuffled = torch.Generator().manual_seed(stream(plan.seed, "fit", "minibatches", epoch))
+    with seeded(stream(plan.seed, "fit", "draws", epoch)):
+        order = torch.randperm(len(train), device="cpu", generator=shuffled)
         batches = order.split(plan.batch_size)[: len(train) // plan.batch_size]
         state.modules.train()
         is_verified = plan.is_due(_VERIFIED, epoch, len(train))
@@ -236,5 +238,5 @@ def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:
     count = round(validation * len(data))
     if not 1 <= count < len(data):
         raise DataError(f"validation={validation} of {len(data)} data leaves a part empty: give 0 < validation < 1")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream(seed, "fit", "validation")))
     return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)

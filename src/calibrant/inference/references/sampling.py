@@ -30,6 +30,7 @@ from calibrant.program.environment import defaults
 from calibrant.program.latents import sites
 from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 METHODS = ("auto", "exact", "nuts", "pyro-nuts")
 _COMPILED_FROM = 1000  # iterations: compiling takes about as long as so many without it
@@ -147,7 +148,7 @@ def _exact(
     program: PyroModule, structure: LinearGaussian, data: Data, chains: int, draws: int, seed: int
 ) -> xr.DataTree:
     solution = _solve(program, structure, data)
-    values = solution.sample(chains, draws, seed)
+    values = solution.sample(chains, draws, stream(seed, "reference"))
     tree = build_tree(
         values,
         model=program,
@@ -166,7 +167,7 @@ def _exact(
 def _one_by_one(
     program: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
 ) -> xr.DataTree:
-    result = sample_pyro_nuts(program, data, chains, warmup, draws, seed, progress)
+    result = sample_pyro_nuts(program, data, chains, warmup, draws, stream(seed, "reference"), progress)
     settings = {"chains": chains, "warmup": warmup, "draws": draws, "seed": seed}
     tree = _mcmc_tree(program, data, result, "pyro-nuts", settings)
     _attach_convergence(tree, judge(result, lambda _: _gated(tree)))
@@ -182,7 +183,7 @@ def _batched(
     stored = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws, "seed": seed}
 
     def sample(rows: Tensor, plan: NutsSettings) -> tuple[McmcDraws, Tensor]:
-        drawn, powers = sample_nuts(program, data.subset(rows), plan, seed, progress, guide)
+        drawn, powers = sample_nuts(program, data.subset(rows), plan, stream(seed, "reference"), progress, guide)
         return replace(drawn, data=rows[drawn.data]), powers
 
     def tree_of(drawn: McmcDraws) -> xr.DataTree:
