@@ -100,8 +100,8 @@ def check(
       exactly, the data are images, and the model has a Gaussian noise to measure contrast in.
 
     What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted.
-    The verdicts' error rates are those of `evaluation.judging`; benchmarks/power.py measures them and the power, for
-    128 data and the defaults here.
+    Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong guide in at most 1 of 1,000;
+    benchmarks/power.py measures this and the power, for 128 data and the defaults here.
 
     Args:
         model: the program, in `eval()`.
