@@ -21,7 +21,7 @@ from calibrant.errors import DataError, RunError
 from calibrant.guides.amortizing import amortize
 from calibrant.inference.fitting.objectives import check_objective
 from calibrant.inference.references.gate import require_passable
-from calibrant.inference.references.sampling import exact_structure
+from calibrant.inference.references.sampling import structure_of
 from calibrant.models.registry import constructor_arguments, create
 from calibrant.program.environment import seeded
 from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
@@ -197,9 +197,10 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
         model = _build_model(name, splits["train"], request)
     splits, wanted, notes = match_sites(model, splits, request.site)
     splits["train"] = train = _part(splits["train"], settings.train_data)
-    guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
-    check_objective(settings.objective, model, guide, *bind(model, train).batch(torch.arange(min(len(train), 4))))
-    if exact_structure(model, train) is None:
+    bound = bind(model, train)
+    guide = amortize(model, bound, settings.structure, settings.family, seed=settings.seed)
+    check_objective(settings.objective, model, guide, *bound.batch(torch.arange(min(len(bound), 4))))
+    if structure_of(model, bound) is None:
         require_passable(settings.chains, settings.draws)
     config = {
         "data": {
@@ -279,7 +280,7 @@ def reopen(folder: Path, spec: str | None, request: Request) -> Job:
     asked = {name: value for name, value in request.asked().items() if name not in TRAINING or name == "seed"}
     settings = Settings(**(_made_with(config["settings"]) | asked))
     splits["train"] = _part(splits["train"], settings.train_data)
-    if exact_structure(model, splits["test"]) is None:
+    if structure_of(model, bind(model, splits["test"])) is None:
         require_passable(settings.chains, settings.draws)
     return Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
 

@@ -10,16 +10,14 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from calibrant.binding import bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.data_statistics import Function, differences, moments, transport
 from calibrant.evaluation.statistics.predictive_tallies import MIN_DRAWS, Runs, Tally
-from calibrant.guides.contract import check_guide
+from calibrant.inference.problem import Problem
 from calibrant.inference.trees import model_sha256
-from calibrant.program.contract import Program, as_program
+from calibrant.program.contract import Program
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
@@ -115,20 +113,27 @@ def predictive_check(
         InferenceError: for a program with shared latents, a statistic of another shape or that is not finite, a level
             outside (0, 1), or too few draws or data.
     """
+    problem = Problem.of(model, guide, observed, covariates)
+    return predictive_check_of(problem, draws, statistics, level, seed, progress)
+
+
+def predictive_check_of(
+    problem: Problem,
+    draws: int = 200,
+    statistics: Mapping[str, Function] | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """As `predictive_check`, of a problem that is checked."""
+    program, data = problem.program, problem.data
     if not 0.0 < level < 1.0:
         raise InferenceError(f"level={level}: the share that a central interval holds is between 0 and 1")
-    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     if draws < MIN_DRAWS or len(data) < 2:
         raise InferenceError(f"{draws} draws of {len(data)} data: give draws >= {MIN_DRAWS} and two data or more")
-    check_program(program, *data.tensors())
-    some = data.batch(torch.arange(min(len(data), 4)))
-    check_guide(program, guided, *some)
-    with (
-        torch.no_grad(),
-        seeded(stream(seed, "predictive check")),
-        defaults(program, some[0], torch.float64) as (device, _),
-    ):
-        runs = Runs.read(in_double(program), in_double(guided), data, device, statistics, level)
+    given, draws_of = data.batch([0])[0], seeded(stream(seed, "predictive check"))
+    with torch.no_grad(), draws_of, defaults(program, given, torch.float64) as (device, _):
+        runs = Runs.read(in_double(program), in_double(problem.guide), data, device, statistics, level)
         found = _after(runs, draws, progress)
         variables = {**_tails(found, level), **_entries(found)}
         if runs.proper:
