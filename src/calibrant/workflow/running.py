@@ -27,7 +27,7 @@ from calibrant.inference.references.sampling import ReferencePlan, reference_of
 from calibrant.inference.trees import data_labels, model_sha256
 from calibrant.processes import processes_for, side_by_side
 from calibrant.progress import Progress, prefixed, silent
-from calibrant.settings import Request, Settings
+from calibrant.settings import Request
 from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.preparing import (
@@ -87,7 +87,7 @@ def _run(job: Job, progress: Progress) -> RunResult:
 
 def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
     """One of several models, in a process of its own: its results are in its folder."""
-    settings = Settings(**request.asked())
+    settings = request.made()
     _run(new_job(name, folder, load_splits(request, settings.seed), request, settings), prefixed(progress, f"{name}:"))
 
 

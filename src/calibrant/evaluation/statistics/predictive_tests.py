@@ -81,32 +81,10 @@ def predictive_check(
         progress: called with (stage, done, total, text).
 
     Returns:
-        Dimensions `data`, `statistic` (label; coordinate `observation`, its site), `latent` (as `z[3]`; coordinates
-        `site`, `index`), `observed` (site), `level`, `u` (0 … 1), `draw`. Standard errors count data, not entries, as
-        independent.
-
-        `(statistic, data)`: `observed_statistic`; `tail_probability`, the randomised rank of it among posterior
-        predictive draws, (rank + U)/(draws + 1); `predictive_mean`, `predictive_sd` of these.
-        `(statistic)`: `extreme` ± `extreme_se`, the share of data outside `level`.
-
-        `(observed, u)`: `pit_ecdf` ± `pit_ecdf_se`, the share of entries with a PIT (randomised as above) of at most u.
-        `(observed, level)`: `coverage` ± `coverage_se`, the share of entries inside the central interval;
-        `(observed, data, level)`: `coverage_data`. `extreme_null`, `pit_ecdf_null`, `coverage_null`, each with `…_se`:
-        the same of data that the model simulates.
-
-        `(statistic)`: `prior_mean`, `prior_sd` of simulated T; `prior_mean_difference` (simulated − observed, in sd of
-        the observed), `prior_sd_ratio` (simulated/observed), `prior_wasserstein` (1-Wasserstein distance, in sd of the
-        observed), each ± `…_se`; `prior_wasserstein_null` and `prior_wasserstein_null_sd`, mean and sd of the distance
-        of data sets of this size from the model itself; `prior_p`, the share of these as far off (at least
-        1/(replicates + 1)): exact, where the standard errors are those of many data and too small for heavy tails.
-        `(statistic, draw)`: `prior_statistic`, some of the simulated T.
-
-        `(latent)`: the same with `aggregate_` (guide − prior, in sd of the prior; guide/prior). An infinite prior
-        variance makes them meaningless, but for `aggregate_p`. `(latent, data)`: `aggregate_draw`, one guide draw a
-        datum. `(latent, draw)`: `prior_draw`.
-
-        A program with an improper prior has no `…_null`, `prior_…` and `aggregate_…`. A statistic or latent that is
-        constant over the data has no sd to be measured in: NaN.
+        Dimensions `data`, `statistic`, `latent`, `observed` (site), `level`, `u`, `draw`; docs/checks.md has a table of
+        all variables. Standard errors `…_se` count data, not entries, as independent. A program with an improper prior
+        has no `…_null`, `prior_…` and `aggregate_…`; where a statistic or latent is constant over the data, what is
+        measured in its sd is NaN.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract, or a program with a factor.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
-from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
+from calibrant.errors import DataError, NonFiniteLoss, RunError
 from calibrant.guides.contract import check_guide, check_trainable
 from calibrant.inference.fitting.checkpoints import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 from calibrant.inference.fitting.held_out import EVALUATED, SHARED_DRAWS, all_rows, held_out_elbo, verify_evaluation
@@ -26,10 +26,11 @@ from calibrant.inference.fitting.state import (
     copy_of_weights,
     initial_state,
 )
+from calibrant.inference.problem import check_supports
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults, seeded
 from calibrant.program.latents import sites
-from calibrant.program.refusals import check_program, check_support
+from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
@@ -95,33 +96,42 @@ def fit(
             last checkpoint).
         RunError: for a checkpoint that is in the way, missing, damaged, or of another training.
     """
-    if particles < 1:
-        raise InferenceError(f"particles={particles}: give the number of draws a datum, 1 or more")
-    data = bind(model, observed, covariates)
     modules = Modules(as_program(model), as_program(guide))
     if device is not None:
         modules.to(device)
-    validation = bind(model, validation) if isinstance(validation, Data) else validation
+    data = bind(model, observed, covariates)
     train, held = (data, bind(model, validation)) if isinstance(validation, Data) else _split(data, validation, seed)
-    modules.eval()
-    rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
-    check_program(modules.model, *rows)
-    check_guide(modules.model, modules.guide, *rows)
-    check_trainable(modules.guide, *rows)
-    check_objective(objective, modules.model, modules.guide, *rows)
-    _check_supports(modules, train, held)
     plan = Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, compile, seed)
+    _check(modules, plan, train, held)
     state = initial_state(modules, plan, train, held)
-    folder = _start(state, run_dir, resume)
-    with defaults(modules, rows[0]), pyro.validation_enabled(False):
+    _train(state, plan, train, held, _start(state, run_dir, resume), progress)
+    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
+    return state.fit
+
+
+def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
+    """Refuse what breaks the contract. All data are looked at, since Pyro's own validation is off in training."""
+    model, guide = modules.eval().model, modules.guide
+    rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
+    check_program(model, *rows)
+    check_guide(model, guide, *rows)
+    check_trainable(guide, *rows)
+    check_objective(plan.objective, model, guide, *rows)
+    check_supports(model, train, held)
+
+
+def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Path | None, progress: Progress) -> None:
+    """All epochs that are left, then the held-out ELBO of the best weights, which the modules have afterwards."""
+    modules, given = state.modules, train.batch([0], state.modules.device)[0]
+    with defaults(modules, given), pyro.validation_enabled(False):
         try:
             if plan.records(plan.steps(len(train))):
                 _record(state, plan, train, held)
-            while state.fit.epochs < epochs and state.fit.stopped == "finished":
+            while state.fit.epochs < plan.epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
                 if folder is not None and plan.saves(state.fit.epochs, len(train)):
                     save_checkpoint(folder, state)
-                progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
+                progress("fit", state.fit.epochs, plan.epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
             state.fit.stopped = "interrupted"
         finally:
@@ -129,16 +139,6 @@ def fit(
             modules.eval()
         verify_evaluation(state, held)
         state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, purpose="last")
-    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
-    return state.fit
-
-
-def _check_supports(modules: Modules, *parts: Data) -> None:
-    """All data are looked at once, since Pyro's own validation is off in training."""
-    with torch.no_grad(), seeded(0), defaults(modules, {}):
-        for data in parts:
-            for index in torch.arange(len(data)).split(4096):
-                check_support(modules.model, *data.batch(index, modules.device), labels=data.labels()[index])
 
 
 def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
