@@ -143,14 +143,14 @@ def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: P
     sigma = noise_equivalent_contrast(program) if plan.noise is None else _checked_noise(plan.noise)
     patches = _choose(data, names.observed, plan.images, of("images"))
     prior_sd = _prior_sd(program, site, patches, of("prior"))
-    natural = _reference(problem.of_others(patches.shown(None)), plan, of("reference", "natural"))
+    shown = [problem.of_others(patches.shown(level * sigma)) for level in contrasts]  # refused before any sampling
+    natural = _reference(problem.of_some(patches.shown(None)), plan, of("reference", "natural"))
     informative = _informative(natural, names, prior_sd)
     used = informative if informative.any() else ~informative
     rows: dict[str, list[_Summary]] = {source: [] for source in SOURCES}
     for i, level in enumerate(contrasts):
-        shown = problem.of_others(patches.shown(level * sigma))
-        exact = _summarise(_reference(shown, plan, of("reference", i)), names, used)
-        amortized = _summarise(posterior_of(shown, plan.draws, seed=of("posterior", i)), names, used)
+        exact = _summarise(_reference(shown[i], plan, of("reference", i)), names, used)
+        amortized = _summarise(posterior_of(shown[i], plan.draws, seed=of("posterior", i)), names, used)
         rows["exact"].append(exact)
         rows["amortized"].append(amortized.where(exact.passed))
         progress("contrast", i + 1, len(contrasts), f"{level:.2g} × noise")
