@@ -90,7 +90,7 @@ def _template() -> Any:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["prose"] = prose
-    source = resources.files("calibrant.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    source = resources.files("calibrant.evaluation.reporting").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(source)
 
 
