@@ -7,21 +7,23 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 from calibrant.errors import CalibrantError
 from calibrant.progress import Progress, bars
-from calibrant.settings import DATA, FAMILIES, MODELS, OBJECTIVES, QUICK, STRUCTURES, Request, Settings
+from calibrant.settings import MODELS, QUICK, Effort, Request, Settings
 
 if TYPE_CHECKING:
     from calibrant.workflow.running import Outcome
 
 _DEFAULT = Settings()
+Command: TypeAlias = Callable[[typer.Context, Request, bool], None]
 
 
 class _Commands(TyperGroup):
@@ -84,100 +86,96 @@ def main() -> None:
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
-
-
-def _option(*names: str, text: str, setting: str = "", shown: str = "", **more: Any) -> Any:
-    """An option whose help names the setting's default, and the one of a quick run; it is None unless it is given."""
-    default = shown or str(getattr(_DEFAULT, setting)) if setting else shown
-    quick = f"; quick: {QUICK[setting]}" if setting in QUICK else ""
-    return typer.Option(*names, help=f"{text} ({default}{quick})" if default else text, show_default=False, **more)
-
-
-def _flag(name: str, text: str) -> Any:
-    return typer.Option(name, help=text)
-
+#
+# Options are made from the fields of `Settings` and `Request`; by hand are the arguments, and what they change.
 
 _Models = Annotated[list[str] | None, typer.Argument(help=f"Registered names or FILE.py:Class ({' '.join(MODELS)}).")]
 _Model = Annotated[str, typer.Argument(help="A registered name, or FILE.py:Class.")]
 _Run = Annotated[Path, typer.Argument(help="The run folder.")]
-_Data = Annotated[
-    str | None, _option("--data", text="A registered set, FILE.npz, FILE.npy or FILE.py:function", shown=DATA)
-]
-_RunData = Annotated[str | None, _option("--data", text="Other data than the run's, named as for `run`")]
-_DataRoot = Annotated[
-    str | None, _option("--data-root", text="Folder of the registered sets' files", shown="$CALIBRANT_DATA")
-]
-_Download = Annotated[bool, _flag("--download", "Fetch a registered set that is not there")]
-_Site = Annotated[list[str] | None, _option("--site", text="NAME=KEY: the program's NAME is the data's KEY")]
-_Set = Annotated[list[str] | None, _option("--set", text="NAME=VALUE: an argument of the model, JSON or a plain word")]
-_Structure = Annotated[
-    str | None, _option("--structure", text=f"Of the guide: {', '.join(STRUCTURES)}", setting="structure")
-]
-_Family = Annotated[
-    list[str] | None,
-    _option(
-        "--family",
-        text=f"Of the guide: NAME for all latents, or SITE=NAME for one, repeated; names: {', '.join(FAMILIES)}",
-        setting="family",
-    ),
-]
-_Objective = Annotated[
-    str | None, _option("--objective", text=f"Of training: {', '.join(OBJECTIVES)}", setting="objective")
-]
-_Epochs = Annotated[int | None, _option("--epochs", text="Passes over the training data", setting="epochs", min=1)]
-_BatchSize = Annotated[int | None, _option("--batch-size", text="Data a step", setting="batch_size", min=1)]
-_Lr = Annotated[float | None, _option("--lr", text="First learning rate", setting="lr")]
-_Seed = Annotated[int | None, _option("--seed", text="Of everything random", setting="seed", min=0)]
-_Device = Annotated[str | None, _option("--device", text="Where to train", setting="device")]
-_Draws = Annotated[
-    int | None, _option("--draws", text="Draws a datum, and of each reference chain", setting="draws", min=100)
-]
-_Chains = Annotated[int | None, _option("--chains", text="Reference chains", setting="chains", min=1)]
-_Warmup = Annotated[
-    int | None, _option("--warmup", text="Adaptation steps of a chain (MCMC alone)", setting="warmup", min=1)
-]
-_HeldOut = Annotated[
-    int | None,
-    _option("--held-out", text="Test data that are checked; fewer than 73 never pass", setting="held_out", min=2),
-]
-_Simulations = Annotated[
-    int | None,
-    _option("--simulations", text="Data that the model simulates, to calibrate on", setting="simulations", min=100),
-]
-_Remedies = Annotated[bool, _flag("--remedies", "Try what could mend the guide: it takes a few trainings")]
-_Out = Annotated[Path | None, _option("--out", text="The run folder", shown="runs/MODEL-DATA-N")]
-_Overwrite = Annotated[bool, _flag("--overwrite", "Replace the run in --out, never a folder of anything else")]
-_Resume = Annotated[bool, _flag("--resume", "Go on with the run in --out")]
-_Quick = Annotated[bool, _flag("--quick", "A small run, to see that all works")]
-_Quiet = Annotated[bool, _flag("--quiet", "No progress")]
+_RunData = Annotated[str | None, typer.Option("--data", help="Other data than the run's, named as for `run`")]
 _UserModel = Annotated[
-    list[str] | None, _option("--model", text="FILE.py:Class, for a run of a model in a file of yours")
+    list[str] | None, typer.Option("--model", help="FILE.py:Class, for a run of a model in a file of yours")
 ]
+_DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="Folder with the files of the registered data sets ($CALIBRANT_DATA)")
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress")]
+
+
+def _about(name: str) -> tuple[Any, Mapping[str, Any]]:
+    """Type and description of a field; what `Settings` only gives another default is described in `Effort`."""
+    owners = [kind for kind in (Settings, Effort, Request) if name in kind.__dataclass_fields__]
+    described = next(kind.__dataclass_fields__[name].metadata for kind in owners[::-1])
+    return get_type_hints(owners[0])[name], described
+
+
+def _option(name: str) -> Parameter:
+    """An option whose help names the setting's default, and the one of a quick run; it is None unless it is given."""
+    kind, about = _about(name)
+    default = about.get("shown", getattr(_DEFAULT, name, None))
+    quick = f"; quick: {QUICK[name]}" if name in QUICK else ""
+    text = about["help"][:1].upper() + about["help"][1:]
+    flag = about.get("flag", f"--{name.replace('_', '-')}")
+    if kind is bool:
+        return _parameter(name, Annotated[bool, typer.Option(flag, help=text)], False)
+    shown = f"{text} ({default}{quick})" if default is not None else text
+    found = typer.Option(flag, help=shown, show_default=False, min=about.get("minimum"))
+    kinds = get_args(kind) or (kind,)
+    is_repeated = get_origin(kind) is dict or any(get_origin(one) is dict for one in kinds)
+    taken: Any = list[str] if is_repeated else kinds[0]
+    return _parameter(name, Annotated[taken | None, found], None)
+
+
+def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _fields(asked: str) -> list[str]:
+    """The fields of a group, or the field of that name."""
+    known = {**Settings.__dataclass_fields__, **Request.__dataclass_fields__}
+    return [name for name in known if _about(name)[1]["group"] == asked] or [asked]
+
+
+def _takes(*options: str, **by_hand: Any) -> Callable[[Command], Callable[..., None]]:
+    """Makes a command of a function of (context, request, quiet): it has the options of these groups and fields.
+
+    Args:
+        options: groups of fields of `Settings` and `Request`, or names of fields.
+        by_hand: field → parameter, for what this command describes in its own way.
+    """
+
+    def make(command: Command) -> Callable[..., None]:
+        def call(ctx: typer.Context, quiet: bool, **given: Any) -> None:
+            command(ctx, _request(given), quiet)
+
+        made = [_option(name) for asked in options for name in _fields(asked) if name not in by_hand]
+        own = [_parameter(name, kind, *([] if kind in (_Model, _Run) else [None])) for name, kind in by_hand.items()]
+        first, last = _parameter("ctx", typer.Context), _parameter("quiet", _Quiet, False)
+        parameters = [first, *own, *made, last]
+        call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in parameters}
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        return call
+
+    return make
 
 
 def _request(given: dict[str, Any]) -> Request:
     """The request that a command's options make."""
-    asked = {name: given.get(name) for name in Settings.__dataclass_fields__}
-    settings: dict[str, Any] = {n: value for n, value in asked.items() if value is not None and value is not False}
-    if "family" in settings:
-        settings["family"] = _family(settings["family"])
-    if "lr" in settings and not settings["lr"] > 0:
-        raise CalibrantError(f"--lr {settings['lr']}: a learning rate is positive")
-    return Request(
-        models=tuple(given.get("models") or ()),
-        data=given.get("data"),
-        data_root=given.get("data_root"),
-        download=given.get("download", False),
-        site=dict(_pair("--site", text) for text in given.get("site") or ()),
-        arguments={
-            name: _json(value) for name, value in (_pair("--set", text) for text in given.get("arguments") or ())
-        },
-        settings=settings,
-        quick=given.get("quick", False),
-        out=given.get("out"),
-        overwrite=given.get("overwrite", False),
-        resume=given.get("resume", False),
-    )
+    told = {name: value for name, value in given.items() if value is not None and value is not False}
+    if "family" in told:
+        told["family"] = _family(told["family"])
+    if "lr" in told and not told["lr"] > 0:
+        raise CalibrantError(f"--lr {told['lr']}: a learning rate is positive")
+    named = told.pop("model", None)
+    told["models"] = tuple(told.get("models", ())) if named is None else (named,)
+    if "site" in told:
+        told["site"] = dict(_pair("--site", text) for text in told["site"])
+    if "arguments" in told:
+        pairs = (_pair("--set", text) for text in told["arguments"])
+        told["arguments"] = {name: _json(value) for name, value in pairs}
+    settings = {name: told.pop(name) for name in Settings.__dataclass_fields__ if name in told}
+    return Request(**told, settings=settings)
 
 
 _FORMS = {"--set": "NAME=VALUE", "--site": "NAME=KEY", "--family": "SITE=NAME, or one NAME alone for all latents"}
@@ -225,65 +223,18 @@ def _calibrant(version: _Version = False) -> None:
 
 
 @app.command()
-def run(
-    ctx: typer.Context,
-    models: _Models = None,
-    data: _Data = None,
-    data_root: _DataRoot = None,
-    download: _Download = False,
-    site: _Site = None,
-    arguments: _Set = None,
-    structure: _Structure = None,
-    family: _Family = None,
-    objective: _Objective = None,
-    epochs: _Epochs = None,
-    batch_size: _BatchSize = None,
-    lr: _Lr = None,
-    seed: _Seed = None,
-    device: _Device = None,
-    draws: _Draws = None,
-    chains: _Chains = None,
-    warmup: _Warmup = None,
-    held_out: _HeldOut = None,
-    simulations: _Simulations = None,
-    remedies: _Remedies = False,
-    out: _Out = None,
-    overwrite: _Overwrite = False,
-    resume: _Resume = False,
-    quick: _Quick = False,
-    quiet: _Quiet = False,
-) -> None:
+@_takes("data", "model", "training", "check", "folder", models=_Models)
+def run(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Fit models, sample their posteriors, compare them with the exact ones, and write a report."""
-    request = _request(locals())
     from calibrant import workflow
 
     _show(_with_bars(quiet, lambda progress: workflow.run(request, progress, ctx.obj)))
 
 
 @app.command()
-def fit(
-    model: _Model,
-    data: _Data = None,
-    data_root: _DataRoot = None,
-    download: _Download = False,
-    site: _Site = None,
-    arguments: _Set = None,
-    structure: _Structure = None,
-    family: _Family = None,
-    objective: _Objective = None,
-    epochs: _Epochs = None,
-    batch_size: _BatchSize = None,
-    lr: _Lr = None,
-    seed: _Seed = None,
-    device: _Device = None,
-    out: _Out = None,
-    overwrite: _Overwrite = False,
-    resume: _Resume = False,
-    quick: _Quick = False,
-    quiet: _Quiet = False,
-) -> None:
+@_takes("data", "model", "training", "folder", model=_Model)
+def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Fit a model and its guide; `check` then judges it."""
-    request = _request({**locals(), "models": [model]})
     from calibrant import store, workflow
 
     outcome = _with_bars(quiet, lambda progress: workflow.fit_run(request, progress))
@@ -295,35 +246,18 @@ def fit(
 
 
 @app.command()
-def check(
-    ctx: typer.Context,
-    out: _Run,
-    models: _UserModel = None,
-    data: _RunData = None,
-    data_root: _DataRoot = None,
-    download: _Download = False,
-    site: _Site = None,
-    seed: _Seed = None,
-    draws: _Draws = None,
-    chains: _Chains = None,
-    warmup: _Warmup = None,
-    held_out: _HeldOut = None,
-    simulations: _Simulations = None,
-    remedies: _Remedies = False,
-    quick: _Quick = False,
-    quiet: _Quiet = False,
-) -> None:
+@_takes("data", "seed", "check", "quick", out=_Run, models=_UserModel, data=_RunData)
+def check(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Can the uncertainty of a trained run's guide be believed? Verdicts, and a report."""
-    request = _request(locals())
     from calibrant import workflow
 
     _show(_with_bars(quiet, lambda progress: workflow.check_run(request, progress, ctx.obj)))
 
 
 @app.command()
-def report(ctx: typer.Context, out: _Run, models: _UserModel = None, quiet: _Quiet = False) -> None:
+@_takes(out=_Run, models=_UserModel)
+def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Write the report of a run anew, from the results that it holds."""
-    request = _request(locals())
     from calibrant import workflow
 
     _show(_with_bars(quiet, lambda progress: workflow.report_run(request, progress, ctx.obj)))

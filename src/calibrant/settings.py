@@ -35,96 +35,123 @@ QUICK: Mapping[str, Any] = {
 }
 
 
+def option(help: str, group: str = "", **form: Any) -> dict[str, Any]:
+    """What the command line has to know of a field.
+
+    Args:
+        help: what it is, in words.
+        group: the group of options that it belongs to; without a group it is no option of the command line.
+        form: `minimum` of a number; `flag`, where the option has another name; `shown`, the default in words.
+    """
+    return {"help": help, "group": group, **form}
+
+
 @dataclass(frozen=True)
 class Effort:
-    """How much a check does; the defaults are the budget that its error rates and power are stated for.
+    """How much a check does; the defaults are the budget that its error rates and power are stated for."""
 
-    Attributes:
-        draws: of the guide for a datum, and of each chain of the reference.
-        chains: of the reference.
-        warmup: adaptation steps of a chain (MCMC alone).
-        simulations: data that the model simulates, to calibrate the guide on.
-        predictive_draws: posterior predictive draws of a datum.
-        gap_data: how many data have their gap split; None for all.
-        contrast_images: images of the contrast experiment.
-        contrast_levels: its number of contrasts, from 0.1 to 10 times the noise.
-        remedies: whether remedies are tried.
-        remedy_steps: of the training of each richer guide that is tried.
-    """
-
-    draws: int = 1000
-    chains: int = 4
-    warmup: int = 1000
-    simulations: int = 2000
-    predictive_draws: int = 200
-    gap_data: int | None = None
-    contrast_images: int = 32
-    contrast_levels: int = 13
-    remedies: bool = False
-    remedy_steps: int = 2000
+    draws: int = field(
+        default=1000,
+        metadata=option("draws of the guide for each datum, and draws of each reference chain", "check", minimum=100),
+    )
+    chains: int = field(default=4, metadata=option("number of reference chains", "check", minimum=1))
+    warmup: int = field(
+        default=1000, metadata=option("adaptation steps of each reference chain (MCMC only)", "check", minimum=1)
+    )
+    simulations: int = field(
+        default=2000,
+        metadata=option(
+            "number of data that the model simulates, on which the guide is calibrated", "check", minimum=100
+        ),
+    )
+    predictive_draws: int = field(default=200, metadata=option("posterior predictive draws for each datum"))
+    gap_data: int | None = field(default=None, metadata=option("number of data whose gap is split; None for all"))
+    contrast_images: int = field(default=32, metadata=option("number of images in the contrast experiment"))
+    contrast_levels: int = field(
+        default=13, metadata=option("number of contrasts in that experiment, from 0.1 to 10 times the noise")
+    )
+    remedies: bool = field(
+        default=False, metadata=option("try what could improve the guide, which takes a few trainings", "check")
+    )
+    remedy_steps: int = field(default=2000, metadata=option("training steps of each richer guide that is tried"))
 
 
 @dataclass(frozen=True)
 class Settings(Effort):
-    """How a run trains, and how much its check does, as `Effort`.
+    """How a run trains, and how much its check does.
 
-    Attributes:
-        structure: of the guide, one of `STRUCTURES`.
-        family: of the guide: "auto", one of `FAMILIES` for all sites, or one by site.
-        objective: what training maximises, one of `OBJECTIVES`.
-        epochs: passes over the training data.
-        batch_size: data a step.
-        lr: first learning rate.
-        seed: of everything random: the split, the first weights, the minibatches, the draws.
-        train_data: how many training data are used; None for all.
-        device: where to train. Posteriors and references are always computed on the CPU, in float64.
-        held_out: how many test data are checked.
+    Posteriors and references are always computed on the CPU, in float64. A run's `warmup` and `gap_data` are smaller
+    than those of `Effort`.
     """
 
-    structure: str = "faithful"
-    family: str | dict[str, str] = "auto"
-    objective: str = "stl"
-    epochs: int = 22
-    batch_size: int = 256
-    lr: float = 3e-3
-    seed: int = 0
-    train_data: int | None = None
-    device: str = "cpu"
-    held_out: int = 128
+    structure: str = field(
+        default="faithful", metadata=option(f"structure of the guide: {', '.join(STRUCTURES)}", "training")
+    )
+    family: str | dict[str, str] = field(
+        default="auto",
+        metadata=option(
+            f"families of the guide: NAME for all latents, or SITE=NAME for one, repeated: {', '.join(FAMILIES)}",
+            "training",
+        ),
+    )
+    objective: str = field(
+        default="stl", metadata=option(f"what training maximises: {', '.join(OBJECTIVES)}", "training")
+    )
+    epochs: int = field(default=22, metadata=option("passes over the training data", "training", minimum=1))
+    batch_size: int = field(default=256, metadata=option("number of data in each training step", "training", minimum=1))
+    lr: float = field(default=3e-3, metadata=option("first learning rate", "training"))
+    seed: int = field(
+        default=0,
+        metadata=option("random seed of the run: data split, first weights, minibatches, draws", "training", minimum=0),
+    )
+    train_data: int | None = field(default=None, metadata=option("number of training data that are used; None for all"))
+    device: str = field(default="cpu", metadata=option("device to train on", "training"))
+    held_out: int = field(
+        default=128,
+        metadata=option("number of test data that are checked; with fewer than 73, nothing passes", "check", minimum=2),
+    )
     warmup: int = 300
     gap_data: int | None = 16
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was asked for; None and empty stand for what it was not told.
+    """What a command was asked for; None and empty stand for what it was not told."""
 
-    Attributes:
-        models: registered names or `FILE.py:Class`.
-        data: a registered name, `FILE.npz`, `FILE.npy` or `FILE.py:function`.
-        data_root: folder of the registered sets' files.
-        download: whether to fetch a set that is not there.
-        site: the program's name → the data's key.
-        arguments: of the models' constructors.
-        settings: fields of `Settings` by name.
-        quick: a small run; `settings` go before it.
-        out: the run folder.
-        overwrite: replace a run folder.
-        resume: go on with the training in `out`.
-    """
-
-    models: tuple[str, ...] = ()
-    data: str | None = None
-    data_root: str | None = None
-    download: bool = False
-    site: dict[str, str] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    quick: bool = False
-    out: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
+    models: tuple[str, ...] = field(default=(), metadata=option("registered names or FILE.py:Class"))
+    data: str | None = field(
+        default=None, metadata=option("registered data set, FILE.npz, FILE.npy or FILE.py:function", "data", shown=DATA)
+    )
+    data_root: str | None = field(
+        default=None,
+        metadata=option("folder with the files of the registered data sets", "data", shown="$CALIBRANT_DATA"),
+    )
+    download: bool = field(default=False, metadata=option("download a registered data set that is not there", "data"))
+    site: dict[str, str] = field(
+        default_factory=dict,
+        metadata=option("NAME=KEY: the program's site or covariate NAME is the data's KEY", "data"),
+    )
+    arguments: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=option("NAME=VALUE: an argument of the model, JSON or a plain word", "model", flag="--set"),
+    )
+    settings: dict[str, Any] = field(
+        default_factory=dict, metadata=option("the fields of `Settings` that were asked for")
+    )
+    chosen: dict[str, Any] = field(
+        default_factory=dict, metadata=option("other fields of `Settings`, chosen to suit the data")
+    )
+    out: Path | None = field(default=None, metadata=option("run folder", "folder", shown="runs/MODEL-DATA-N"))
+    overwrite: bool = field(
+        default=False, metadata=option("replace the run in --out, but never a folder of anything else", "folder")
+    )
+    resume: bool = field(default=False, metadata=option("continue the run in --out", "folder"))
+    quick: bool = field(default=False, metadata=option("small run, to see that everything works", "folder"))
 
     def asked(self) -> dict[str, Any]:
         """The settings that were asked for, those of a quick run among them."""
         return {**(QUICK if self.quick else {}), **self.settings}
+
+    def made(self) -> Settings:
+        """All settings."""
+        return Settings(**{**(QUICK if self.quick else {}), **self.chosen, **self.settings})

@@ -25,6 +25,7 @@ from calibrant.program.latents import Site, sites
 from calibrant.program.refusals import check_program
 from calibrant.program.supports import is_improper
 from calibrant.program.tracing import trace
+from calibrant.streams import stream
 
 if TYPE_CHECKING:
     from calibrant.guides.collapsed import CollapsedGuide
@@ -95,7 +96,7 @@ def amortize(
         "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
         **({"block": block} if block else {}),
     }
-    with seeded(seed), defaults(program, rows[0]) as place:
+    with seeded(stream(seed, "amortize")), defaults(program, rows[0]) as place:
         guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(*place)
         _set_statistics(guide, program, *(cast(part, *place) for part in rows))
         _narrow(guide, len(data))

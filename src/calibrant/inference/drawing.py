@@ -10,19 +10,18 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from calibrant.binding import bind_fixed
 from calibrant.data.dataset import Data
-from calibrant.guides.contract import check_guide
 from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.groups import add_groups
+from calibrant.inference.problem import Problem
 from calibrant.inference.trees import build_tree, require_memory
-from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.contract import Program, Values
 from calibrant.program.density import LogDensity, density_of
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.program.refusals import check_program
 from calibrant.program.tracing import deterministic, guide_trace, is_local, latent_values, trace
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 _ROWS = 65_536
 _RECORDED_FROM = 200  # draws of all data together
@@ -59,17 +58,22 @@ def posterior(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: if the draws would not fit into memory.
     """
-    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
-    check_program(program, *data.tensors())
-    few = data.batch(torch.arange(min(len(data), 4)))
-    check_guide(program, guided, *few)
-    pair = (in_double(program), in_double(guided))
-    with torch.no_grad(), seeded(seed), defaults(program, few[0], torch.float64) as (device, _):
-        probe = _score(*pair, *data.batch(torch.arange(min(len(data), 4)), device, torch.float64), repeats=1)
+    return posterior_of(Problem.of(model, guide, observed, covariates), draws, groups, seed, progress)
+
+
+def posterior_of(
+    problem: Problem, draws: int, groups: Iterable[str] = (), seed: int = 0, progress: Progress = silent
+) -> xr.DataTree:
+    """As `posterior`, of a problem that is checked."""
+    program, guide, data = problem.program, problem.guide, problem.data
+    few = torch.arange(min(len(data), 4))
+    pair, given = (in_double(program), in_double(guide)), data.batch(few)[0]
+    with torch.no_grad(), seeded(stream(seed, "posterior")), defaults(program, given, torch.float64) as (device, _):
+        probe = _score(*pair, *data.batch(few, device, torch.float64), repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data")
         if set(probe.latents) <= set(probe.local):
-            with fixed(guided), encoded_once(guided, draws):
+            with fixed(guide), encoded_once(guide, draws):
                 values, stats = _draw_each(pair, data, draws, device, progress)
         else:
             values, stats = _draw_jointly(pair, data, draws, device, progress)

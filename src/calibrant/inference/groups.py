@@ -19,6 +19,7 @@ from calibrant.program.density import density_of
 from calibrant.program.environment import defaults, in_double, seeded
 from calibrant.program.simulation import refuse_factors, sample_prior
 from calibrant.program.tracing import is_local, messages, sampled, trace
+from calibrant.streams import stream
 
 GROUPS = ("prior", "prior_predictive", "posterior_predictive", "log_likelihood")
 
@@ -51,7 +52,9 @@ def add_groups(tree: xr.DataTree, model: PyroModule, data: Data, groups: Iterabl
 
 def _add_prior(tree: xr.DataTree, model: PyroModule, data: Data, groups: list[str], draws: int, seed: int) -> None:
     observed, covariates = data.tensors()
-    simulated = [sample_prior(model, len(data), covariates, seed=seed + 1 + draw) for draw in range(draws)]
+    simulated = [
+        sample_prior(model, len(data), covariates, seed=stream(seed, "groups", "prior", draw)) for draw in range(draws)
+    ]
     local = {name for name, site in messages(_one_run(model, data)).items() if is_local(site)}
     stacked = {name: torch.stack([values[name] for values in simulated])[None].cpu() for name in simulated[0]}
     latents = {name: value for name, value in stacked.items() if name not in observed}
@@ -71,7 +74,11 @@ def _add_posterior(tree: xr.DataTree, model: PyroModule, data: Data, groups: lis
     observed = list(data.tensors()[0])
     predicted, likelihood = [], []
     double = in_double(model)
-    with torch.no_grad(), seeded(seed + 1), defaults(model, data.tensors()[0], torch.float64):
+    with (
+        torch.no_grad(),
+        seeded(stream(seed, "groups", "posterior predictive")),
+        defaults(model, data.tensors()[0], torch.float64),
+    ):
         for size, latents, rows, covariates in _each_draw(tree, model, data):
             if "posterior_predictive" in groups:
                 run = trace(double, size, covariates, latents)

@@ -6,24 +6,26 @@ import copy
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from calibrant.binding import bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.errors import ProgramError
+from calibrant.guides.many_draws import fixed
 from calibrant.guides.refined import RefinedGuide
-from calibrant.program.contract import Program, Values, as_program
+from calibrant.inference.fitting.objectives import path_derivative
+from calibrant.inference.graphs.of_modules import Gradient
+from calibrant.inference.problem import Problem
+from calibrant.program.contract import Program, Values
 from calibrant.program.environment import defaults, seeded
-from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
-if TYPE_CHECKING:
-    from calibrant.inference.graphs.of_modules import Gradient
+LR = 0.05  # first learning rate, in sds of the guide
 _RECORDED_FROM = 300  # steps
 
 
@@ -34,7 +36,7 @@ def refine(
     *,
     covariates: Mapping[str, Any] | None = None,
     steps: int = 500,
-    lr: float = 0.05,
+    lr: float = LR,
     batch_size: int = 1024,
     seed: int = 0,
     progress: Progress = silent,
@@ -60,21 +62,23 @@ def refine(
         ProgramError, DataError: for a model, guide or data that break the contract, and for a guide without a
             continuous local site.
     """
-    from calibrant.guides.contract import check_guide
-    from calibrant.guides.many_draws import fixed  # it is built on this module, and inference on guides
-    from calibrant.inference.graphs.of_modules import Gradient
+    problem = Problem.of(model, guide, observed, covariates)
+    return refined_of(problem, steps, lr, seed, progress, batch_size=batch_size)
 
-    data, program = bind_fixed(model, observed, covariates), as_program(model)
-    check_program(program, *data.tensors())
-    start = copy.deepcopy(as_program(guide)).requires_grad_(False)
-    check_guide(program, start, *data.batch(torch.arange(min(len(data), 4))))
+
+def refined_of(
+    problem: Problem, steps: int, lr: float, seed: int, progress: Progress, *, batch_size: int = 1024
+) -> RefinedGuide:
+    """As `refine`, of a problem that is checked."""
+    program, data = problem.program, problem.data
+    start = copy.deepcopy(problem.guide).requires_grad_(False)
     weights = {name: tensor.detach() for name, tensor in program.named_parameters()}
 
     def model_as_it_is(size: int, **given: Tensor) -> Any:
         return functional_call(program, weights, (size,), given)
 
     quiet = pyro.validation_enabled(False)
-    with seeded(seed), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:
+    with seeded(stream(seed, "refine")), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:
         refined = RefinedGuide(start, *data.tensors(*place))
         if not refined.sites:
             raise ProgramError("the guide has no continuous local latent on a line: there is nothing to refine")
@@ -88,8 +92,6 @@ def refine(
 
 def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: Values) -> tuple[Tensor]:
     """The ELBO, summed over data: the maps of a datum affect only its own term."""
-    from calibrant.inference.fitting.objectives import path_derivative
-
     size = len(next(iter(observed.values())))
     return (path_derivative(model, refined, observed, size, covariates).local.sum(),)
 

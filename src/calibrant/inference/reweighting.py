@@ -17,6 +17,7 @@ from arviz_stats.base import array_stats
 
 from calibrant.errors import InferenceError
 from calibrant.inference.trees import SAMPLE, latent_names
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
@@ -61,7 +62,7 @@ def importance(post: xr.DataTree, draws: int | None = None, seed: int = 0) -> xr
     if count < 1:
         raise InferenceError(f"draws={draws}: give the number of draws to keep, 1 or more")
     smoothed, khat = _psis(logs)
-    offsets = np.random.default_rng(seed).random(len(logs))
+    offsets = np.random.default_rng(stream(seed, "importance")).random(len(logs))
     index = np.stack([_resample(w, count, u) for w, u in zip(np.exp(smoothed), offsets, strict=True)], 1)
     groups = {name: group.to_dataset() for name, group in post.children.items()}
     groups |= {name: _gathered(groups[name], index) for name in _OF_DRAWS if name in groups}

@@ -21,10 +21,11 @@ from calibrant.errors import DataError, RunError
 from calibrant.guides.amortizing import amortize
 from calibrant.inference.fitting.objectives import check_objective
 from calibrant.inference.references.gate import require_passable
-from calibrant.inference.references.sampling import exact_structure
+from calibrant.inference.references.sampling import structure_of
 from calibrant.models.registry import constructor_arguments, create
 from calibrant.program.environment import seeded
 from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
+from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.matching import match_sites
 
@@ -58,7 +59,7 @@ def prepare(request: Request) -> tuple[Request, list[Job]]:
         if request.resume
         else replace(request, models=request.models or MODELS, data=request.data or DATA)
     )
-    settings = Settings(**request.asked())
+    settings = request.made()
     _check_device(settings.device)
     request = replace(request, out=request.out or _free_folder(request))
     names = [_slug(name) for name in request.models]
@@ -66,7 +67,7 @@ def prepare(request: Request) -> tuple[Request, list[Job]]:
         raise RunError(f"the models {', '.join(request.models)} would share a folder: run them one by one")
     splits = load_splits(request, settings.seed)
     request = _with_enough_steps(request, len(splits["train"]))
-    settings = Settings(**request.asked())
+    settings = request.made()
     folder = folder_of(request)
     folders = [folder / name for name in names] if len(names) > 1 else [folder]
     jobs = [new_job(name, at, splits, request, settings) for name, at in zip(request.models, folders, strict=True)]
@@ -129,10 +130,9 @@ def _slug(model: str) -> str:
 
 
 def _stored(request: Request) -> dict[str, Any]:
-    """What of a request is needed to go on with it."""
-    settings = asdict(Settings(**request.asked()))
-    kept = {name: getattr(request, name) for name in ("data", "data_root", "site", "arguments")}
-    return {"models": list(request.models), **kept, "settings": settings}
+    """What of a request is needed to go on with it: all settings, and which of them were asked for."""
+    kept = {name: getattr(request, name) for name in ("data", "data_root", "site", "arguments", "quick")}
+    return {"models": list(request.models), **kept, "settings": asdict(request.made()), "asked": request.settings}
 
 
 def _resumed(request: Request) -> Request:
@@ -161,14 +161,21 @@ def _resumed(request: Request) -> Request:
         data_root=request.data_root or stored["data_root"],
         site=stored["site"],
         arguments=stored["arguments"],
-        settings={**stored["settings"], **request.settings},
-        quick=False,
+        settings={**stored.get("asked", {}), **request.settings},
+        chosen=stored["settings"],
+        quick=_is_quick(stored),
     )
+
+
+def _is_quick(stored: Mapping[str, Any]) -> bool:
+    """Whether the request of a run was for a quick one; a version that did not store this is known by its settings."""
+    little = {name: value for name, value in QUICK.items() if name not in TRAINING}
+    return bool(stored.get("quick", little.items() <= stored["settings"].items()))
 
 
 def _with_enough_steps(request: Request, data: int) -> Request:
     """Smaller minibatches and more epochs where so few data would make few steps; what was asked for stays."""
-    settings, asked = Settings(**request.asked()), request.asked()
+    settings, asked = request.made(), {**request.chosen, **request.asked()}
     data = min(data, settings.train_data or data)
     batch_size, epochs = settings.batch_size, settings.epochs
     if "batch_size" not in asked:
@@ -176,7 +183,7 @@ def _with_enough_steps(request: Request, data: int) -> Request:
     if "epochs" not in asked:
         steps = _STEPS if batch_size >= _SMALL_BATCH else _SMALL_STEPS
         epochs = max(epochs, ceil(steps / max(1, data // batch_size)))
-    return replace(request, settings={**request.settings, "batch_size": batch_size, "epochs": epochs})
+    return replace(request, chosen={**request.chosen, "batch_size": batch_size, "epochs": epochs})
 
 
 def _check_device(name: str) -> None:
@@ -192,13 +199,14 @@ def load_splits(request: Request, seed: int) -> dict[str, Data]:
 
 
 def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, settings: Settings) -> Job:
-    with seeded(settings.seed):
+    with seeded(stream(settings.seed, "model")):
         model = _build_model(name, splits["train"], request)
     splits, wanted, notes = match_sites(model, splits, request.site)
     splits["train"] = train = _part(splits["train"], settings.train_data)
-    guide = amortize(model, train, settings.structure, settings.family, seed=settings.seed)
-    check_objective(settings.objective, model, guide, *bind(model, train).batch(torch.arange(min(len(train), 4))))
-    if exact_structure(model, train) is None:
+    bound = bind(model, train)
+    guide = amortize(model, bound, settings.structure, settings.family, seed=settings.seed)
+    check_objective(settings.objective, model, guide, *bound.batch(torch.arange(min(len(bound), 4))))
+    if structure_of(model, bound) is None:
         require_passable(settings.chains, settings.draws)
     config = {
         "data": {
@@ -276,16 +284,18 @@ def reopen(folder: Path, spec: str | None, request: Request) -> Job:
     splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
     splits, _, notes = match_sites(model, splits, request.site or stored.get("site", {}))
     asked = {name: value for name, value in request.asked().items() if name not in TRAINING or name == "seed"}
-    settings = Settings(**(_made_with(config["settings"]) | asked))
+    settings = Settings(**(_made_with(config) | asked))
     splits["train"] = _part(splits["train"], settings.train_data)
-    if exact_structure(model, splits["test"]) is None:
+    if structure_of(model, bind(model, splits["test"])) is None:
         require_passable(settings.chains, settings.draws)
     return Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
 
 
-def _made_with(stored: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run; of a quick one, not how little its check did."""
-    known = {f.name: stored[f.name] for f in fields(Settings) if f.name in stored}
-    little = {name: value for name, value in QUICK.items() if name not in TRAINING}
-    was_quick = all(known.get(name) == value for name, value in little.items())
-    return {name: value for name, value in known.items() if not (was_quick and name in little)}
+def _made_with(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run; of a quick one, not how little its check did, unless that was asked for."""
+    stored, made = config.get("request") or {}, config["settings"]
+    known = {f.name: made[f.name] for f in fields(Settings) if f.name in made}
+    if not _is_quick({"settings": made, **stored}):
+        return known
+    little = set(QUICK) - set(TRAINING) - set(stored.get("asked", ()))
+    return {name: value for name, value in known.items() if name not in little}

@@ -23,11 +23,13 @@ from calibrant.evaluation.reporting.page import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.inference.fitting.loop import fit
-from calibrant.inference.references.sampling import reference
+from calibrant.inference.problem import Problem
+from calibrant.inference.references.sampling import ReferencePlan, reference_of
 from calibrant.inference.trees import data_labels, model_sha256
 from calibrant.processes import processes_for, side_by_side
 from calibrant.progress import Progress, prefixed, silent
-from calibrant.settings import Request, Settings
+from calibrant.settings import Request
+from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.preparing import (
     Job,
@@ -86,7 +88,7 @@ def _run(job: Job, progress: Progress) -> RunResult:
 
 def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
     """One of several models, in a process of its own: its results are in its folder."""
-    settings = Settings(**request.asked())
+    settings = request.made()
     _run(new_job(name, folder, load_splits(request, settings.seed), request, settings), prefixed(progress, f"{name}:"))
 
 
@@ -220,14 +222,15 @@ def _evaluate(job: Job, progress: Progress) -> RunResult:
     for file in (*store.DATASETS.values(), store.CALIBRATION, store.REPORT):  # of other draws
         (job.folder / file).unlink(missing_ok=True)
     held = _checked(job)
-    references = _reference(job, held, progress)
+    problem = Problem.of(job.model, job.guide, held)
+    references = _reference(job, problem, progress)
 
     def keep(name: str, found: Any) -> None:
         save: Any = store.save_tree if name in store.TREES else store.save_dataset
         save(found, job.folder / {**store.TREES, **store.DATASETS}[name])
 
     said: dict[str, Any] = {"train": job.splits["train"], "seed": settings.seed, "progress": progress, "keep": keep}
-    result = examine(job.name, job.model, job.guide, held, references, settings, **said)
+    result = examine(job.name, problem, references, settings, **said)
     config = store.read_config(job.folder)
     config["notes"] = list(dict.fromkeys([*job.notes, *result.config["notes"]]))
     config["checked"] = {
@@ -250,19 +253,16 @@ def _checked(job: Job) -> Data:
 
 def _held_out(test: Data, count: int, seed: int) -> Data:
     """Some of the test data at random, so that any first part of them is a random part too."""
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(stream(seed, "held-out data")))
     return test[order[:count]]
 
 
-def _reference(job: Job, data: Data, progress: Progress) -> xr.DataTree:
+def _reference(job: Job, problem: Problem, progress: Progress) -> xr.DataTree:
     """Reference draws; those in the folder where they are of the same weights, data and settings."""
-    settings, path = job.settings, job.folder / store.REFERENCE
-    asked: dict[str, Any] = {
-        "chains": settings.chains,
-        "warmup": settings.warmup,
-        "draws": settings.draws,
-        "seed": settings.seed + 1,
-    }
+    settings, path, data = job.settings, job.folder / store.REFERENCE, problem.data
+    lengths: dict[str, Any] = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
+    seed = stream(settings.seed, "reference")
+    asked = {**lengths, "seed": seed}
     if path.is_file():
         tree = store.load_tree(path)
         attributes = tree["posterior"].attrs
@@ -270,7 +270,7 @@ def _reference(job: Job, data: Data, progress: Progress) -> xr.DataTree:
         same = same and json.loads(attributes["settings"]).items() <= asked.items()
         if same and data_labels(tree).tolist() == data.labels().tolist():
             return tree
-    tree = reference(job.model, data, progress=progress, **asked)
+    tree = reference_of(problem.program, data, ReferencePlan(**lengths), seed=seed, progress=progress)
     store.save_tree(tree, path)
     if len(data_labels(tree)) < len(data):  # Ctrl-C: the data that were finished
         raise KeyboardInterrupt

@@ -8,7 +8,7 @@ What is looked at in a comparison with a reference, for each site:
 - both again for every single latent, averaged over data only, because one wrong latent among many averages away too.
 
 and the root-mean-square error of correlations, over all latents together and for every latent with all others. How
-statistics become verdicts is in `evaluation/judging.py`; what is asked without a reference in `evaluation/unaided.py`.
+statistics become verdicts is in `decisions.py`; what is asked without a reference in `without_reference.py`.
 
 `pass` speaks of mean, sd, central coverage and linear correlation. A wrong shape with the right moments passes; look at
 `wasserstein` beside `wasserstein_null`, or at `c2st`, for that. Standard errors hold where the draws resolve the
@@ -33,6 +33,7 @@ from scipy.special import chdtrc, chdtri, ndtr
 
 from calibrant.evaluation.judgements import without_reference as unaided
 from calibrant.evaluation.judgements.decisions import (
+    Direction,
     Question,
     Statistic,
     Status,
@@ -69,7 +70,8 @@ def verdicts(
     Returns:
         For each latent site "sd", "mean" and "coverage", shared sites last; "correlation" over all latents, if there
         are two or more local ones; "k-hat" and "log joint", where they are known; and the "evidence gap", which
-        describes. All that decide are one family, with the error rates of `evaluation.judging` for all together.
+        describes. All that decide are one family: the error rates of `evaluation.judgements.decisions` hold for all of
+        them together.
     """
     compared = _questions(result) if result is not None else []
     questions = [*compared, *unaided.questions(weights, calibration)]
@@ -136,14 +138,20 @@ def _statistics(group: _Group, quantity: str, level: float, width: float) -> lis
     error, se = _errors(group.values, quantity, level)
     margin, n = _INTERNAL_MARGINS[quantity], len(group.labels)
     mean, mean_se, square, noise = (_pooled(a, group.together) for a in (error, se, error**2 - se**2, se**2))
-    columns = [(f"`{label}`", [i]) for i, label in enumerate(group.labels)] if n > 1 else []
+    columns = [(label, [i]) for i, label in enumerate(group.labels)] if n > 1 else []
     worst = f"the worst of {n} latents"
-    each = [_average(label, f" ({worst})", mean[:, i], mean_se[:, i], margin, width) for label, i in columns]
+    each = [
+        replace(_average(f"`{entry}`", f" ({worst})", mean[:, i], mean_se[:, i], margin, width), entry=entry)
+        for entry, i in columns
+    ]
     checks = [_average(f"`{group.site}`", "", mean, mean_se, margin, width), *_largest_first(each)]
     if quantity == "coverage":  # a statement about averages: it need not hold datum by datum
         return checks
     note = f" (root mean square, {worst})"
-    each = [_root(label, note, square[:, i], noise[:, i], margin, width) for label, i in columns]
+    each = [
+        replace(_root(f"`{entry}`", note, square[:, i], noise[:, i], margin, width), entry=entry)
+        for entry, i in columns
+    ]
     over = "data and latents" if n > 1 else "data"
     square, noise = square.mean(1), noise.mean(1)
     whole = _root(f"`{group.site}`", f" (root mean square over {over})", square, noise, margin, width)
@@ -222,8 +230,8 @@ def _correlation_statistics(result: xr.Dataset, width: float) -> list[Statistic]
     squares, noises = (_pooled(result[f"correlation_row_{name}"].values, together) for name in ("mean_square", "noise"))
     note = f" (root mean square with the others, the worst of {result.sizes['latent']} latents)"
     rows = [
-        _root(f"`{label}`", note, squares[:, i], noises[:, i], CORRELATION_MARGIN, width)
-        for i, label in enumerate(result["latent"].values.tolist())
+        replace(_root(f"`{entry}`", note, squares[:, i], noises[:, i], CORRELATION_MARGIN, width), entry=entry)
+        for i, entry in enumerate(result["latent"].values.tolist())
     ]
     return [whole, *_largest_first(rows)]
 
@@ -235,7 +243,25 @@ def _verdict(question: Question, status: Status, decisive: Statistic) -> Verdict
     effect, se = _natural(question.quantity, decisive)
     words = {"fail": _failure, "pass": _agreement, "cannot tell": _doubt}[status]
     sentence = words(question.site, question.quantity, decisive, question.level)
-    return Verdict(question.site, question.quantity, status, effect, se, _MARGINS[question.quantity], sentence)
+    return Verdict(
+        question.site,
+        question.quantity,
+        status,
+        effect,
+        se,
+        _MARGINS[question.quantity],
+        sentence,
+        direction=_direction(decisive) if question.quantity == "sd" else "",
+        entry=decisive.entry,
+    )
+
+
+def _direction(of_sd: Statistic) -> Direction:
+    if np.isnan(of_sd.effect):
+        return ""
+    if not of_sd.signed:
+        return "off"
+    return "too narrow" if of_sd.effect < 0 else "too wide"
 
 
 def _natural(quantity: str, check: Statistic) -> tuple[float, float]:
@@ -248,8 +274,10 @@ def _natural(quantity: str, check: Statistic) -> tuple[float, float]:
 def _failure(site: str, quantity: str, check: Statistic, level: float) -> str:
     effect, se = _natural(quantity, check)
     if quantity == "sd":
-        error = ("too narrow" if effect < 0 else "too wide") if check.signed else "sd off"
-        return f"{check.label}: {error} by {percent(abs(effect), se)}{check.note}"
+        direction = _direction(check)
+        return (
+            f"{check.label}: {'sd off' if direction == 'off' else direction} by {percent(abs(effect), se)}{check.note}"
+        )
     if quantity == "mean":
         return f"{check.label}: mean off by {number(effect, se)} sd{check.note}"
     if quantity == "coverage":

@@ -105,9 +105,10 @@ _COVERAGE = "its intervals hold the truth less or more often than they say"
 def _fault(verdict: Verdict) -> str:
     if verdict.quantity == "sd":
         by = f"by {abs(verdict.effect):.0%}{_entry(verdict)}"
-        if "off by" in verdict.sentence:
-            return f"how sure it is of single data is wrong {by}"
-        return f"it is too sure of itself {by}" if verdict.effect < 0 else f"it is less sure than it could be {by}"
+        return {
+            "too narrow": f"it is too sure of itself {by}",
+            "too wide": f"it is less sure than it could be {by}",
+        }.get(verdict.direction, f"how sure it is of single data is wrong {by}")
     if verdict.quantity == "mean":
         return f"its best guesses are off{_entry(verdict)}"
     return {
@@ -120,7 +121,7 @@ def _fault(verdict: Verdict) -> str:
 
 def _entry(verdict: Verdict) -> str:
     """Where one entry of many has decided."""
-    return " in one or more of its entries" if "the worst of" in verdict.sentence else ""
+    return " in one or more of its entries" if verdict.entry else ""
 
 
 def _capital(text: str) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 Status = Literal["pass", "fail", "cannot tell"]
+Direction = Literal["too narrow", "too wide", "off", ""]
 
 FALSE_ALARM = 0.05
 FALSE_PASS = 1e-3
@@ -37,13 +38,16 @@ class Verdict:
         quantity: "sd", "mean", "coverage", "correlation", "k-hat", "log joint" or "evidence gap"; those of the contrast
             experiment have names of their own.
         status: "pass" if the error lies inside the margin, "fail" if outside, else "cannot tell", at the error rates of
-            `evaluation.judging`.
+            `evaluation.judgements.decisions`.
         effect: the error that decided: sd ratio − 1, mean error in reference sd, coverage − level, or the
-            root-mean-square of one of these; what others mean says the sentence. NaN without data.
+            root-mean-square of one of these; for the other quantities, the number in the sentence. NaN without data.
         se: its standard error.
         margin: the largest error that passes.
         sentence: the verdict in words; "±" is one standard error.
         primary: whether it decides the conclusion of a check; the others describe.
+        direction: of the error in an sd: "too narrow" or "too wide" on average over the data, or "off", where it is a
+            root mean square and may differ in sign from datum to datum; "" for other quantities.
+        entry: the latent whose own error decided, as `z[3]`; "" where it was that of the whole site.
     """
 
     site: str
@@ -54,6 +58,8 @@ class Verdict:
     margin: float
     sentence: str
     primary: bool = True
+    direction: Direction = ""
+    entry: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Statistic:
         p_inside: p-value of the hypothesis that the effect lies inside the margin; NaN without data.
         margin: the largest effect that passes.
         signed: whether the effect has a direction.
+        entry: the latent, where the statistic is that of one of many; else "".
     """
 
     label: str
@@ -78,6 +85,7 @@ class Statistic:
     p_inside: float
     margin: float
     signed: bool = True
+    entry: str = ""
 
     @property
     def is_inside(self) -> bool:

@@ -14,17 +14,18 @@ import numpy.typing as npt
 import xarray as xr
 from pyro.nn import PyroModule
 
-from calibrant.data.dataset import Data
 from calibrant.errors import CalibrantError, InferenceError
 from calibrant.evaluation.judgements.against_reference import verdicts
 from calibrant.evaluation.statistics.comparison import LEFT_OUT_LIMIT, compare
 from calibrant.evaluation.statistics.gaps import MAX_SE
 from calibrant.evaluation.statistics.joining import check_same_problem
 from calibrant.inference.bounds.evidence import evidence
-from calibrant.inference.drawing import posterior
-from calibrant.inference.references.sampling import log_evidence
+from calibrant.inference.drawing import posterior_of
+from calibrant.inference.problem import Problem
+from calibrant.inference.references.sampling import log_evidence_of
 from calibrant.inference.reweighting import importance, log_mean, log_weights, reliable, weights
 from calibrant.progress import Progress
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 GUIDE, REFINED, RESAMPLED = "guide", "refined", "resampled"
@@ -67,8 +68,7 @@ _NOTES = {"checks": 0, "comparison": "no reference given", "trained_on": "nothin
 class Bench:
     """The data and the reference that all remedies are judged by."""
 
-    program: PyroModule
-    data: Data
+    problem: Problem
     reference: xr.DataTree | None
     draws: int
     seed: int
@@ -89,7 +89,7 @@ class Bench:
             guide = make()
             seconds = time.perf_counter() - begun if timed else 0.0
             # The same noise for all: what is common to guide and refined guide cancels in the difference.
-            tree = posterior(self.program, guide, self.data, self.draws, seed=self.seed + 1)
+            tree = posterior_of(self.problem.with_guide(guide), self.draws, seed=stream(self.seed, "posterior"))
         except CalibrantError as error:
             if name == GUIDE:
                 raise
@@ -101,16 +101,17 @@ class Bench:
         self.advance(name)
         return row
 
-    def resample(self, guide: PyroModule) -> Tried:
+    def resample(self) -> Tried:
         """The guide's draws, resampled; the pool is made and left part by part."""
         begun, pool = time.perf_counter(), _POOL * self.draws
-        parts = np.array_split(np.arange(len(self.data)), math.ceil(len(self.data) * pool / _POOL_ROWS))
+        data = self.problem.data
+        parts = np.array_split(np.arange(len(data)), math.ceil(len(data) * pool / _POOL_ROWS))
         trees = []
         try:
             for number, index in enumerate(part for part in parts if len(part)):
-                seed = self.seed + 2 + number
-                drawn = posterior(self.program, guide, self.data[index], pool, seed=seed)
-                trees.append(importance(drawn, self.draws, seed))
+                some = self.problem.of_some(data[index])
+                drawn = posterior_of(some, pool, seed=stream(self.seed, "pool", number))
+                trees.append(importance(drawn, self.draws, stream(self.seed, "resampled", number)))
         except CalibrantError as error:
             return Tried(RESAMPLED, str(error))
         tree = _joined(trees)
@@ -154,13 +155,15 @@ class Bench:
         """log p(x) of the data that are judged, NaN for the others, and how it is known."""
         guides = [(row.guide, row.weights) for row in rows if row.guide is not None and row.weights is not None]
         guides = [(guide, weights) for guide, weights in guides if np.isfinite(weights).all()]
-        known, method = np.full(len(self.data), np.nan), "exact"
+        program, data = self.problem.program, self.problem.data
+        known, method = np.full(len(data), np.nan), "exact"
         if self.reference is None:
             with suppress(InferenceError):
-                known = log_evidence(self.program, self.data).cpu().numpy()
+                known = log_evidence_of(program, data).cpu().numpy()
         elif guides:
             best, weights = max(guides, key=lambda one: float(one[1].mean()))
-            found = evidence(self.program, best, self.data, self.reference, weights, MAX_SE, self.seed + 1_000)
+            bridge = stream(self.seed, "bridge")
+            found = evidence(program, best, data, self.reference, weights, MAX_SE, bridge)
             known, method = found.log_evidence, "exact" if "exact" in found.method else "bridge"
         if np.isfinite(known).mean() >= 1 - LEFT_OUT_LIMIT:
             return known, method

@@ -23,6 +23,7 @@ from calibrant.inference.fitting.loop import fit
 from calibrant.program.latents import sites
 from calibrant.program.simulation import sample_prior
 from calibrant.progress import Progress
+from calibrant.streams import stream
 
 Family = dict[str, str]
 _SIMULATED = 5_000  # training data
@@ -96,10 +97,10 @@ class TrainingData:
         """Those that are given; else simulated, with the covariates of judged data drawn with replacement."""
         if train is not None:
             return cls(bind(program, train), "given")
-        rows = np.random.default_rng(seed).integers(len(judged), size=_SIMULATED)
+        rows = np.random.default_rng(stream(seed, "covariates")).integers(len(judged), size=_SIMULATED)
         covariates = judged.batch(rows)[1] if judged.covariate_names else {}
         try:
-            simulated = sample_prior(program, _SIMULATED, covariates, seed)
+            simulated = sample_prior(program, _SIMULATED, covariates, stream(seed, "simulated"))
         except ProgramError as error:
             return cls(None, "nothing", f"no data to train on were given, and none can be simulated: {error}")
         return cls(Data({name: simulated[name].cpu() for name in judged.observed_names}, covariates), "simulated")

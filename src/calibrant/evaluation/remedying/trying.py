@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,17 @@ import numpy as np
 import torch
 import xarray as xr
 
-from calibrant.binding import bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.evaluation.remedying.bench import GUIDE, REFINED, RESAMPLED, Bench, Tried, results_table
 from calibrant.evaluation.remedying.richer import TrainingData, encoder_kind, richer_guides, trained_guide
 from calibrant.evaluation.statistics.gaps import with_reference
-from calibrant.inference.refining import refine
+from calibrant.inference.problem import Problem
+from calibrant.inference.refining import LR, refined_of
 from calibrant.inference.trees import model_sha256
-from calibrant.program.contract import Program, as_program
+from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, prefixed, silent
+from calibrant.streams import stream
 
 
 def remedies(
@@ -81,35 +82,49 @@ def remedies(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for a reference of other data or weights.
     """
-    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
-    check_program(program, *data.tensors())
-    data = data if reference is None else with_reference(data, reference)
-    richer = richer_guides(program, guided, data, seed)
-    bench = Bench(program, data, reference, draws, seed, 3 + len(richer), progress)
-    settings = {
-        "draws": draws,
-        "steps": steps,
-        "refine_steps": refine_steps,
-        "seed": seed,
-        "model_sha256": model_sha256(program),
-    }
+    problem, size = Problem.of(model, guide, observed, covariates), RemedyPlan(draws, steps, refine_steps)
+    return remedies_of(problem, reference, size, train, seed, progress)
+
+
+@dataclass(frozen=True)
+class RemedyPlan:
+    """How much is done to find out what a remedy is worth, as `remedies` takes it."""
+
+    draws: int = 1000
+    steps: int = 2000
+    refine_steps: int = 500
+
+
+def remedies_of(
+    problem: Problem,
+    reference: xr.DataTree | None,
+    plan: RemedyPlan,
+    train: Mapping[str, Any] | Data | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """As `remedies`, of a problem that is checked."""
+    of = partial(stream, seed, "remedies")
+    if reference is not None:
+        problem = problem.of_some(with_reference(problem.data, reference))
+    program, guide, data = problem.program, problem.guide, problem.data
+    richer = richer_guides(program, guide, data, of("structures"))
+    bench = Bench(problem, reference, plan.draws, of("draws"), 3 + len(richer), progress)
+    settings = {**asdict(plan), "seed": seed, "model_sha256": model_sha256(program)}
     shared = [name for name, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]
     if shared:
         why = f"latents {shared} are shared: evidence and ELBO are of all data together, not of a datum"
         rows = [Tried(name, why) for name in (GUIDE, REFINED, RESAMPLED, *richer)]
         return results_table(rows, np.full(len(data), np.nan), "").assign_attrs({**bench.notes, **settings})
-    rows = [bench.judge(GUIDE, lambda: guided, timed=False)]
-    rows.append(
-        bench.judge(REFINED, lambda: refine(program, guided, data, steps=refine_steps, seed=seed, progress=progress))
-    )
-    rows.append(bench.resample(guided))
+    rows = [bench.judge(GUIDE, lambda: guide, timed=False)]
+    rows.append(bench.judge(REFINED, lambda: refined_of(problem, plan.refine_steps, LR, of(REFINED), progress)))
+    rows.append(bench.resample())
     if richer:
-        training = TrainingData.of(program, data, train, seed)
+        training = TrainingData.of(program, data, train, of("training data"))
         bench.notes |= {"trained_on": training.source, "training_data": len(training.data or ())}
         for name, kind in richer.items():
-            make = partial(
-                trained_guide, program, training, *kind, encoder_kind(guided), steps, seed, prefixed(progress, name)
-            )
+            encoder, telling = encoder_kind(guide), prefixed(progress, name)
+            make = partial(trained_guide, program, training, *kind, encoder, plan.steps, of(name), telling)
             rows.append(bench.judge(name, make))
     known, method = bench.evidence(rows)
     return results_table(rows, known, method).assign_attrs({**bench.notes, **settings})

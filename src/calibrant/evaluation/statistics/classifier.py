@@ -27,6 +27,7 @@ from calibrant.evaluation.statistics.joining import check_same_problem
 from calibrant.inference.diagnostics import ess
 from calibrant.inference.references.gate import convergence_of
 from calibrant.inference.trees import Latent, data_labels, draw_blocks, latent_names, scalars
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
@@ -81,7 +82,7 @@ def c2st(
     check_same_problem(post, ref)
     names, labels = _local_latents(post, ref), _labels(post, ref)
     most = max(permutations, min(math.ceil(len(labels) / fdr), MAX_PERMUTATIONS))
-    generators = np.random.default_rng(seed).spawn(len(labels))
+    generators = np.random.default_rng(stream(seed, "c2st")).spawn(len(labels))
     found: dict[int, _Test] = {}
     sides = zip(_per_datum(post, names, labels), _per_datum(ref, names, labels), strict=True)
     for i, (ours, theirs) in enumerate(sides):

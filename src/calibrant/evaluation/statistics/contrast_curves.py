@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +21,18 @@ from pyro.nn import PyroModule
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.diagnostics import ess
-from calibrant.inference.drawing import posterior
-from calibrant.inference.references.sampling import exact_structure, reference
-from calibrant.program.contract import Program, as_program
+from calibrant.inference.drawing import posterior_of
+from calibrant.inference.problem import Problem
+from calibrant.inference.references.sampling import ReferencePlan, reference_of, structure_of
+from calibrant.program.contract import Program
 from calibrant.program.latents import Site, sites
-from calibrant.program.refusals import check_program
 from calibrant.program.simulation import sample_prior
 from calibrant.program.supports import is_improper, is_positive
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 LEVELS = tuple(np.geomspace(0.1, 10.0, 13).tolist())
 SOURCES = ("exact", "amortized")
@@ -109,30 +110,47 @@ def contrast_experiment(
             are not finite, and where the gate leaves fewer than two images.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
-    data, program = bind(model, observed, covariates), as_program(model)
-    contrasts = _checked_levels(LEVELS if levels is None else levels)
+    experiment = ContrastPlan(levels, images, draws, chains, noise, latent, scale, method, warmup)
+    return contrast_of(Problem.of_kind(model, guide, observed, covariates), experiment, seed, progress)
+
+
+@dataclass(frozen=True)
+class ContrastPlan:
+    """The arguments of `contrast_experiment`."""
+
+    levels: Sequence[float] | None = None
+    images: int = 32
+    draws: int = 500
+    chains: int = 4
+    noise: float | None = None
+    latent: str | None = None
+    scale: str | None = None
+    method: str = "auto"
+    warmup: int = 1000
+
+    @property
+    def reference(self) -> ReferencePlan:
+        return ReferencePlan(self.method, self.chains, self.warmup, self.draws)
+
+
+def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: Progress = silent) -> xr.Dataset:
+    """As `contrast_experiment`, of a problem that is checked."""
+    program, data, of = problem.program, problem.data, partial(stream, seed, "contrast")
+    contrasts = _checked_levels(LEVELS if plan.levels is None else plan.levels)
     few = data.batch(torch.arange(min(len(data), 16)))
-    check_program(program, *few)
-    structure = exact_structure(program, data)
-    names, site = _find_sites(sites(program, *few), data, latent, scale)
-    sigma = noise_equivalent_contrast(program) if noise is None else _checked_noise(noise)
-    patches = _choose(data, names.observed, images, seed)
-    prior_sd = _prior_sd(program, site, patches)
-
-    def refer(shown: Data, stream: int) -> xr.DataTree:
-        tree = reference(program, shown, method, chains, warmup, draws, seed=seed + stream)
-        if tree["posterior"].sizes["data"] < len(shown):  # Ctrl-C leaves the data that were finished
-            raise KeyboardInterrupt
-        return tree
-
-    natural = refer(patches.shown(None), 0)
+    structure = structure_of(program, data)
+    names, site = _find_sites(sites(program, *few), data, plan.latent, plan.scale)
+    sigma = noise_equivalent_contrast(program) if plan.noise is None else _checked_noise(plan.noise)
+    patches = _choose(data, names.observed, plan.images, of("images"))
+    prior_sd = _prior_sd(program, site, patches, of("prior"))
+    shown = [problem.of_others(patches.shown(level * sigma)) for level in contrasts]  # refused before any sampling
+    natural = _reference(problem.of_some(patches.shown(None)), plan, of("reference", "natural"))
     informative = _informative(natural, names, prior_sd)
     used = informative if informative.any() else ~informative
     rows: dict[str, list[_Summary]] = {source: [] for source in SOURCES}
     for i, level in enumerate(contrasts):
-        shown = patches.shown(level * sigma)
-        exact = _summarise(refer(shown, 2 * i + 1), names, used)
-        amortized = _summarise(posterior(program, guide, shown, draws, seed=seed + 2 * i + 2), names, used)
+        exact = _summarise(_reference(shown[i], plan, of("reference", i)), names, used)
+        amortized = _summarise(posterior_of(shown[i], plan.draws, seed=of("posterior", i)), names, used)
         rows["exact"].append(exact)
         rows["amortized"].append(amortized.where(exact.passed))
         progress("contrast", i + 1, len(contrasts), f"{level:.2g} × noise")
@@ -150,6 +168,13 @@ def contrast_experiment(
         share_reference=float(np.mean([row.passed for row in rows["exact"]])),
         structure="" if structure is None else f"{'scaled ' if structure.scale else ''}linear-gaussian",
     )
+
+
+def _reference(shown: Problem, plan: ContrastPlan, seed: int) -> xr.DataTree:
+    tree = reference_of(shown.program, shown.data, plan.reference, seed=seed)
+    if tree["posterior"].sizes["data"] < len(shown.data):  # Ctrl-C leaves the data that were finished
+        raise KeyboardInterrupt
+    return tree
 
 
 def noise_equivalent_contrast(model: PyroModule) -> float:
@@ -336,7 +361,7 @@ def _variation(scale: Array, independent: bool) -> tuple[Array, Array]:
     return (sd / mean)[:, 0, 0, 0], _error(influence, independent)[:, 0]
 
 
-def _prior_sd(program: PyroModule, site: Site, patches: _Patches) -> Array:
+def _prior_sd(program: PyroModule, site: Site, patches: _Patches, seed: int) -> Array:
     """Prior standard deviation of every latent: the site's own where nothing else moves it, else of simulated draws."""
     if is_improper(site.prior):
         raise InferenceError(f"latent {site.name!r} has an improper prior: there is no prior sd to compare with")
@@ -348,7 +373,7 @@ def _prior_sd(program: PyroModule, site: Site, patches: _Patches) -> Array:
             pass
     repeats = -(-_PRIOR_DRAWS // len(patches.labels))
     covariates = {name: torch.cat([value] * repeats) for name, value in patches.covariates.items()}
-    drawn = sample_prior(program, repeats * len(patches.labels), covariates, seed=0)[site.name]
+    drawn = sample_prior(program, repeats * len(patches.labels), covariates, seed=seed)[site.name]
     return drawn.double().flatten(1).std(0).cpu().numpy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,20 @@ import torch
 import xarray as xr
 from pyro.nn import PyroModule
 
-from calibrant.binding import bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.joining import check_same_problem
 from calibrant.inference.bounds.evidence import Evidence, evidence
-from calibrant.inference.drawing import posterior
-from calibrant.inference.references.sampling import reference as sample_reference
-from calibrant.inference.refining import refine
+from calibrant.inference.drawing import posterior_of
+from calibrant.inference.problem import Problem
+from calibrant.inference.references.sampling import ReferencePlan, reference_of
+from calibrant.inference.refining import LR, refined_of
 from calibrant.inference.reweighting import log_weights
 from calibrant.inference.trees import data_labels, model_sha256
-from calibrant.program.contract import Program, as_program
+from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
@@ -40,7 +41,7 @@ def gap(
     covariates: Mapping[str, Any] | None = None,
     draws: int = 1000,
     steps: int = 500,
-    lr: float = 0.05,
+    lr: float = LR,
     max_se: float = MAX_SE,
     seed: int = 0,
     progress: Progress = silent,
@@ -94,19 +95,34 @@ def gap(
             local site, which can't be refined.
         InferenceError: for a program with shared latents; a reference of other data or weights.
     """
-    data, program = bind_fixed(model, observed, covariates), as_program(model)
-    check_program(program, *data.tensors())
-    _refuse_shared(program, data)
+    problem = Problem.of(model, guide, observed, covariates)
+    return gap_of(problem, reference, draws, steps, lr, max_se, seed, progress)
+
+
+def gap_of(
+    problem: Problem,
+    reference: xr.DataTree | None = None,
+    draws: int = 1000,
+    steps: int = 500,
+    lr: float = LR,
+    max_se: float = MAX_SE,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """As `gap`, of a problem that is checked."""
+    program, of = problem.program, partial(stream, seed, "gap")
+    _refuse_shared(program, problem.data)
     if reference is None:
-        reference = sample_reference(program, data, seed=seed + 2, progress=progress)
-    data = with_reference(data, reference)
-    tree = posterior(program, guide, data, draws, seed=seed + 1, progress=progress)
+        reference = reference_of(program, problem.data, ReferencePlan(), seed=of("reference"), progress=progress)
+    problem = problem.of_some(with_reference(problem.data, reference))
+    data, noise = problem.data, of("posterior")
+    tree = posterior_of(problem, draws, seed=noise, progress=progress)
     check_same_problem(tree, reference)
-    refined = refine(program, guide, data, steps=steps, lr=lr, seed=seed, progress=progress)
+    refined = refined_of(problem, steps, lr, of("refine"), progress)
     # The same noise for both: what is common to them cancels in the difference.
-    other = posterior(program, refined, data, draws, seed=seed + 1, progress=progress)
+    other = posterior_of(problem.with_guide(refined), draws, seed=noise, progress=progress)
     amortized, best = log_weights(tree), log_weights(other)
-    found = evidence(program, refined, data, reference, best, max_se, seed + 3)
+    found = evidence(program, refined, data, reference, best, max_se, of("bridge"))
     progress("gap", len(data), len(data))
     attrs = {"draws": draws, "steps": steps, "seed": seed, "max_se": max_se, "model_sha256": model_sha256(program)}
     return _split(found, amortized, best).assign_coords(data=data.labels()).assign_attrs(attrs)

@@ -10,17 +10,16 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from calibrant.binding import bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.data_statistics import Function, differences, moments, transport
 from calibrant.evaluation.statistics.predictive_tallies import MIN_DRAWS, Runs, Tally
-from calibrant.guides.contract import check_guide
+from calibrant.inference.problem import Problem
 from calibrant.inference.trees import model_sha256
-from calibrant.program.contract import Program, as_program
+from calibrant.program.contract import Program
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
@@ -82,48 +81,37 @@ def predictive_check(
         progress: called with (stage, done, total, text).
 
     Returns:
-        Dimensions `data`, `statistic` (label; coordinate `observation`, its site), `latent` (as `z[3]`; coordinates
-        `site`, `index`), `observed` (site), `level`, `u` (0 … 1), `draw`. Standard errors count data, not entries, as
-        independent.
-
-        `(statistic, data)`: `observed_statistic`; `tail_probability`, the randomised rank of it among posterior
-        predictive draws, (rank + U)/(draws + 1); `predictive_mean`, `predictive_sd` of these.
-        `(statistic)`: `extreme` ± `extreme_se`, the share of data outside `level`.
-
-        `(observed, u)`: `pit_ecdf` ± `pit_ecdf_se`, the share of entries with a PIT (randomised as above) of at most u.
-        `(observed, level)`: `coverage` ± `coverage_se`, the share of entries inside the central interval;
-        `(observed, data, level)`: `coverage_data`. `extreme_null`, `pit_ecdf_null`, `coverage_null`, each with `…_se`:
-        the same of data that the model simulates.
-
-        `(statistic)`: `prior_mean`, `prior_sd` of simulated T; `prior_mean_difference` (simulated − observed, in sd of
-        the observed), `prior_sd_ratio` (simulated/observed), `prior_wasserstein` (1-Wasserstein distance, in sd of the
-        observed), each ± `…_se`; `prior_wasserstein_null` and `prior_wasserstein_null_sd`, mean and sd of the distance
-        of data sets of this size from the model itself; `prior_p`, the share of these as far off (at least
-        1/(replicates + 1)): exact, where the standard errors are those of many data and too small for heavy tails.
-        `(statistic, draw)`: `prior_statistic`, some of the simulated T.
-
-        `(latent)`: the same with `aggregate_` (guide − prior, in sd of the prior; guide/prior). An infinite prior
-        variance makes them meaningless, but for `aggregate_p`. `(latent, data)`: `aggregate_draw`, one guide draw a
-        datum. `(latent, draw)`: `prior_draw`.
-
-        A program with an improper prior has no `…_null`, `prior_…` and `aggregate_…`. A statistic or latent that is
-        constant over the data has no sd to be measured in: NaN.
+        Dimensions `data`, `statistic`, `latent`, `observed` (site), `level`, `u`, `draw`; docs/checks.md has a table of
+        all variables. Standard errors `…_se` count data, not entries, as independent. A program with an improper prior
+        has no `…_null`, `prior_…` and `aggregate_…`; where a statistic or latent is constant over the data, what is
+        measured in its sd is NaN.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract, or a program with a factor.
         InferenceError: for a program with shared latents, a statistic of another shape or that is not finite, a level
             outside (0, 1), or too few draws or data.
     """
+    problem = Problem.of(model, guide, observed, covariates)
+    return predictive_check_of(problem, draws, statistics, level, seed, progress)
+
+
+def predictive_check_of(
+    problem: Problem,
+    draws: int = 200,
+    statistics: Mapping[str, Function] | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """As `predictive_check`, of a problem that is checked."""
+    program, data = problem.program, problem.data
     if not 0.0 < level < 1.0:
         raise InferenceError(f"level={level}: the share that a central interval holds is between 0 and 1")
-    data, program, guided = bind_fixed(model, observed, covariates), as_program(model), as_program(guide)
     if draws < MIN_DRAWS or len(data) < 2:
         raise InferenceError(f"{draws} draws of {len(data)} data: give draws >= {MIN_DRAWS} and two data or more")
-    check_program(program, *data.tensors())
-    some = data.batch(torch.arange(min(len(data), 4)))
-    check_guide(program, guided, *some)
-    with torch.no_grad(), seeded(seed), defaults(program, some[0], torch.float64) as (device, _):
-        runs = Runs.read(in_double(program), in_double(guided), data, device, statistics, level)
+    given, draws_of = data.batch([0])[0], seeded(stream(seed, "predictive check"))
+    with torch.no_grad(), draws_of, defaults(program, given, torch.float64) as (device, _):
+        runs = Runs.read(in_double(program), in_double(problem.guide), data, device, statistics, level)
         found = _after(runs, draws, progress)
         variables = {**_tails(found, level), **_entries(found)}
         if runs.proper:

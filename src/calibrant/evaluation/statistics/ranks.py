@@ -10,6 +10,7 @@ import xarray as xr
 from calibrant.errors import InferenceError
 from calibrant.inference.references.gate import convergence_of
 from calibrant.inference.trees import latent_names
+from calibrant.streams import stream
 
 
 def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) -> xr.DataTree:
@@ -48,7 +49,7 @@ def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) ->
         raise InferenceError(
             f"draws={draws}: there are {counts[0]} draws of the guide and {counts[1]} of the reference"
         )
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(stream(seed, "pit"))
     group = {
         name: _ranks(ours[name].sel(data=labels), theirs[name].sel(data=labels), draws, generator) for name in names
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,20 @@ from scipy.special import chdtr, chdtrc, ndtr, ndtri
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
-from calibrant.guides.contract import check_guide
 from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
+from calibrant.inference.problem import Problem
 from calibrant.inference.trees import SAMPLE, event_dims, model_sha256, scalars, with_coords
-from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import Site, sites
-from calibrant.program.refusals import check_program
 from calibrant.program.simulation import sample_prior
 from calibrant.program.tracing import guide_trace, latent_values, trace
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 Quantity = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
@@ -95,22 +95,33 @@ def calibration(
         InferenceError: for shared latents; fewer than 100 simulations or 50 draws; a quantity that is no number a row
             or has a name that is taken; simulated data that are not finite, or anything that is NaN.
     """
+    problem = Problem.of_kind(model, guide, observed, covariates)
+    return calibration_of(problem, simulations, draws, quantities, seed, progress)
+
+
+def calibration_of(
+    problem: Problem,
+    simulations: int,
+    draws: int,
+    quantities: Mapping[str, Quantity] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.DataTree:
+    """As `calibration`, of a problem that is checked."""
     _check_counts(simulations, draws)
-    data, program, guided = bind(model, observed, covariates), as_program(model), as_program(guide)
+    program, guide, data, of = problem.program, problem.guide, problem.data, partial(stream, seed, "calibration")
     few = data.batch(torch.arange(min(len(data), 4)))
-    check_program(program, *few)
     found = sites(program, *few)
     _refuse_shared(found)
-    check_guide(program, guided, *few)
-    rows = np.random.default_rng(seed).integers(len(data), size=simulations)
+    rows = np.random.default_rng(of("covariates")).integers(len(data), size=simulations)
     cols = data.batch(rows)[1] if data.covariate_names else {}
-    truth = _simulated(program, list(found), list(few[0]), simulations, cols, seed)
-    points = sample_prior(program, simulations, cols, seed=seed + 1)
-    run = _Run(program, guided, found, dict(quantities or {}), draws, _prior_sd(truth, found))
+    truth = _simulated(program, list(found), list(few[0]), simulations, cols, of("truth"))
+    points = sample_prior(program, simulations, cols, seed=of("points"))
+    run = _Run(program, guide, found, dict(quantities or {}), draws, _prior_sd(truth, found))
     _check_names(run.quantities, found)
     held = {**truth, **{f"point/{name}": points[name] for name in run.continuous}}
     quiet = pyro.validation_enabled(False)
-    with torch.no_grad(), seeded(seed + 2), quiet, fixed(guided), defaults(program, few[0]) as place:
+    with torch.no_grad(), seeded(of("draws")), quiet, fixed(guide), defaults(program, few[0]) as place:
         results = _run_all(run, cast(held, *place), cast(cols, *place), simulations, progress)
     settings = {"simulations": simulations, "draws": draws, "seed": seed}
     attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
@@ -328,7 +339,7 @@ def _batches(given: Values, covariates: Values, size: int, step: int) -> Iterato
 def _tree(
     results: list[Array], run: _Run, truth: Values, program: PyroModule, seed: int, attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    generator, outputs = np.random.default_rng(seed + 3), iter(results)
+    generator, outputs = np.random.default_rng(stream(seed, "calibration", "ties")), iter(results)
     pits = {}
     for name in run.ranked:
         less, equal, undefined = next(outputs), next(outputs), next(outputs)

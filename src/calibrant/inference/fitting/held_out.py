@@ -11,6 +11,7 @@ from calibrant.inference.fitting.objectives import ElboTerms
 from calibrant.inference.fitting.state import Modules, Plan, TrainingState
 from calibrant.program.contract import Values
 from calibrant.program.environment import seeded
+from calibrant.streams import stream
 
 SHARED_DRAWS = 8  # for each draw that local latents alone would take
 EVALUATED = 4096  # held-out data at once
@@ -26,16 +27,16 @@ def all_rows(data: Data, modules: Modules) -> tuple[Values, Values]:
 
 
 def held_out_elbo(
-    state: TrainingState, held: Data, plan: Plan, total: int, draws: int = 1, stream: int = 0
+    state: TrainingState, held: Data, plan: Plan, total: int, draws: int = 1, purpose: str = "epoch"
 ) -> tuple[float, float, float]:
-    """ELBO per datum, its standard error, and the score by which weights are chosen; every call uses the same random
-    stream.
+    """ELBO per datum, its standard error, and the score by which weights are chosen; all calls for one purpose use the
+    same random stream.
 
     The shared terms are divided by `total`, the number of training data, as in training: held-out data measure the
     guide on new data, not a guide that was trained on the held-out data alone. If there are shared latents, more draws
     are averaged, since one draw of them changes the terms of all data together.
     """
-    with seeded(plan.seed + stream):
+    with seeded(stream(plan.seed, "fit", "held-out", purpose)):
         passes = [_one_pass(state, held)]
         is_shared = bool(passes[0].shared != 0)
         draws = SHARED_DRAWS * draws if is_shared else draws

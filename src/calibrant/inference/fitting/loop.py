@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
-from calibrant.errors import DataError, InferenceError, NonFiniteLoss, RunError
+from calibrant.errors import DataError, NonFiniteLoss, RunError
 from calibrant.guides.contract import check_guide, check_trainable
 from calibrant.inference.fitting.checkpoints import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
 from calibrant.inference.fitting.held_out import EVALUATED, SHARED_DRAWS, all_rows, held_out_elbo, verify_evaluation
@@ -26,11 +26,13 @@ from calibrant.inference.fitting.state import (
     copy_of_weights,
     initial_state,
 )
+from calibrant.inference.problem import check_supports
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults, seeded
 from calibrant.program.latents import sites
-from calibrant.program.refusals import check_program, check_support
+from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 _VERIFIED = 40  # steps after which a graph is compared with the program, or an epoch of more
 
@@ -94,50 +96,49 @@ def fit(
             weights are restored (`run_dir` holds those of the last checkpoint).
         RunError: for a checkpoint that would be overwritten, or that is missing, damaged, or of another training.
     """
-    if particles < 1:
-        raise InferenceError(f"particles={particles}: give the number of draws a datum, 1 or more")
-    data = bind(model, observed, covariates)
     modules = Modules(as_program(model), as_program(guide))
     if device is not None:
         modules.to(device)
-    validation = bind(model, validation) if isinstance(validation, Data) else validation
+    data = bind(model, observed, covariates)
     train, held = (data, bind(model, validation)) if isinstance(validation, Data) else _split(data, validation, seed)
-    modules.eval()
-    rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
-    check_program(modules.model, *rows)
-    check_guide(modules.model, modules.guide, *rows)
-    check_trainable(modules.guide, *rows)
-    check_objective(objective, modules.model, modules.guide, *rows)
-    _check_supports(modules, train, held)
     plan = Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, compile, seed)
+    _check(modules, plan, train, held)
     state = initial_state(modules, plan, train, held)
-    folder = _start(state, run_dir, resume)
-    with defaults(modules, rows[0]), pyro.validation_enabled(False):
+    _train(state, plan, train, held, _start(state, run_dir, resume), progress)
+    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
+    return state.fit
+
+
+def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
+    """Refuse what breaks the contract. All data are looked at, since Pyro's own validation is off in training."""
+    model, guide = modules.eval().model, modules.guide
+    rows = train.batch(torch.arange(min(len(train), 16)), modules.device)
+    check_program(model, *rows)
+    check_guide(model, guide, *rows)
+    check_trainable(guide, *rows)
+    check_objective(plan.objective, model, guide, *rows)
+    check_supports(model, train, held)
+
+
+def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Path | None, progress: Progress) -> None:
+    """All epochs that are left, then the held-out ELBO of the best weights, which the modules have afterwards."""
+    modules, given = state.modules, train.batch([0], state.modules.device)[0]
+    with defaults(modules, given), pyro.validation_enabled(False):
         try:
             if plan.records(plan.steps(len(train))):
                 _record(state, plan, train, held)
-            while state.fit.epochs < epochs and state.fit.stopped == "finished":
+            while state.fit.epochs < plan.epochs and state.fit.stopped == "finished":
                 _epoch(state, plan, train, held)
                 if folder is not None and plan.saves(state.fit.epochs, len(train)):
                     save_checkpoint(folder, state)
-                progress("fit", state.fit.epochs, epochs, f"held-out ELBO {state.fit.elbo:.2f}")
+                progress("fit", state.fit.epochs, plan.epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
             state.fit.stopped = "interrupted"
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
         verify_evaluation(state, held)
-        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, stream=1)
-    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
-    return state.fit
-
-
-def _check_supports(modules: Modules, *parts: Data) -> None:
-    """Check all data once, since Pyro's own validation is off in training."""
-    with torch.no_grad(), seeded(0), defaults(modules, {}):
-        for data in parts:
-            for index in torch.arange(len(data)).split(4096):
-                check_support(modules.model, *data.batch(index, modules.device), labels=data.labels()[index])
+        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, purpose="last")
 
 
 def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
@@ -173,8 +174,9 @@ def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Pa
 def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
     """One pass over the data, with a random stream of its own, then the held-out ELBO."""
     epoch = state.fit.epochs
-    with seeded(plan.seed * 1_000_003 + epoch + 1):
-        order = torch.randperm(len(train), device="cpu", generator=torch.Generator().manual_seed(plan.seed + epoch))
+    shuffled = torch.Generator().manual_seed(stream(plan.seed, "fit", "minibatches", epoch))
+    with seeded(stream(plan.seed, "fit", "draws", epoch)):
+        order = torch.randperm(len(train), device="cpu", generator=shuffled)
         batches = order.split(plan.batch_size)[: len(train) // plan.batch_size]
         state.modules.train()
         is_verified = plan.is_due(_VERIFIED, epoch, len(train))
@@ -236,5 +238,5 @@ def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:
     count = round(validation * len(data))
     if not 1 <= count < len(data):
         raise DataError(f"validation={validation} of {len(data)} data leaves a part empty: give 0 < validation < 1")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream(seed, "fit", "validation")))
     return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)

@@ -73,6 +73,10 @@ class Plan:
     compile: bool | Literal["auto"]
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.particles < 1:
+            raise InferenceError(f"particles={self.particles}: give the number of draws a datum, 1 or more")
+
     def steps(self, total: int) -> int:
         """Number of steps in all epochs."""
         return self.epochs * (total // self.batch_size)

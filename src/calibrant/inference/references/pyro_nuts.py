@@ -21,6 +21,7 @@ from calibrant.program.environment import defaults, in_double, seeded
 from calibrant.program.supports import from_line, is_circular
 from calibrant.program.tracing import deterministic, is_local, messages, sampled, trace
 from calibrant.progress import Progress
+from calibrant.streams import stream
 
 _STARTS = 100  # random starts that are tried per chain
 _TARGET_ACCEPT = 0.95  # one divergent transition of thousands fails the gate
@@ -144,7 +145,7 @@ def _chain(target: _Target, warmup: int, draws: int, key: tuple[int, int, int], 
     """Run one chain; returns site → `(draw, size, *event)` (shared sites without `size`), and statistic → `(draw,)`."""
     seed, datum, chain = key
     kept = []
-    with seeded((seed * 1_000_003 + datum) * 101 + chain):
+    with seeded(stream(seed, "datum", datum, "chain", chain)):
         kernel = _RecordingNUTS(target, target.start())
         kernel.setup(warmup)
         raw = kernel.initial_params

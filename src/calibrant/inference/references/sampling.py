@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from calibrant.binding import bind, bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.groups import add_groups
+from calibrant.inference.problem import checked
 from calibrant.inference.references.chains import McmcDraws
 from calibrant.inference.references.exact import ExactPosterior, solve
 from calibrant.inference.references.gate import exact_convergence, require_passable
@@ -28,8 +29,8 @@ from calibrant.linear_gaussian.parameters import LinearGaussian
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults
 from calibrant.program.latents import sites
-from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
+from calibrant.streams import stream
 
 METHODS = ("auto", "exact", "nuts", "pyro-nuts")
 _COMPILED_FROM = 1000  # iterations: compiling takes about as long as so many without it
@@ -89,12 +90,52 @@ def reference(
             datum could pass the gate.
         ProgramError, DataError: for a model or data that break the contract.
     """
-    if method not in METHODS:
-        raise InferenceError(f"unknown method {method!r}; known: {METHODS}")
-    data, program = bind_fixed(model, observed, covariates), as_program(model)
-    check_program(program, *data.tensors())
-    structure = exact_structure(program, data) if method in ("auto", "exact") else None
-    if method == "exact" and structure is None:
+    plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile)
+    return reference_of(*checked(model, observed, covariates), plan, groups, seed, progress)
+
+
+@dataclass(frozen=True)
+class ReferencePlan:
+    """How a reference is sampled: the arguments of `reference`."""
+
+    method: str = "auto"
+    chains: int = 4
+    warmup: int = 1000
+    draws: int = 1000
+    init: Program | None = None
+    target_accept: float = 0.8
+    dense: bool = False
+    compile: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InferenceError(f"unknown method {self.method!r}; known: {METHODS}")
+
+    @property
+    def nuts(self) -> NutsSettings:
+        """The settings of batched NUTS.
+
+        Raises:
+            InferenceError: for a mean acceptance that no chain can adapt to.
+        """
+        if not 0.5 <= self.target_accept < 1:
+            raise InferenceError(f"target_accept={self.target_accept}: give a mean acceptance from 0.5 to below 1")
+        compiles = self.warmup + self.draws >= _COMPILED_FROM if self.compile == "auto" else self.compile
+        return NutsSettings(self.chains, self.warmup, self.draws, self.target_accept, self.dense, compile=compiles)
+
+
+def reference_of(
+    program: PyroModule,
+    data: Data,
+    plan: ReferencePlan,
+    groups: Iterable[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> xr.DataTree:
+    """As `reference`, of a program and data that are checked."""
+    chains, draws = plan.chains, plan.draws
+    structure = structure_of(program, data) if plan.method in ("auto", "exact") else None
+    if plan.method == "exact" and structure is None:
         raise InferenceError(
             f"{type(program).__name__} has no exact posterior that is known here (affine decoder, Gaussian noise, "
             "Gaussian local latents, at most one scale, no covariates): use method='nuts'"
@@ -106,26 +147,23 @@ def reference(
         progress("reference", len(data), len(data))
     else:
         require_passable(chains, draws)
-        _check_target(target_accept)
-        if method == "pyro-nuts":
-            tree = _one_by_one(program, data, chains, warmup, draws, seed, progress)
+        settings = plan.nuts
+        if plan.method == "pyro-nuts":
+            tree = _one_by_one(program, data, settings, seed, progress)
         else:
-            compiles = warmup + draws >= _COMPILED_FROM if compile == "auto" else compile
-            settings = NutsSettings(chains, warmup, draws, target_accept, dense, compile=compiles)
-            tree = _batched(program, data, settings, init, seed, progress)
+            tree = _batched(program, data, settings, plan.init, seed, progress)
     add_groups(tree, program, data, groups, seed)
     return tree
 
 
-def _check_target(value: float) -> None:
-    if not 0.5 <= value < 1:
-        raise InferenceError(f"target_accept={value}: give a mean acceptance from 0.5 to below 1")
-
-
 def exact_structure(model: Program, observed: Mapping[str, Any] | Data) -> LinearGaussian | None:
-    """The structure of a program whose exact posterior is known, or None."""
-    data = bind(model, observed)
-    return detect(model, *data.batch(torch.arange(min(len(data), 16))))
+    """The structure that makes the posterior exact, or None."""
+    return structure_of(as_program(model), bind(model, observed))
+
+
+def structure_of(program: PyroModule, data: Data) -> LinearGaussian | None:
+    """As `exact_structure`, of data that are bound."""
+    return detect(program, *data.batch(torch.arange(min(len(data), 16))))
 
 
 def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
@@ -134,8 +172,12 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
     Raises:
         InferenceError: for a program whose exact posterior is not known here.
     """
-    data, program = bind_fixed(model, observed), as_program(model)
-    structure = exact_structure(program, data)
+    return log_evidence_of(as_program(model), bind_fixed(model, observed))
+
+
+def log_evidence_of(program: PyroModule, data: Data) -> Tensor:
+    """As `log_evidence`, of data that are bound."""
+    structure = structure_of(program, data)
     if structure is None:
         raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
     return _solve(program, structure, data).log_evidence
@@ -150,7 +192,7 @@ def _exact(
     program: PyroModule, structure: LinearGaussian, data: Data, chains: int, draws: int, seed: int
 ) -> xr.DataTree:
     solution = _solve(program, structure, data)
-    values = solution.sample(chains, draws, seed)
+    values = solution.sample(chains, draws, stream(seed, "reference"))
     tree = build_tree(
         values,
         model=program,
@@ -166,12 +208,10 @@ def _exact(
     return tree
 
 
-def _one_by_one(
-    program: PyroModule, data: Data, chains: int, warmup: int, draws: int, seed: int, progress: Progress
-) -> xr.DataTree:
-    result = sample_pyro_nuts(program, data, chains, warmup, draws, seed, progress)
-    settings = {"chains": chains, "warmup": warmup, "draws": draws, "seed": seed}
-    tree = _mcmc_tree(program, data, result, "pyro-nuts", settings)
+def _one_by_one(program: PyroModule, data: Data, settings: NutsSettings, seed: int, progress: Progress) -> xr.DataTree:
+    lengths = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
+    result = sample_pyro_nuts(program, data, **lengths, seed=stream(seed, "reference"), progress=progress)
+    tree = _mcmc_tree(program, data, result, "pyro-nuts", {**lengths, "seed": seed})
     _attach_convergence(tree, judge(result, lambda _: _gated(tree)))
     return tree
 
@@ -185,7 +225,7 @@ def _batched(
     stored = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws, "seed": seed}
 
     def sample(rows: Tensor, plan: NutsSettings) -> tuple[McmcDraws, Tensor]:
-        drawn, powers = sample_nuts(program, data.subset(rows), plan, seed, progress, guide)
+        drawn, powers = sample_nuts(program, data.subset(rows), plan, stream(seed, "reference"), progress, guide)
         return replace(drawn, data=rows[drawn.data]), powers
 
     def tree_of(drawn: McmcDraws) -> xr.DataTree:
