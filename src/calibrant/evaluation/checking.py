@@ -28,6 +28,7 @@ from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.evaluation.statistics.contrast_curves import LEVELS, contrast_experiment
 from calibrant.evaluation.statistics.gaps import gap
+from calibrant.evaluation.statistics.noise import noise_sd
 from calibrant.evaluation.statistics.predictive_tests import predictive_check
 from calibrant.evaluation.statistics.simulation_ranks import calibration
 from calibrant.inference.drawing import posterior
@@ -96,7 +97,7 @@ def check(
     - Without it: the guide's importance weights (`weights`) on these data, and on data that the model simulates the
       ranks of the latents among the guide's draws (`calibration`).
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
-      exactly, the data are images, and the model has a Gaussian noise to measure contrast in.
+      exactly, the data are images, and the model has a noise to measure contrast in (`likelihood.noise_sd`).
 
     What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted.
     The verdicts' error rates are those of `evaluation.judging`; benchmarks/power.py measures them and the power, for
@@ -220,7 +221,7 @@ def _contrast(
 ) -> xr.Dataset:
     if not has_contrast(program, data):
         raise CalibrantError(
-            "it takes images, Gaussian noise (model.likelihood.scale), one vector latent and an exact posterior"
+            "it takes images, a known noise (`model.likelihood.noise_sd`), one vector latent and an exact posterior"
         )
     return contrast_experiment(
         program,
@@ -237,7 +238,7 @@ def _contrast(
 def has_contrast(program: PyroModule, data: Data) -> bool:
     """Whether the contrast experiment has a meaning, one vector latent, and an exact posterior that makes it quick."""
     structure = exact_structure(program, data)
-    if structure is None or getattr(getattr(program, "likelihood", None), "scale", None) is None:
+    if structure is None or noise_sd(program, data.batch([0])[1]) is None:
         return False
     if sum(prod(event) > 1 for event in structure.latents.values()) != 1:
         return False

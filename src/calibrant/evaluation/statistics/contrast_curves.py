@@ -23,6 +23,7 @@ from torch import Tensor
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.noise import noise_equivalent_contrast
 from calibrant.inference.diagnostics import ess
 from calibrant.inference.drawing import posterior
 from calibrant.inference.references.sampling import exact_structure, reference
@@ -83,7 +84,7 @@ def contrast_experiment(
         images: how many images, drawn at random from the data (all that have contrast, where there are fewer).
         draws: draws a chain of the reference, and of the guide.
         chains: chains of the reference.
-        noise: σ in data units; by default that of `model.likelihood.scale` (over pixels: root mean square).
+        noise: σ in data units; by default what `model.likelihood.noise_sd` says (over pixels: root mean square).
         latent: the vector latent; needed where there is more than one.
         scale: the positive scalar latent whose coefficient of variation is wanted; found where there is one.
         seed: of the images and the draws.
@@ -115,7 +116,7 @@ def contrast_experiment(
     check_program(program, *few)
     structure = exact_structure(program, data)
     names, site = _find_sites(sites(program, *few), data, latent, scale)
-    sigma = noise_equivalent_contrast(program) if noise is None else _checked_noise(noise)
+    sigma = noise_equivalent_contrast(program, few[1]) if noise is None else _checked_noise(noise)
     patches = _choose(data, names.observed, images, seed)
     prior_sd = _prior_sd(program, site, patches)
 
@@ -150,21 +151,6 @@ def contrast_experiment(
         share_reference=float(np.mean([row.passed for row in rows["exact"]])),
         structure="" if structure is None else f"{'scaled ' if structure.scale else ''}linear-gaussian",
     )
-
-
-def noise_equivalent_contrast(model: PyroModule) -> float:
-    """The standard deviation of a model's Gaussian noise, in data units; over pixels, the root mean square.
-
-    Raises:
-        InferenceError: for a model without `likelihood.scale`.
-    """
-    found = getattr(getattr(model, "likelihood", None), "scale", None)
-    if found is None:
-        raise InferenceError(
-            f"{type(model).__name__} has no `likelihood.scale`, so that its noise-equivalent contrast is not known: "
-            "give noise=, the standard deviation of its noise in data units"
-        )
-    return float(torch.as_tensor(found).detach().double().square().mean().sqrt())
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
