@@ -15,7 +15,7 @@ from calibrant.registries import Case
     "bernoulli",
     density_of="0 and 1 (their probabilities)",
     equations="x ~ Bernoulli(sigmoid(logits))",
-    cases=(Case({}, {"x": (1,)}), Case({}, {"x": (1, 2, 3)})),
+    cases=(Case({}, {"x": (1,)}), Case({}, {"x": (1, 4, 4)}, name="image")),
 )
 class Bernoulli(Likelihood):
     """Independent binary entries, with the decoder's output as their logits. Grey values are outside its support."""

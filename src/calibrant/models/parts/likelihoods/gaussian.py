@@ -18,7 +18,7 @@ from calibrant.registries import Case
     equations="x ~ Normal(location, σ²), σ learned or fixed",
     cases=(
         Case({}, {"x": (1,)}),
-        Case({"scale": 0.1, "learn": False}, {"x": (1, 2, 3)}),
+        Case({"scale": 0.1, "learn": False}, {"x": (1, 4, 4)}),
         Case({"shape": (2, 3)}, {"x": (2, 3)}),
     ),
 )
