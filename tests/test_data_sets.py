@@ -49,7 +49,7 @@ def test_the_published_sets_are_registered():
 
 
 def test_splits_hold_what_the_card_says(loaded):
-    card, case, splits = loaded
+    _, case, splits = loaded
     assert tuple(splits) == SPLITS
     for data in splits.values():
         observed, covariates = data.batch(slice(0, ROWS))
