@@ -167,13 +167,17 @@ def test_training_is_reproducible(trained):
     assert [row["validation"] for row in again.history] == [row["validation"] for row in trained["fit"].history]
 
 
-def test_save_and_load_give_the_same_densities(trained, tmp_path):
+def test_save_and_load_give_the_same_weights_draws_and_densities(trained, tmp_path):
     pair = trained["model"], trained["guide"]
     cal.store.save_run(tmp_path / "run", *pair, trained["fit"])
-    trees = [
-        cal.inference.posterior(*modules, trained["data"][:32], draws=3, seed=1)
-        for modules in (pair, cal.load(tmp_path / "run"))
-    ]
+    loaded = cal.load(tmp_path / "run")
+    for ours, theirs in zip(pair, loaded, strict=True):
+        state = theirs.state_dict()
+        assert ours.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+        assert not theirs.training
+    assert loaded[0].recipe == pair[0].recipe
+    trees = [cal.inference.posterior(*modules, trained["data"][:32], draws=3, seed=1) for modules in (pair, loaded)]
     for group in ("posterior", "sample_stats"):
         assert trees[0][group].dataset.identical(trees[1][group].dataset)
 
