@@ -39,7 +39,7 @@ def elbo(model, guide, data):
 
 def untrained(case, structure):
     model = case.build()
-    data = case.data(model, 200)
+    data = case.data(model, 128)
     return model, cal.guides.amortize(model, data, structure=structure, seed=4), data
 
 
