@@ -89,8 +89,17 @@ def main() -> None:
 #
 # Options are made from the fields of `Settings` and `Request`; by hand are the arguments, and what they change.
 
-_Models = Annotated[list[str] | None, typer.Argument(help=f"Registered names or FILE.py:Class ({' '.join(MODELS)}).")]
-_Model = Annotated[str, typer.Argument(help="A registered name, or FILE.py:Class.")]
+_Models = Annotated[
+    list[str] | None,
+    typer.Argument(help=f"Names that `calibrant list models` shows, or FILE.py:Class ({' '.join(MODELS)})."),
+]
+_Model = Annotated[str, typer.Argument(help="A name that `calibrant list models` shows, or FILE.py:Class.")]
+_Kind = Annotated[str | None, typer.Argument(help="models, likelihoods or data (all three).", metavar="KIND")]
+_HEADINGS = {
+    "models": "Models (or FILE.py:Class)",
+    "likelihoods": "Likelihoods (of the models that take one: --set likelihood=NAME)",
+    "data": "Data (or FILE.npz, FILE.npy, FILE.py:function)",
+}
 _Run = Annotated[Path, typer.Argument(help="The run folder.")]
 _RunData = Annotated[str | None, typer.Option("--data", help="Other data than the run's, named as for `run`")]
 _UserModel = Annotated[
@@ -264,19 +273,21 @@ def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
 
 
 @app.command("list")
-def list_(data_root: _DataRoot = None) -> None:
-    """The models and data sets that are known by name."""
+def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
+    """The models, likelihoods and data sets that are known by name."""
     from calibrant import data, models
 
     lines = {
-        "Models (or FILE.py:Class)": {name: models.card(name).equations for name in models.list_models()},
-        "Data (or FILE.npz, FILE.npy, FILE.py:function)": {
-            entry.name: f"{entry.description} [{entry.state(data_root)}]" for entry in data.list_data()
-        },
+        "models": {name: models.card(name).equations for name in models.list_models()},
+        "likelihoods": {e.name: f"{e.equations} [{e.density_of}]" for e in models.list_likelihoods()},
+        "data": {entry.name: f"{entry.description} [{entry.state(data_root)}]" for entry in data.list_data()},
     }
-    width = max(len(name) for entries in lines.values() for name in entries) + 2
-    for heading, entries in lines.items():
-        typer.echo(heading)
+    if kind not in (None, *lines):
+        raise CalibrantError(f"there is no list of {kind}: write {', '.join(lines)}, or nothing for all")
+    shown = lines if kind is None else {kind: lines[kind]}
+    width = max(len(name) for entries in shown.values() for name in entries) + 2
+    for heading, entries in shown.items():
+        typer.echo(_HEADINGS[heading])
         for name, text in entries.items():
             typer.echo(f"  {name:<{width}}{text}")
 

@@ -2,25 +2,34 @@
 
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from calibrant.data.dataset import Data
 from calibrant.data.files import as_splits, load_arrays, load_function
-from calibrant.errors import DataError, names_to_offer
+from calibrant.errors import DataError
+from calibrant.registries import Case, Registry
 
 Function = TypeVar("Function", bound=Callable[..., dict[str, Data]])
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A registered data set: what it is, where it comes from, under which licence, and how it is loaded.
+    """The card of a registered data set.
 
-    `folder`, relative to the data root, must exist before the set can be loaded; it is empty for embedded sets.
-    `downloads` says whether `download=True` can bring it.
+    Attributes:
+        name: name that users give.
+        description: what it is, in one line.
+        source: where it comes from.
+        licence: licence of the data.
+        function: the function that loads it.
+        folder: folder of its files below the data root, which must exist before the set can be loaded; empty for sets
+            that come inside a package.
+        downloads: whether `download=True` can fetch it.
+        keys: key → event shape and dtype of its arrays, with the default options.
+        cases: examples with other options, which the tests load too, with the event shapes that they have.
     """
 
     name: str
@@ -30,6 +39,17 @@ class DataSet:
     function: Callable[..., dict[str, Data]]
     folder: str = ""
     downloads: bool = False
+    keys: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    cases: tuple[Case, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that `load` passes on, with their defaults."""
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(self.function).parameters.items()
+            if name not in ("root", "download", "seed") and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        }
 
     def state(self, root: str | Path | None = None) -> str:
         """`ready`, `to download` (download=True, --download) or `absent` (to be put into the folder by hand)."""
@@ -38,25 +58,31 @@ class DataSet:
         return "to download" if self.downloads else "absent"
 
 
-_REGISTRY: dict[str, DataSet] = {}
+DATA_SETS: Registry[DataSet] = Registry("data set", DataError, "Files: FILE.npz, FILE.npy or FILE.py:function")
 
 
 def register_data(
-    name: str, *, description: str, source: str, licence: str, folder: str = "", downloads: bool = False
+    name: str,
+    *,
+    description: str,
+    source: str,
+    licence: str,
+    folder: str = "",
+    downloads: bool = False,
+    keys: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
+    cases: tuple[Case, ...] = (),
 ) -> Callable[[Function], Function]:
     """Register `function(root: Path, download: bool, **options)`, which returns the splits train, validation and test.
 
-    An option called `seed` gets the seed of `load`. The other arguments are those of `DataSet`.
+    An option called `seed` gets the seed of `load`. The arguments are those of `DataSet`.
 
     Raises:
         DataError: for a name that another function has.
     """
 
     def register(function: Function) -> Function:
-        known = _REGISTRY.get(name)
-        if known is not None and _origin(known.function) != _origin(function):
-            raise DataError(f"a data set {name!r} is registered already, by {'.'.join(_origin(known.function))}")
-        _REGISTRY[name] = DataSet(name, description, source, licence, function, folder, downloads)
+        card = DataSet(name, description, source, licence, function, folder, downloads, keys or {}, cases)
+        DATA_SETS.add(name, card, function)
         return function
 
     return register
@@ -64,7 +90,7 @@ def register_data(
 
 def list_data(pattern: str = "*") -> list[DataSet]:
     """Registered data sets whose names match a shell pattern, sorted by name; `.state(root)` tells which are ready."""
-    return [_REGISTRY[name] for name in sorted(_REGISTRY) if fnmatchcase(name, pattern)]
+    return [DATA_SETS[name] for name in DATA_SETS.names(pattern)]
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -90,8 +116,6 @@ def load(
         DataError: for an unknown name, missing files, options that the set lacks, or a function with a wrong result.
     """
     text = str(name_or_path)
-    if text in _REGISTRY:
-        return _load_registered(_REGISTRY[text], data_root(root), download, seed, options)
     file, _, function = text.rpartition(":") if ".py:" in text else (text, "", "")
     path = Path(file).expanduser()
     if path.suffix == ".py":
@@ -100,27 +124,16 @@ def load(
         if options:
             raise DataError(f"{path} takes no options, but got {', '.join(options)}")
         return load_arrays(path, seed)
-    raise DataError(_unknown(text))
+    return _load_registered(DATA_SETS[text], data_root(root), download, seed, options)
 
 
 def _load_registered(entry: DataSet, root: Path, download: bool, seed: int, options: dict[str, Any]) -> dict[str, Data]:
     parameters = inspect.signature(entry.function).parameters
     if "seed" in parameters:
         options = {"seed": seed, **options}
-    allowed = [name for name in parameters if name not in ("root", "download", "seed")]
     unknown = [name for name in options if name not in parameters]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if unknown and not open_ended:
-        has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
+        has = f"its options are {', '.join(entry.options)}" if entry.options else "it has none"
         raise DataError(f"{entry.name} has no option {', '.join(map(repr, unknown))}: {has}")
     return as_splits(entry.function(root=root, download=download, **options), entry.name)
-
-
-def _unknown(name: str) -> str:
-    hint = names_to_offer(name, _REGISTRY)
-    return f"there is no data set {name!r}; {hint} Files: FILE.npz, FILE.npy or FILE.py:function"
-
-
-def _origin(function: Callable[..., Any]) -> tuple[str, str]:
-    """Module and qualified name: the same for a function that a reload or a notebook cell defines anew."""
-    return function.__module__, function.__qualname__

@@ -27,6 +27,7 @@ from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.evaluation.statistics.contrast_curves import LEVELS, ContrastPlan, contrast_of
 from calibrant.evaluation.statistics.gaps import gap_of
+from calibrant.evaluation.statistics.noise import noise_sd
 from calibrant.evaluation.statistics.predictive_tests import predictive_check_of
 from calibrant.evaluation.statistics.simulation_ranks import calibration_of
 from calibrant.inference.drawing import posterior_of
@@ -97,7 +98,7 @@ def check(
     - Without it: the guide's importance weights (`weights`) on these data, and on data that the model simulates the
       ranks of the latents among the guide's draws (`calibration`).
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
-      exactly, the data are images, and the model has a Gaussian noise to measure contrast in.
+      exactly, the data are images, and the model has a noise to measure contrast in (`likelihood.noise_sd`).
 
     What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted.
     Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong guide in at most 1 of 1,000;
@@ -223,7 +224,7 @@ def _name(program: PyroModule) -> str:
 def _contrast(problem: Problem, effort: Effort, seed: int, progress: Progress) -> xr.Dataset:
     if not has_contrast(problem.program, problem.data):
         raise CalibrantError(
-            "it takes images, Gaussian noise (model.likelihood.scale), one vector latent and an exact posterior"
+            "it takes images, a known noise (`model.likelihood.noise_sd`), one vector latent and an exact posterior"
         )
     levels = np.geomspace(LEVELS[0], LEVELS[-1], effort.contrast_levels).tolist()
     images = min(effort.contrast_images, len(problem.data))
@@ -233,7 +234,7 @@ def _contrast(problem: Problem, effort: Effort, seed: int, progress: Progress) -
 def has_contrast(program: PyroModule, data: Data) -> bool:
     """Whether the contrast experiment has a meaning, one vector latent, and an exact posterior that makes it quick."""
     structure = structure_of(program, data)
-    if structure is None or getattr(getattr(program, "likelihood", None), "scale", None) is None:
+    if structure is None or noise_sd(program, data.batch([0])[1]) is None:
         return False
     if sum(prod(event) > 1 for event in structure.latents.values()) != 1:
         return False

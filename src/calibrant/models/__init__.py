@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
-from calibrant.models.parts.likelihoods import Bernoulli, Gaussian
+from calibrant.models.parts.likelihoods.bernoulli import Bernoulli
+from calibrant.models.parts.likelihoods.gaussian import Gaussian
+from calibrant.models.parts.likelihoods.protocol import Likelihood
+from calibrant.models.parts.likelihoods.registry import (
+    LikelihoodCard,
+    list_likelihoods,
+    make_likelihood,
+    register_likelihood,
+)
 from calibrant.models.registry import (
     ModelCard,
     Recipe,
@@ -16,26 +21,33 @@ from calibrant.models.registry import (
     register_model,
 )
 from calibrant.models.trained_decoder import DecoderModel, from_decoder
+from calibrant.registries import Case, import_all
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-_CLASSES = {card(name).cls.__name__: card(name).cls for name in list_models()}
+import_all(__name__, __path__)
+_CLASSES: dict[str, type] = {entry.cls.__name__: entry.cls for entry in list_likelihoods()}
+_CLASSES.update({card(name).cls.__name__: card(name).cls for name in list_models()})
 globals().update(_CLASSES)
 
 __all__ = [
     "Bernoulli",
+    "Case",
     "DecoderModel",
     "Gaussian",
+    "Likelihood",
+    "LikelihoodCard",
     "ModelCard",
     "Recipe",
     "card",
     "constructor_arguments",
     "create",
     "from_decoder",
+    "list_likelihoods",
     "list_models",
+    "make_likelihood",
+    "register_likelihood",
     "register_model",
 ]
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_CLASSES])
+    return sorted({*__all__, *_CLASSES})

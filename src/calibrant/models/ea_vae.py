@@ -11,11 +11,17 @@ from torch import Tensor, nn
 
 from calibrant.errors import ProgramError
 from calibrant.models.parts.decoders import make_decoder
-from calibrant.models.parts.likelihoods import Bernoulli, make_likelihood
+from calibrant.models.parts.likelihoods.protocol import outputs_of, takes_logits
+from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.models.parts.priors import named_scale_prior, vector_prior
 from calibrant.models.registry import register_model
+from calibrant.registries import Case
 
 MULTIPLIES = ("latents", "output", "logits")
+SMALL = {"shape": (1, 8, 8), "latents": 3}
+IMAGE = {"x": (1, 8, 8)}
+GAMMA = {"name": "gamma", "rate": 0.7}
+FIXED_NOISE = {"name": "gaussian", "scale": 0.3, "learn": False}
 
 
 @register_model(
@@ -23,6 +29,15 @@ MULTIPLIES = ("latents", "output", "logits")
     paper="Catoni, Martos, Csikor, Ferrante, Milone, Meszéna, Orbán & Echeveste, arXiv 2404.15390",
     equations="s ~ LogNormal, Gamma or softplus-Laplace; x ~ likelihood(decoder(s·z)), or likelihood(s·decoder(z))",
     licence="Apache-2.0",
+    cases=(
+        Case(SMALL, IMAGE, is_exact=True, name="lognormal"),
+        Case({**SMALL, "scale_prior": "gamma", "multiplies": "output"}, IMAGE, is_exact=True, name="gamma-output"),
+        Case({**SMALL, "scale_prior": "softplus-laplace"}, IMAGE, is_exact=True, name="softplus-laplace"),
+        Case({**SMALL, "likelihood": FIXED_NOISE}, IMAGE, is_exact=True, name="fixed-noise"),
+        Case({**SMALL, "scale_prior": GAMMA, "prior": "laplace", "decoder": "mlp"}, IMAGE, name="laplace-mlp"),
+        Case({**SMALL, "multiplies": "logits", "decoder": "conv"}, IMAGE, name="conv-logits"),
+        Case({**SMALL, "multiplies": "output", "decoder": "conv", "prior": "laplace"}, IMAGE, name="conv-output"),
+    ),
 )
 class EAVAE(PyroModule):
     """A VAE with a global scale, so that contrast and content explain each other away.
@@ -36,8 +51,10 @@ class EAVAE(PyroModule):
             a pixel's signal under the Normal prior.
         scale_prior: "lognormal", "gamma" or "softplus-laplace", or `{"name": …, **parameters}`.
         multiplies: what the scale multiplies: the "latents", the decoder's "output" (its bias too), or the "logits"
-            of a Bernoulli likelihood (scale 0 is then mid-grey, not blank).
-        likelihood: "gaussian" (a learned shared scale), "bernoulli", `{"name": …, **arguments}`, or a module.
+            of a likelihood that takes them, such as Bernoulli (scale 0 is then mid-grey, not blank). Of several outputs
+            it is the first.
+        likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module. By default "gaussian", with
+            a learned shared scale, or "bernoulli" where the scale multiplies the logits.
     """
 
     dims = {"z": ["feature"]}
@@ -60,11 +77,15 @@ class EAVAE(PyroModule):
         self.multiplies = multiplies
         self.prior = vector_prior(prior, latents)
         self.prior_of_scale = named_scale_prior(scale_prior, ("lognormal", "gamma", "softplus-laplace"))
-        self.decoder = make_decoder(decoder, latents, shape, column_norm=(prod(shape) / max(latents, 1)) ** 0.5)
-        self.likelihood = make_likelihood(likelihood or ("bernoulli" if multiplies == "logits" else "gaussian"))
-        binary = isinstance(self.likelihood, Bernoulli)
-        if (multiplies == "logits" and not binary) or (multiplies == "output" and binary):
-            raise ProgramError('multiplies="logits" is the Bernoulli likelihood\'s name for what "output" is elsewhere')
+        noise = make_likelihood(likelihood or ("bernoulli" if multiplies == "logits" else "gaussian"))
+        if multiplies != "latents" and (multiplies == "logits") != takes_logits(noise, tuple(shape)):
+            raise ProgramError(
+                f'multiplies={multiplies!r} does not fit {type(noise).__name__}: write multiplies="logits" where the '
+                'likelihood takes logits, and multiplies="output" elsewhere'
+            )
+        outputs, norm = outputs_of(noise, tuple(shape)), (prod(shape) / max(latents, 1)) ** 0.5
+        self.decoder = make_decoder(decoder, latents, outputs, column_norm=norm)
+        self.likelihood = noise
 
     def forward(self, size: int) -> Tensor:
         with pyro.plate("data", size):
@@ -72,9 +93,11 @@ class EAVAE(PyroModule):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(self.scaled(scale, z)))
 
-    def scaled(self, scale: Tensor, z: Tensor) -> Tensor:
-        """The decoder's output under a scale `(size,)`: `(size, *shape)`."""
+    def scaled(self, scale: Tensor, z: Tensor) -> Any:
+        """What the likelihood takes, under a scale `(size,)`."""
         if self.multiplies == "latents":
             return self.decoder(scale[:, None] * z)
         output = self.decoder(z)
-        return scale.reshape(-1, *[1] * (output.dim() - 1)) * output
+        first, *others = output if isinstance(output, tuple) else (output,)
+        first = scale.reshape(-1, *[1] * (first.dim() - 1)) * first
+        return (first, *others) if others else first

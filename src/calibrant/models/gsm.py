@@ -13,11 +13,17 @@ from torch import Tensor
 
 from calibrant.errors import ProgramError
 from calibrant.models.parts.decoders import LinearDecoder
-from calibrant.models.parts.likelihoods import Gaussian
+from calibrant.models.parts.likelihoods.gaussian import Gaussian
 from calibrant.models.parts.priors import named_scale_prior
 from calibrant.models.registry import register_model
+from calibrant.registries import Case
 
 Matrix = list[list[float]]
+SMALL = {"shape": (1, 8, 8), "latents": 3}
+IMAGE = {"x": (1, 8, 8)}
+WAVES = [[1.0, (-1.0) ** pixel, (pixel % 3) - 1.0] for pixel in range(64)]
+CORRELATED = [[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]
+RAYLEIGH = {"name": "rayleigh", "scale": 2.0}
 
 
 @register_model(
@@ -25,6 +31,13 @@ Matrix = list[list[float]]
     paper="Wainwright & Simoncelli 2000, Scale mixtures of Gaussians; Orbán et al. 2016 (arXiv 2404.15390, section 2)",
     equations="x = s·A y + ε, y ~ N(0, C), ε ~ N(0, σ² I), s ~ LogNormal, Gamma or Rayleigh",
     licence="Apache-2.0",
+    cases=(
+        Case(SMALL, IMAGE, is_exact=True, name="lognormal"),
+        Case({**SMALL, "scale_prior": "gamma"}, IMAGE, is_exact=True, name="gamma"),
+        Case({**SMALL, "scale_prior": RAYLEIGH}, IMAGE, is_exact=True, name="rayleigh"),
+        Case({**SMALL, "dictionary": WAVES}, IMAGE, is_exact=True, name="dictionary"),
+        Case({**SMALL, "covariance": CORRELATED, "learn_noise": False}, IMAGE, is_exact=True, name="covariance"),
+    ),
 )
 class GSM(PyroModule):
     """A Gaussian scale mixture: one scale multiplies all coefficients `y` of a dictionary A.

@@ -9,8 +9,9 @@ from pyro.nn import PyroModule
 
 from calibrant.errors import ProgramError
 from calibrant.models.parts.decoders import LinearDecoder
-from calibrant.models.parts.likelihoods import Gaussian
+from calibrant.models.parts.likelihoods.gaussian import Gaussian
 from calibrant.models.registry import register_model
+from calibrant.registries import Case
 
 
 @register_model(
@@ -18,6 +19,10 @@ from calibrant.models.registry import register_model
     paper="Tipping & Bishop 1999, Probabilistic principal component analysis",
     equations="x = W z + μ + ε, z ~ N(0, I), ε ~ N(0, σ² I); factor analysis: one σ a pixel",
     licence="Apache-2.0",
+    cases=(
+        Case({"shape": (1, 8, 8), "latents": 3}, {"x": (1, 8, 8)}, is_exact=True, name="isotropic"),
+        Case({"shape": (6,), "latents": 3, "noise": "diagonal"}, {"x": (6,)}, is_exact=True, name="diagonal"),
+    ),
 )
 class PPCA(PyroModule):
     """Probabilistic PCA (`noise="isotropic"`) or factor analysis (`noise="diagonal"`), both learned.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import json
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from typing import Any, TypeVar
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from calibrant.errors import ProgramError, names_to_offer
+from calibrant.errors import ProgramError
+from calibrant.registries import Case, Registry
 from calibrant.userfile import is_user_spec, load_object
 
 Model = TypeVar("Model", bound=type[PyroModule])
@@ -20,13 +20,23 @@ Model = TypeVar("Model", bound=type[PyroModule])
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of a registered model."""
+    """What is known of a registered model.
+
+    Attributes:
+        name: name that users give.
+        cls: its class.
+        paper: where the model comes from.
+        equations: its generative equations, in one line.
+        licence: licence of the code.
+        cases: examples that all tests of models run on.
+    """
 
     name: str
     cls: type[PyroModule]
     paper: str
     equations: str
     licence: str
+    cases: tuple[Case, ...]
 
 
 @dataclass(frozen=True)
@@ -38,22 +48,30 @@ class Recipe:
     sha256: str = ""
 
 
-_CARDS: dict[str, ModelCard] = {}
+MODELS: Registry[ModelCard] = Registry("model", ProgramError, "A file of yours: FILE.py:Class")
 
 
-def register_model(name: str, *, paper: str, equations: str, licence: str) -> Callable[[Model], Model]:
-    """Class decorator that makes a model known by name to `create`, the command line and the tests."""
+def register_model(
+    name: str, *, paper: str, equations: str, licence: str, cases: tuple[Case, ...] = ()
+) -> Callable[[Model], Model]:
+    """Class decorator that makes a model known by name to `create`, the command line and the tests.
+
+    The arguments are those of `ModelCard`.
+
+    Raises:
+        ProgramError: for a name that another class has.
+    """
 
     def register(cls: Model) -> Model:
-        _CARDS[name] = ModelCard(name, cls, paper, equations, licence)
+        MODELS.add(name, ModelCard(name, cls, paper, equations, licence, cases), cls)
         return cls
 
     return register
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the registered models that match a glob pattern."""
-    return sorted(fnmatch.filter(_CARDS, pattern))
+    """Names of the registered models that match a shell pattern, sorted."""
+    return MODELS.names(pattern)
 
 
 def card(name: str) -> ModelCard:
@@ -62,9 +80,7 @@ def card(name: str) -> ModelCard:
     Raises:
         ProgramError: for an unknown name, with the nearest ones.
     """
-    if name not in _CARDS:
-        raise ProgramError(f"unknown model {name!r}; {names_to_offer(name, _CARDS)} A file of yours: FILE.py:Class")
-    return _CARDS[name]
+    return MODELS[name]
 
 
 def create(name: str, **arguments: Any) -> PyroModule:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from calibrant.errors import ProgramError
-from calibrant.models.parts.likelihoods import Bernoulli, make_likelihood
+from calibrant.models.parts.likelihoods.protocol import takes_logits
+from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.program.contract import PLATE
 from calibrant.program.environment import defaults, seeded
 from calibrant.program.modules import check_modules
@@ -235,11 +236,11 @@ def _run_decoder(model: DecoderModel, z: Tensor) -> Any:
             f"the decoder does not take {model.latent!r} of shape {tuple(z.shape)}, which is {_SIZE} data of the prior "
             f"({_first_line(error)}): give the prior the event shape that it takes"
         ) from error
-    logits = isinstance(model.likelihood, Bernoulli) and isinstance(output, Tensor)
+    logits = isinstance(output, Tensor) and takes_logits(model.likelihood, tuple(output.shape[1:]))
     if logits and ((output >= 0) & (output <= 1)).all():
         warnings.warn(
-            "the decoder's outputs all lie between 0 and 1, and likelihood='bernoulli' takes them as logits: after a "
-            "sigmoid, give likelihood=lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)",
+            f"the decoder's outputs all lie between 0 and 1, and {type(model.likelihood).__name__} takes them as "
+            "logits: after a sigmoid, give likelihood=lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)",
             stacklevel=3,
         )
     return output

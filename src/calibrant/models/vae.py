@@ -9,9 +9,15 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant.models.parts.decoders import make_decoder
-from calibrant.models.parts.likelihoods import make_likelihood
+from calibrant.models.parts.likelihoods.protocol import outputs_of
+from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.models.parts.priors import vector_prior
 from calibrant.models.registry import register_model
+from calibrant.registries import Case
+
+SMALL = {"shape": (1, 8, 8), "latents": 3}
+IMAGE = {"x": (1, 8, 8)}
+FIXED_NOISE = {"name": "gaussian", "scale": 0.1, "learn": False}
 
 
 @register_model(
@@ -19,6 +25,12 @@ from calibrant.models.registry import register_model
     paper="Kingma & Welling 2014, arXiv 1312.6114; the standard VAE of arXiv 2404.15390",
     equations="z ~ Normal or Laplace(0, 1), x ~ likelihood(decoder(z))",
     licence="Apache-2.0",
+    cases=(
+        Case(SMALL, IMAGE, is_exact=True, name="linear"),
+        Case({**SMALL, "prior": "laplace", "decoder": "mlp"}, IMAGE, name="laplace-mlp"),
+        Case({**SMALL, "decoder": "conv", "likelihood": FIXED_NOISE}, IMAGE, name="conv-fixed-noise"),
+        Case({**SMALL, "decoder": "mlp", "likelihood": "bernoulli"}, IMAGE, name="mlp-bernoulli"),
+    ),
 )
 class VAE(PyroModule):
     """A decoder and a likelihood on independent latents.
@@ -27,8 +39,10 @@ class VAE(PyroModule):
         shape: event shape of `x`.
         latents: dimension of `z`.
         prior: "normal" or "laplace", location 0 and scale 1.
-        decoder: "linear", "mlp", "conv", or a module `(size, latents) → (size, *shape)`.
-        likelihood: "gaussian" (a learned shared scale), "bernoulli", `{"name": …, **arguments}`, or a module.
+        decoder: "linear", "mlp", "conv", or a module from `(size, latents)` to what the likelihood needs, which for a
+            Gaussian is `(size, *shape)`.
+        likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module; "gaussian" has a learned
+            shared scale.
     """
 
     dims = {"z": ["feature"]}
@@ -45,8 +59,9 @@ class VAE(PyroModule):
     ) -> None:
         super().__init__()
         self.prior = vector_prior(prior, latents)
-        self.decoder = make_decoder(decoder, latents, shape)
-        self.likelihood = make_likelihood(likelihood)
+        noise = make_likelihood(likelihood)
+        self.decoder = make_decoder(decoder, latents, outputs_of(noise, tuple(shape)))
+        self.likelihood = noise
 
     def forward(self, size: int) -> Tensor:
         with pyro.plate("data", size):

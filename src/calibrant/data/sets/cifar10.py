@@ -18,6 +18,7 @@ from calibrant.data.registry import register_data
     licence="none stated; cite the technical report",
     folder="cifar-10-batches-py",
     downloads=True,
+    keys={"x": ((3, 32, 32), "float32"), "y": ((), "int64")},
 )
 def cifar10(root: Path, download: bool) -> dict[str, Data]:
     """CIFAR-10: `x` (3, 32, 32), `y` 0 to 9; the last 5,000 training images are the validation set."""

@@ -16,6 +16,7 @@ from calibrant.data.splits import random_splits
     description="1,797 handwritten digits, 8×8, grey, labelled; embedded (no download)",
     source="scikit-learn; Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits",
     licence="CC BY 4.0",
+    keys={"x": ((1, 8, 8), "float32"), "y": ((), "int64")},
 )
 def digits(root: Path, download: bool, seed: int = 0) -> dict[str, Data]:
     """scikit-learn's digits: `x` (1, 8, 8) in [0, 1], `y` 0 to 9; seeded 80/10/10 split, stratified by digit."""

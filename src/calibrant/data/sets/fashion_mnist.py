@@ -16,6 +16,7 @@ from calibrant.data.registry import register_data
     licence="MIT",
     folder="FashionMNIST/raw",
     downloads=True,
+    keys={"x": ((1, 28, 28), "float32"), "y": ((), "int64")},
 )
 def fashion_mnist(root: Path, download: bool) -> dict[str, Data]:
     """Fashion-MNIST: `x` (1, 28, 28), `y` 0 to 9; the last 6,000 training images are the validation set."""

@@ -10,6 +10,7 @@ from calibrant.data.dataset import Data
 from calibrant.data.photographs import cut_patches, patch_data, plan_patches
 from calibrant.data.registry import register_data
 from calibrant.errors import DataError
+from calibrant.registries import Case
 
 # The photographs that come inside scikit-image's package; its other images are drawings, documents, micrographs, or
 # nearly empty (night sky, moon, a single cell).
@@ -30,6 +31,8 @@ PHOTOGRAPHS = (
     description="36,000 whitened 16×16 patches of 8 photographs, embedded (no download)",
     source="photographs of scikit-image; whitened as in Olshausen & Field 1997",
     licence="CC0 or public domain; the motorcycle: Middlebury Stereo 2014 (Scharstein et al.), as in scikit-image",
+    keys={"x": ((1, 16, 16), "float32")},
+    cases=(Case({"size": 12}, {"x": (1, 12, 12)}),),
 )
 def natural_patches(root: Path, download: bool, size: int = 16, seed: int = 0) -> dict[str, Data]:
     """Whitened patches of the photographs that scikit-image carries; needs neither files nor network.

@@ -16,6 +16,7 @@ from calibrant.data.registry import register_data
     licence="for non-commercial use",
     folder="SVHN",
     downloads=True,
+    keys={"x": ((3, 32, 32), "float32"), "y": ((), "int64")},
 )
 def svhn(root: Path, download: bool) -> dict[str, Data]:
     """SVHN, cropped digits: `x` (3, 32, 32), `y` 0 to 9; the last tenth of the training images is for validation."""

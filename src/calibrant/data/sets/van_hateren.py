@@ -10,6 +10,7 @@ from calibrant.data.dataset import Data
 from calibrant.data.photographs import cut_patches, patch_data, plan_patches
 from calibrant.data.registry import register_data
 from calibrant.errors import DataError
+from calibrant.registries import Case
 
 VAN_HATEREN_SHAPE = (1024, 1536)
 
@@ -20,6 +21,8 @@ VAN_HATEREN_SHAPE = (1024, 1536)
     source="van Hateren & van der Schaaf 1998, Proc. R. Soc. B 265, 359–366",
     licence="free for scientific, non-commercial use, with citation",
     folder="van-hateren",
+    keys={"x": ((1, 16, 16), "float32")},
+    cases=(Case({"size": 12}, {"x": (1, 12, 12)}),),
 )
 def van_hateren(root: Path, download: bool, size: int = 16, seed: int = 0) -> dict[str, Data]:
     """Whitened patches of log intensity from every ROOT/van-hateren/imk*.iml; otherwise like `natural_patches`.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.noise import noise_equivalent_contrast
 from calibrant.inference.diagnostics import ess
 from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
@@ -84,7 +85,7 @@ def contrast_experiment(
         images: how many images, drawn at random from the data (all that have contrast, where there are fewer).
         draws: draws a chain of the reference, and of the guide.
         chains: chains of the reference.
-        noise: σ in data units; by default that of `model.likelihood.scale` (over pixels: root mean square).
+        noise: σ in data units; by default what `model.likelihood.noise_sd` says (over pixels: root mean square).
         latent: the vector latent; needed where there is more than one.
         scale: the positive scalar latent whose coefficient of variation is wanted; found where there is one.
         seed: of the images and the draws.
@@ -140,7 +141,7 @@ def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: P
     few = data.batch(torch.arange(min(len(data), 16)))
     structure = structure_of(program, data)
     names, site = _find_sites(sites(program, *few), data, plan.latent, plan.scale)
-    sigma = noise_equivalent_contrast(program) if plan.noise is None else _checked_noise(plan.noise)
+    sigma = noise_equivalent_contrast(program, few[1]) if plan.noise is None else _checked_noise(plan.noise)
     patches = _choose(data, names.observed, plan.images, of("images"))
     prior_sd = _prior_sd(program, site, patches, of("prior"))
     shown = [problem.of_others(patches.shown(level * sigma)) for level in contrasts]  # refused before any sampling
@@ -175,21 +176,6 @@ def _reference(shown: Problem, plan: ContrastPlan, seed: int) -> xr.DataTree:
     if tree["posterior"].sizes["data"] < len(shown.data):  # Ctrl-C leaves the data that were finished
         raise KeyboardInterrupt
     return tree
-
-
-def noise_equivalent_contrast(model: PyroModule) -> float:
-    """The standard deviation of a model's Gaussian noise, in data units; over pixels, the root mean square.
-
-    Raises:
-        InferenceError: for a model without `likelihood.scale`.
-    """
-    found = getattr(getattr(model, "likelihood", None), "scale", None)
-    if found is None:
-        raise InferenceError(
-            f"{type(model).__name__} has no `likelihood.scale`, so that its noise-equivalent contrast is not known: "
-            "give noise=, the standard deviation of its noise in data units"
-        )
-    return float(torch.as_tensor(found).detach().double().square().mean().sqrt())
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
-"""Decoders: latents `(size, latents)` → output `(size, *shape)`."""
+"""Decoders: latents `(size, latents)` → what the likelihood needs.
+
+That is a tensor `(size, *shape)` where the likelihood has one output, and a tuple of tensors where it has several.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -70,21 +74,68 @@ class ConvDecoder(nn.Sequential):
         )
 
 
+class LinearDecoders(nn.ModuleList):
+    """A linear decoder for each output."""
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        return tuple(decoder(latents) for decoder in self)
+
+
+class SplitDecoder(nn.Module):
+    """One network, whose last layer is cut into the outputs.
+
+    Args:
+        network: latents → `(size, entries, …)`.
+        entries: how many entries of the last layer (channels, of a convolutional network) each output has.
+        shapes: event shapes of the outputs.
+    """
+
+    def __init__(self, network: nn.Module, entries: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.network, self.entries, self.shapes = network, tuple(entries), tuple(shapes)
+
+    def forward(self, latents: Tensor) -> Tensor | tuple[Tensor, ...]:
+        parts = self.network(latents).split(self.entries, dim=1)
+        found = tuple(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return found[0] if len(found) == 1 else found
+
+
 DECODERS: dict[str, type[nn.Module]] = {"linear": LinearDecoder, "mlp": MLPDecoder, "conv": ConvDecoder}
 
 
 def make_decoder(
-    decoder: str | nn.Module, latents: int, shape: tuple[int, ...], column_norm: float | None = None
+    decoder: str | nn.Module,
+    latents: int,
+    outputs: Mapping[str, tuple[int, ...]],
+    column_norm: float | None = None,
 ) -> nn.Module:
-    """A decoder from its name, or as it is; `column_norm` is for the linear one alone.
+    """A decoder from its name, or as it is.
+
+    Args:
+        decoder: a name of `DECODERS`, or a module.
+        latents: number of latents.
+        outputs: names and event shapes of what the likelihood needs.
+        column_norm: norm of the columns of the linear decoder's first output; the other decoders ignore it.
 
     Raises:
-        ProgramError: for an unknown name, or a shape that the decoder can't make.
+        ProgramError: for an unknown name, or an output that the decoder cannot return.
     """
     if isinstance(decoder, nn.Module):
         return decoder
     if decoder not in DECODERS:
         raise ProgramError(f"unknown decoder {decoder!r}; known: {sorted(DECODERS)}, or a module of your own")
+    shapes = [tuple(shape) for shape in outputs.values()]
     if decoder == "linear":
-        return LinearDecoder(latents, tuple(shape), column_norm)
-    return DECODERS[decoder](latents, tuple(shape))
+        first, *others = shapes
+        parts = [LinearDecoder(latents, first, column_norm), *(LinearDecoder(latents, shape) for shape in others)]
+        return parts[0] if len(parts) == 1 else LinearDecoders(parts)
+    if len(shapes) == 1 and (decoder != "conv" or len(shapes[0]) <= 3):
+        return DECODERS[decoder](latents, shapes[0])
+    if decoder != "conv":
+        entries = [prod(shape) for shape in shapes]
+        return SplitDecoder(DECODERS[decoder](latents, (sum(entries),)), entries, shapes)
+    sides = {shape[-2:] for shape in shapes}
+    if len(sides) > 1 or any(len(shape) < 3 for shape in shapes):
+        raise ProgramError(f"a convolutional decoder cannot return {dict(outputs)}: use 'mlp'")
+    channels = [prod(shape[:-2]) for shape in shapes]
+    return SplitDecoder(ConvDecoder(latents, (sum(channels), *sides.pop())), channels, shapes)

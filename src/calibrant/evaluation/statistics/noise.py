@@ -1,0 +1,58 @@
+"""The standard deviation of a model's noise, as its likelihood tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibrant.errors import InferenceError
+from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.environment import defaults, seeded
+
+_SIMULATED = 16  # data, where there are no covariates whose number says how many
+
+
+def noise_sd(model: Program, covariates: Values | None = None) -> Tensor | None:
+    """What `model.likelihood.noise_sd` says of data that the model simulates: standard deviations in data units.
+
+    Args:
+        model: the program.
+        covariates: keyword → tensor, as the program takes them.
+
+    Returns:
+        None for a program without such a likelihood, and for one that cannot be simulated.
+    """
+    program, given = as_program(model), covariates or {}
+    likelihood = getattr(program, "likelihood", None)
+    told: Callable[[Any], Tensor | None] | None = getattr(likelihood, "noise_sd", None)
+    if not isinstance(likelihood, nn.Module) or told is None:
+        return None
+    outputs: list[object] = []
+    handle = likelihood.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0]))
+    size = len(next(iter(given.values()), range(_SIMULATED)))
+    try:
+        with torch.no_grad(), seeded(0), defaults(program, given):
+            program(size, **given)
+            return told(outputs[-1]) if outputs else None
+    except NotImplementedError:  # an improper prior has no draws
+        return None
+    finally:
+        handle.remove()
+
+
+def noise_equivalent_contrast(model: Program, covariates: Values | None = None) -> float:
+    """The standard deviation of a model's noise, in data units; over pixels, the root mean square.
+
+    Raises:
+        InferenceError: for a model whose likelihood does not tell it.
+    """
+    found = noise_sd(model, covariates)
+    if found is None:
+        raise InferenceError(
+            f"the noise of {type(model).__name__} is not known: its likelihood has no method `noise_sd`, or that "
+            "returns None. Give noise=, the standard deviation of its noise in data units"
+        )
+    return float(found.detach().double().square().mean().sqrt())

@@ -1,0 +1,59 @@
+"""What a likelihood is: the distribution of an observation, given what a decoder returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+Shape = tuple[int, ...]
+Output = Any  # a tensor, or a tuple of tensors where a likelihood has several outputs
+
+
+class Likelihood(nn.Module):
+    """Base of the likelihoods: called on a decoder's output, it returns the distribution of the observations.
+
+    A likelihood is built before the decoder, which is then built to return what `outputs` names: a tensor
+    `(size, *shape)` for one output, a tuple of such tensors, in the same order, for several. `forward` takes that and
+    returns a Pyro distribution with batch shape `(size,)` and the event shape of the observations.
+
+    Any other module that maps a decoder's output to such a distribution can stand in for a likelihood. The decoder then
+    returns one tensor with the shape of the observations, and the noise is unknown unless the module has a method
+    `noise_sd` like the one below.
+
+    Attributes:
+        support: the values that an entry of an observation may have.
+    """
+
+    support: Any = constraints.real
+
+    def outputs(self, shape: Shape) -> dict[str, Shape]:
+        """Names and event shapes of what the decoder returns, for observations of an event shape.
+
+        The first output is the one that a model's scale may multiply. It is called `logits` where it holds log odds: a
+        scale of 0 then means that every value is equally probable.
+        """
+        raise NotImplementedError
+
+    def forward(self, output: Output) -> dist.TorchDistribution:
+        """The distribution of the observations."""
+        raise NotImplementedError
+
+    def noise_sd(self, output: Output) -> Tensor | None:
+        """Standard deviation of an observation around its mean, in data units, in a shape that broadcasts to it.
+
+        None where it is infinite, or where an observation is no signal plus noise.
+        """
+        return None
+
+
+def outputs_of(likelihood: nn.Module, shape: Shape) -> dict[str, Shape]:
+    """Names and event shapes of what a decoder returns for a likelihood, or for a module of a user's own."""
+    return likelihood.outputs(shape) if isinstance(likelihood, Likelihood) else {"output": shape}
+
+
+def takes_logits(likelihood: nn.Module, shape: Shape) -> bool:
+    """Whether the first output holds log odds."""
+    return next(iter(outputs_of(likelihood, shape))) == "logits"

@@ -1,0 +1,77 @@
+"""The registry of likelihoods: each file of this folder registers its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from calibrant.errors import ProgramError
+from calibrant.models.parts.likelihoods.protocol import Likelihood
+from calibrant.registries import Case, Registry
+
+Class = TypeVar("Class", bound=type[Likelihood])
+
+
+@dataclass(frozen=True)
+class LikelihoodCard:
+    """What is known of a registered likelihood.
+
+    Attributes:
+        name: name that users give.
+        cls: its class.
+        density_of: what it is a density of, such as "real numbers" or "the grey values 0 to 255".
+        equations: its density.
+        paper: where it comes from; empty where it is common knowledge.
+        cases: examples that all tests of likelihoods run on. One of them has observations of a single entry.
+    """
+
+    name: str
+    cls: type[Likelihood]
+    density_of: str
+    equations: str
+    paper: str
+    cases: tuple[Case, ...]
+
+
+LIKELIHOODS: Registry[LikelihoodCard] = Registry("likelihood", ProgramError, "A likelihood of yours: a module.")
+
+
+def register_likelihood(
+    name: str, *, density_of: str, equations: str, paper: str = "", cases: tuple[Case, ...] = ()
+) -> Callable[[Class], Class]:
+    """Class decorator that makes a likelihood known by name; the arguments are those of `LikelihoodCard`.
+
+    Raises:
+        ProgramError: for a name that another class has.
+    """
+
+    def register(cls: Class) -> Class:
+        LIKELIHOODS.add(name, LikelihoodCard(name, cls, density_of, equations, paper, cases), cls)
+        return cls
+
+    return register
+
+
+def list_likelihoods(pattern: str = "*") -> list[LikelihoodCard]:
+    """Cards of the registered likelihoods whose names match a shell pattern, sorted by name."""
+    return [LIKELIHOODS[name] for name in LIKELIHOODS.names(pattern)]
+
+
+def make_likelihood(likelihood: str | Mapping[str, Any] | nn.Module) -> nn.Module:
+    """A likelihood from its name, from `{"name": …, **arguments}`, or as it is.
+
+    Raises:
+        ProgramError: for an unknown name or argument.
+    """
+    if isinstance(likelihood, nn.Module):
+        return likelihood
+    arguments = {"name": likelihood} if isinstance(likelihood, str) else dict(likelihood)
+    name = str(arguments.pop("name", ""))
+    cls = LIKELIHOODS[name].cls
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ProgramError(f"likelihood {name!r}: {error}") from error

@@ -1,0 +1,78 @@
+"""The cases on the cards of the registered models, for the tests that run on every model: a model joins by existing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+import calibrant as cal
+from calibrant.program.environment import seeded
+from calibrant.registries import Case
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One case of one registered model."""
+
+    model: str
+    case: Case
+
+    def build(self, seed: int = 3) -> PyroModule:
+        """The model, with the first weights that a seed gives."""
+        with seeded(seed):
+            return cal.models.create(self.model, **self.case.arguments)
+
+    def covariates(self, size: int, seed: int = 0) -> dict[str, Tensor]:
+        """The keyword tensors of so many data."""
+        with seeded(seed):
+            return {name: make(size) for name, make in self.case.covariates.items()}
+
+    def values(self, model: PyroModule, size: int, seed: int = 1) -> dict[str, Tensor]:
+        """Draws of all sites from the model, given `covariates(size)`."""
+        return cal.program.sample_prior(model, size, self.covariates(size), seed=seed)
+
+    def data(self, model: PyroModule, size: int, seed: int = 1) -> cal.data.Data:
+        """Simulated observations beside their covariates."""
+        values = self.values(model, size, seed)
+        return cal.data.Data({name: values[name] for name in self.case.observed}, self.covariates(size))
+
+
+def label(name: str, case: Case) -> str:
+    """The name of a case in the list of tests."""
+    words = case.name or "-".join(f"{key}={value}" for key, value in case.arguments.items()) or "default"
+    return f"{name}-{words}"[:60]
+
+
+def parameters(cases: list[tuple[str, Case, Any]]) -> list[Any]:
+    """What `pytest.mark.parametrize` takes, for (name of the card, case, parameter)."""
+    return [pytest.param(parameter, id=label(name, case)) for name, case, parameter in cases]
+
+
+def model_cases(exact: bool = False, first: bool = False) -> list[Any]:
+    """Parameters of a test: a `ModelCase` for each case of each registered model.
+
+    Args:
+        exact: only cases whose posterior is known exactly.
+        first: only the first case of each model.
+    """
+    return parameters(
+        [
+            (name, case, ModelCase(name, case))
+            for name in cal.models.list_models()
+            for case in (cal.models.card(name).cases[:1] if first else cal.models.card(name).cases)
+            if case.is_exact or not exact
+        ]
+    )
+
+
+def jittered(model: PyroModule, seed: int = 7) -> PyroModule:
+    """The model with no weight left at zero, or at its neighbours' value."""
+    with seeded(seed), torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return model.eval()
