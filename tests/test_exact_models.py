@@ -1,8 +1,9 @@
 """The exact posterior of the registered models that have one, against what knows nothing of it: importance sampling
 with the program's own density, and NUTS on the same program.
 
-The importance sampler's proposal is a Student-t around the exact draws. It decides about nothing but the errors: were
-the exact posterior wrong, the average weight would still be the evidence, and the weighted draws the true posterior's.
+The importance sampler's proposal is a Student-t around the exact draws, mixed with the prior. It decides about nothing
+but the errors: were the exact posterior wrong, the average weight would still be the evidence, and the weighted draws
+the true posterior's.
 """
 
 import numpy as np
@@ -54,18 +55,34 @@ def unconstrained(model, observed, exact):
 
 
 def weighted_draws(model, observed, exact, datum):
-    """Draws of a datum's latents from the proposal, and their log weights."""
+    """Draws of a datum's latents from the proposal, and their log weights.
+
+    A fifth of the draws are of the prior, so that no weight is large where the exact draws are few.
+    """
     points, back = unconstrained(model, observed, exact)
-    around = points[datum].double().numpy()
+    around, from_prior = points[datum].double().numpy(), IMPORTANCE_DRAWS // 5
     proposal = stats.multivariate_t(
         around.mean(0), 1.3 * np.cov(around.T, ddof=1).reshape(2 * [around.shape[1]]), df=FREEDOM, seed=datum
     )
-    u = np.atleast_2d(proposal.rvs(IMPORTANCE_DRAWS)).reshape(IMPORTANCE_DRAWS, -1)
+    prior = unconstrained_prior(model, observed, from_prior, seed=datum)
+    own = np.atleast_2d(proposal.rvs(IMPORTANCE_DRAWS - from_prior)).reshape(-1, around.shape[1])
+    u = np.concatenate([own, prior])
     latents, volume = back(torch.as_tensor(u))
-    shown = {name: value[datum].double().expand(IMPORTANCE_DRAWS, *value.shape[1:]) for name, value in observed.items()}
+    shown = {name: value[datum].double().expand(len(u), *value.shape[1:]) for name, value in observed.items()}
     with torch.no_grad(), cal.program.defaults(model, shown, torch.float64):
-        joint = cal.program.log_density(cal.program.in_double(model), {**latents, **shown}).joint
-    return latents, (joint + volume).numpy() - proposal.logpdf(u)
+        density = cal.program.log_density(cal.program.in_double(model), {**latents, **shown}, observed=shown)
+    log_prior = (density.latent + volume).numpy()
+    mixture = np.logaddexp(np.log(0.8) + proposal.logpdf(u), np.log(0.2) + log_prior)
+    return latents, (density.joint + volume).numpy() - mixture
+
+
+def unconstrained_prior(model, observed, count, seed):
+    """Draws of the prior as unconstrained vectors `(draw, entries)`."""
+    latents = cal.program.sites(model, observed)
+    draws = cal.program.sample_prior(model, count, seed=seed)
+    return np.concatenate(
+        [biject_to(site.support).inv(draws[name].double()).reshape(count, -1) for name, site in latents.items()], axis=1
+    )
 
 
 def evidence_of(log_weights):
