@@ -257,11 +257,11 @@ def test_held_out_data_are_random_and_nested():
 def test_all_held_out_data_get_a_reference_by_nuts(short_check, monkeypatch):
     seen = {}
 
-    def watched(model, data, **options):
-        seen.update(data=len(data), **options)
+    def watched(model, data, plan, **options):
+        seen.update(data=len(data), warmup=plan.warmup)
         raise RunError("far enough")
 
-    monkeypatch.setattr(running, "reference", watched)
+    monkeypatch.setattr(running, "reference_of", watched)
     words = "run vae --data rows.npz --set prior=laplace --set latents=2 --quick --epochs 1 --quiet"
     refused(*words.split(), "--held-out", "7")
     assert seen["data"] == 7
@@ -275,8 +275,8 @@ def test_a_request_knows_what_was_asked_for():
 
 def test_later_checks_of_a_quick_run_have_the_full_budget():
     quick = asdict(Settings(**{**QUICK, "epochs": 9, "structure": "full"}))
-    kept = preparing._made_with(quick)
+    kept = preparing._made_with({"settings": quick})
     assert (kept["epochs"], kept["train_data"], kept["structure"]) == (9, 8000, "full")
     assert not {"draws", "simulations", "held_out", "remedy_steps"} & set(kept)
     asked = asdict(Settings(draws=500))
-    assert preparing._made_with(asked) == asked
+    assert preparing._made_with({"settings": asked}) == asked

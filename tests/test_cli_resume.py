@@ -131,7 +131,7 @@ def test_ctrl_c_while_sampling_keeps_the_training(short_check, monkeypatch):
         def stop(*args, **options):
             raise KeyboardInterrupt
 
-        patched.setattr(running, "reference", stop)
+        patched.setattr(running, "reference_of", stop)
         code, _, err = call(*words)
         assert code == 130
         assert "ppca the best weights of 2 epochs. Go on with: calibrant run --out run --resume" in err
@@ -142,7 +142,7 @@ def test_ctrl_c_while_sampling_keeps_the_training(short_check, monkeypatch):
     good("run", "--out", "run", "--resume")
     assert same(before, weights("run"))
     assert Path("run/report.html").is_file()
-    monkeypatch.setattr(running, "reference", None)  # nor sample the references again
+    monkeypatch.setattr(running, "reference_of", None)  # nor sample the references again
     monkeypatch.setattr(running, "examine", lambda *_, **__: 1 / 0)  # what comes next
     with pytest.raises(ZeroDivisionError):
         call("run", "--out", "run", "--resume")
@@ -157,8 +157,9 @@ def test_ctrl_c_before_anything_was_saved(monkeypatch):
 
 
 def test_references_that_were_cut_short_are_kept(short_check, monkeypatch):
-    original = running.reference
-    monkeypatch.setattr(running, "reference", lambda model, data, **options: original(model, data[:3], **options))
+    original = running.reference_of
+    few = lambda model, data, plan, **options: original(model, data[:3], plan, **options)  # noqa: E731
+    monkeypatch.setattr(running, "reference_of", few)
     code, _, err = call("run", "ppca", "--data", "rows.npz", *SMALL, "--out", "run")
     assert code == 130
     assert "reference.nc" in err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pyro
@@ -20,7 +22,7 @@ from contrast_models import (
     statuses,
 )
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 import calibrant as cal
 from calibrant.errors import CalibrantError, InferenceError
@@ -129,6 +131,17 @@ class Pair(PyroModule):
             pyro.sample("w", dist.Normal(z.sum(-1), 1.0))
 
 
+def prior_guide(target: PyroModule) -> Callable[..., None]:
+    """The program's own latents, whatever is observed."""
+    program = copy.deepcopy(target).requires_grad_(False)
+
+    def guide(observed: dict[str, Tensor], size: int) -> None:
+        with pyro.poutine.block(hide=["x", "w"]):
+            program(size)
+
+    return guide
+
+
 def binary() -> dict[str, Tensor]:
     return {"x": (images()["x"] > 0).float()}
 
@@ -136,7 +149,7 @@ def binary() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("target", "data", "options", "message"),
     [
-        (model("vae", likelihood="bernoulli"), binary(), {}, "has no `likelihood.scale`.*give noise="),
+        (model("vae", likelihood="bernoulli"), binary(), {}, "noise_sd.*give noise="),
         (model("vae"), images(), {"noise": 0.0}, "noise=0.0"),
         (model("vae"), images(), {"noise": math.nan}, "noise=nan"),
         (model("vae"), images(), {"levels": [1.0, 2.0]}, "levels are"),
@@ -155,7 +168,7 @@ def binary() -> dict[str, Tensor]:
 )
 def test_what_the_experiment_cannot_use_is_refused(target, data, options, message):
     with pytest.raises(CalibrantError, match=message):
-        contrast_experiment(target, nn.Identity(), data, **options)
+        contrast_experiment(target, prior_guide(target), data, **options)
 
 
 def test_a_guide_without_any_spread_fails():

@@ -413,8 +413,11 @@ def test_shared_latents_are_refused():
         with pyro.plate("data", size):
             pyro.sample("x", dist.Normal(centre, 1.0))
 
+    def guide(observed, size):
+        pyro.sample("centre", dist.Normal(0.0, 1.0))
+
     with pytest.raises(InferenceError, match=r"\['centre'\] are shared"):
-        gap(model, lambda observed, size: None, {"x": torch.zeros(3)})
+        gap(model, guide, {"x": torch.zeros(3)})
 
 
 def test_a_guide_without_continuous_latents_is_refused():

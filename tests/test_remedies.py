@@ -197,7 +197,7 @@ def test_without_evidence_the_best_bound_stands_for_it(oblique, monkeypatch):
     def unknown(*given):
         raise InferenceError("not known")
 
-    monkeypatch.setattr(bench, "log_evidence", unknown)
+    monkeypatch.setattr(bench, "log_evidence_of", unknown)
     guide = Product(model, 0.3, 1.2)
     result = remedies(model, guide, x, refine_steps=50, draws=300)
     assert result.attrs["evidence"] == "bound"
