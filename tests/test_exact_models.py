@@ -15,7 +15,6 @@ from scipy import stats
 from torch.distributions import biject_to
 
 import calibrant as cal
-from calibrant.inference.references import pyro_nuts
 
 EXACT = model_cases(exact=True)
 IMPORTANCE_DRAWS = 60_000
@@ -146,32 +145,30 @@ def z_scores(result, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["nuts", "pyro-nuts"])
 @pytest.mark.parametrize("case", EXACT[::2])
-def test_draws_against_nuts(case, method, monkeypatch):
+def test_draws_against_nuts(case):
     """Means, sds and the mass of the central 90% interval: the gate, then the limit of m statistics.
 
-    Pyro's NUTS moves a scale and the latents that it multiplies as they are: with short steps, on a strong image alone.
+    A strong image where there is a scale. Pyro's NUTS, which would move the scale and the latents that it multiplies
+    as they are, samples the models without one.
     """
     model, observed = build(case)
-    if method == "pyro-nuts":
-        scaled = len(cal.program.sites(model, observed)) > 1
-        observed = {name: value[2:3] if scaled else value[1:2] for name, value in observed.items()}
-        monkeypatch.setattr(pyro_nuts, "_TARGET_ACCEPT", 0.99 if scaled else 0.9)
-    nuts = cal.inference.reference(model, observed, method=method, warmup=500, draws=1500, seed=3)
-    assert bool(nuts["convergence"]["is_reference"].all()), nuts["convergence"]["reason"].values
+    scaled = len(cal.program.sites(model, observed)) > 1
+    observed = {name: value[2:3] if scaled else value[1:2] for name, value in observed.items()}
     exact = cal.inference.reference(model, observed, method="exact", draws=4000)
-    result = cal.evaluation.compare(exact, nuts)
     statistics = [("mean_error", 0.0), ("sd_ratio", 1.0), ("coverage", 0.9)]
-    scores = z_scores(result, statistics)
-    largest = limit(scores.size)
-    assert scores.max() < largest, scores
-    # The same test sees a posterior that is 15% too narrow, or a quarter of a standard deviation off.
     z = exact["posterior"][next(iter(exact["posterior"].data_vars))]
-    for planted in (
-        0.85 * (z - z.mean(("chain", "draw"))) + z.mean(("chain", "draw")),
-        z + 0.25 * z.std(("chain", "draw")),
-    ):
-        exact["posterior"][z.name] = planted
-        assert z_scores(cal.evaluation.compare(exact, nuts), statistics).max() > largest
-        exact["posterior"][z.name] = z
+    for method in ("nuts",) if scaled else ("nuts", "pyro-nuts"):
+        nuts = cal.inference.reference(model, observed, method=method, warmup=500, draws=1500, seed=3)
+        assert bool(nuts["convergence"]["is_reference"].all()), nuts["convergence"]["reason"].values
+        scores = z_scores(cal.evaluation.compare(exact, nuts), statistics)
+        largest = limit(scores.size)
+        assert scores.max() < largest, scores
+        # The same test sees a posterior that is 15% too narrow, or a quarter of a standard deviation off.
+        for planted in (
+            0.85 * (z - z.mean(("chain", "draw"))) + z.mean(("chain", "draw")),
+            z + 0.25 * z.std(("chain", "draw")),
+        ):
+            exact["posterior"][z.name] = planted
+            assert z_scores(cal.evaluation.compare(exact, nuts), statistics).max() > largest
+            exact["posterior"][z.name] = z
