@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.special import ndtr
 from scipy.stats import binom
 
 from calibrant.evaluation import conclude
@@ -72,6 +73,12 @@ def test_what_is_at_the_margin_hardly_ever_passes():
     effects[2, 1] = MARGIN
     assert shares(effects, 0.01)["all"] <= most(FALSE_PASS)
     assert shares(np.zeros((6, 3)), 0.01)["all"] > 0.99
+
+
+@pytest.mark.parametrize("count", [1, 18])
+def test_intervals_together_miss_an_effect_on_either_side_at_the_rate_of_a_false_pass(count):
+    beyond = ndtr(-limit(count))
+    assert 2 * count * beyond == pytest.approx(FALSE_PASS)
 
 
 @pytest.mark.parametrize(("effect", "status"), [(0.0, "pass"), (0.1, "cannot tell"), (0.3, "fail"), (-0.3, "fail")])

@@ -101,6 +101,13 @@ def test_only_plain_formats_are_written(tmp_path):
     assert config["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+def test_numbers_that_json_lacks_are_unknown_when_they_are_read(tmp_path):
+    saved(tmp_path)
+    found = store.read_config(tmp_path)["fit"]
+    assert np.isnan(found.pop("elbo_se"))
+    assert found == {"elbo": 1 / 3, "epochs": 1, "stopped": "finished"}
+
+
 # -- a user's own code -------------------------------------------------------------------------------------------------
 
 
