@@ -11,6 +11,7 @@ import torch
 from calibrant.data import Data, list_data, load, register_data, registry
 from calibrant.data.splits import interleaved, random_splits
 from calibrant.errors import DataError
+from calibrant.registries import Registry
 
 SPLITS = ("train", "validation", "test")
 
@@ -116,9 +117,9 @@ def test_bad_user_functions(tmp_path, spec, message):
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(DataError, match="no data set 'natrual-patches'; did you mean natural-patches"):
+    with pytest.raises(DataError, match="unknown data set 'natrual-patches'; did you mean natural-patches"):
         load("natrual-patches")
-    with pytest.raises(DataError, match=r"no data set 'qqq'; there are cifar10, digits.*FILE\.npz"):
+    with pytest.raises(DataError, match=r"unknown data set 'qqq'; there are cifar10, digits.*FILE\.npz"):
         load("qqq")
     with pytest.raises(DataError, match="natural-patches has no option 'width': its options are size"):
         load("natural-patches", width=3)
@@ -127,7 +128,7 @@ def test_unknown_names_and_options():
 
 
 def test_register_data(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "_REGISTRY", {})
+    monkeypatch.setattr(registry, "DATA_SETS", Registry("data set", DataError, ""))
     about = {"description": "noise", "source": "numpy", "licence": "none"}
 
     @register_data("noise", **about, folder="noise", downloads=True)
