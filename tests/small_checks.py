@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,10 @@ from pyro.nn import PyroModule
 
 import calibrant as cal
 from calibrant.data import Data
-from calibrant.evaluation import Check
+from calibrant.evaluation import Check, checking
+from calibrant.evaluation.statistics.contrast_curves import ContrastPlan, contrast_of
+from calibrant.evaluation.statistics.gaps import gap_of
+from calibrant.inference.problem import Problem
 
 SHAPE, SIMULATIONS = (1, 5, 5), 100
 CHECKED = ("calibration_bands", "coverage_curves", "recovery", "importance", "classifier", "pairs")
@@ -39,16 +42,16 @@ def checked(model: PyroModule, data: Data, **options: Any) -> Check:
 
 def refine_hardly(patch: pytest.MonkeyPatch) -> None:
     """Checks split gaps by a guide that is refined in a few steps: the part that takes longest."""
-    patch.setattr(sys.modules[cal.evaluation.check.__module__], "gap", partial(cal.evaluation.gap, steps=5))
+    patch.setattr(checking, "gap_of", partial(gap_of, steps=5))
 
 
 def show_few_contrasts(patch: pytest.MonkeyPatch) -> None:
     """Checks have a contrast experiment of three levels and few draws."""
 
-    def experiment(*given: Any, levels: Any, **options: Any) -> xr.Dataset:
-        return cal.evaluation.contrast_experiment(*given, levels=[0.1, 1.0, 10.0], draws=100, **options)
+    def experiment(problem: Problem, plan: ContrastPlan, *given: Any) -> xr.Dataset:
+        return contrast_of(problem, replace(plan, levels=[0.1, 1.0, 10.0], draws=100), *given)
 
-    patch.setattr(sys.modules[cal.evaluation.check.__module__], "contrast_experiment", experiment)
+    patch.setattr(checking, "contrast_of", experiment)
 
 
 def tree(seed: int, method: str) -> xr.DataTree:

@@ -55,6 +55,14 @@ def hierarchical(size):
     pyro.deterministic("square", centre.square())
 
 
+def three_levels(size):
+    """Normals on three levels, of which the first is shared."""
+    centre = pyro.sample("centre", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(centre, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5))
+
+
 def conjugate(size):
     """Posterior Normal(0.8 x, √0.2), evidence Normal(0, √1.25)."""
     with pyro.plate("data", size):

@@ -67,7 +67,7 @@ def test_the_test_of_resuming_notices_what_a_checkpoint_lost(tmp_path, monkeypat
 def test_early_stopping_counts_on(tmp_path, monkeypatch):
     first = [weight.clone() for module in modules("ea-vae") for weight in module.parameters()]
 
-    def worse_every_epoch(state, held, plan, total, draws=1, stream=0):
+    def worse_every_epoch(state, held, plan, total, draws=1, purpose="epoch"):
         now = state.modules.parameters()
         elbo = -sum(float((a - b).norm().detach()) for a, b in zip(now, first, strict=True))
         return elbo, 0.0, elbo

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pyro
@@ -131,15 +130,16 @@ class Pair(PyroModule):
             pyro.sample("w", dist.Normal(z.sum(-1), 1.0))
 
 
-def prior_guide(target: PyroModule) -> Callable[..., None]:
+class PriorGuide(PyroModule):
     """The program's own latents, whatever is observed."""
-    program = copy.deepcopy(target).requires_grad_(False)
 
-    def guide(observed: dict[str, Tensor], size: int) -> None:
+    def __init__(self, target: PyroModule) -> None:
+        super().__init__()
+        self.target = copy.deepcopy(target)
+
+    def forward(self, observed: dict[str, Tensor], size: int) -> None:
         with pyro.poutine.block(hide=["x", "w"]):
-            program(size)
-
-    return guide
+            self.target(size)
 
 
 def binary() -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ def binary() -> dict[str, Tensor]:
 )
 def test_what_the_experiment_cannot_use_is_refused(target, data, options, message):
     with pytest.raises(CalibrantError, match=message):
-        contrast_experiment(target, prior_guide(target), data, **options)
+        contrast_experiment(target, PriorGuide(target), data, **options)
 
 
 def test_a_guide_without_any_spread_fails():

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
-from small_models import hierarchical
+from small_models import three_levels
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -189,10 +189,10 @@ def test_in_double_lets_gradients_reach_values_but_not_weights():
         (Tied().double(), {"x": torch.zeros(2)}, None, torch.float64),
         (Tied().half(), {}, None, torch.float16),
         (Tied(), {}, torch.float64, torch.float64),
-        (hierarchical, {"x": torch.zeros(2).double()}, None, torch.float64),
-        (hierarchical, {"k": torch.zeros(2).long(), "x": torch.zeros(2).double()}, None, torch.float64),
-        (hierarchical, {"k": torch.zeros(2).long()}, None, torch.float32),
-        (hierarchical, {}, None, torch.float32),
+        (three_levels, {"x": torch.zeros(2).double()}, None, torch.float64),
+        (three_levels, {"k": torch.zeros(2).long(), "x": torch.zeros(2).double()}, None, torch.float64),
+        (three_levels, {"k": torch.zeros(2).long()}, None, torch.float32),
+        (three_levels, {}, None, torch.float32),
     ],
 )
 def test_default_dtype_comes_from_weights_then_values(model, values, asked, wanted):
@@ -261,10 +261,10 @@ def test_seeded_draws_repeat_and_leave_the_random_state():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: check_program(hierarchical, {"x": X}),
-        lambda: sites(hierarchical, {"x": X}),
-        lambda: sample_prior(hierarchical, 3, seed=1),
-        lambda: log_density(hierarchical, {"centre": torch.zeros(()), "z": X, "x": X}),
+        lambda: check_program(three_levels, {"x": X}),
+        lambda: sites(three_levels, {"x": X}),
+        lambda: sample_prior(three_levels, 3, seed=1),
+        lambda: log_density(three_levels, {"centre": torch.zeros(()), "z": X, "x": X}),
     ],
     ids=["check_program", "sites", "sample_prior", "log_density"],
 )

@@ -64,7 +64,7 @@ def test_c2st(monkeypatch: pytest.MonkeyPatch) -> None:
         "null_sd": (found["c2st_null_sd"] / golden["null_sd"] - 1.0) / (np.sqrt(0.5) * noise),
     }
     assert max(float(abs(score).max()) for score in z.values()) < limit(12)
-    assert found["c2st_p"].values == pytest.approx([0.9, 0.0, 0.0, 0.0], abs=0.05)
+    assert found["c2st_p"].values == pytest.approx([0.9, 0.0, 0.0, 0.0], abs=0.1)
     monkeypatch.setattr(import_module("calibrant.evaluation.statistics.classifier"), "_PENALTY", 3.0)
     assert abs(c2st(tree(post), tree(ref, convergence=gate))["c2st"] - golden["accuracy"]).max() > 0.01
 

@@ -105,7 +105,8 @@ def test_the_first_statistic_that_is_clear_by_itself_is_named():
 
 
 def verdict(site: str, quantity: str, status, effect: float = 0.0, **more) -> Verdict:
-    return Verdict(site, quantity, status, effect, 0.01, 0.1, f"`{site}`: said", **more)
+    direction = "too narrow" if effect < 0 else "too wide"
+    return Verdict(site, quantity, status, effect, 0.01, 0.1, **{"sentence": "said", "direction": direction, **more})
 
 
 PASSING = [verdict("scale", "sd", "pass"), verdict("scale", "mean", "pass"), verdict("all latents", "k-hat", "pass")]
@@ -150,9 +151,14 @@ def test_a_failure_is_told_in_plain_words():
     assert "About `z`: it is too sure of itself by 31%." in str(found)
     assert "intervals" not in str(found), "what follows from the sd is not told again"
     assert "visibly wrong for 12 of the 40 data" in str(found)
-    off = replace(verdict("z", "sd", "fail", 0.2), sentence="`z`: sd off by 20%")
+    off = verdict("z", "sd", "fail", 0.2, direction="off")
     assert "how sure it is of single data is wrong by 20%." in str(conclude([off]))
-    one = replace(verdict("z", "sd", "fail", -0.4), sentence="`z[3]`: too narrow by 40% (the worst of 8 latents)")
+    one = replace(
+        verdict("z", "sd", "fail", -0.4),
+        sentence="`z[3]`: too narrow by 40% (the worst of 8 latents)",
+        entry="z[3]",
+        direction="too narrow",
+    )
     assert "too sure of itself by 40% in one or more of its entries" in str(conclude([one], comparison(0)))
     assert "visibly" not in str(conclude([one], comparison(0)))
 

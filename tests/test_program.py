@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
-from small_models import hierarchical
+from small_models import three_levels
 from torch import Tensor, nn
 
 from calibrant.errors import ProgramError
@@ -23,7 +23,7 @@ X = torch.tensor([0.3, -1.2, 0.8])
 
 def test_sums_and_shapes():
     values = {"centre": torch.tensor(0.4), "z": torch.tensor([0.1, 0.2, -0.3]), "x": X}
-    density = log_density(hierarchical, values, observed=["x"])
+    density = log_density(three_levels, values, observed=["x"])
     normal = torch.distributions.Normal
     prior, local = normal(0.0, 2.0).log_prob(values["centre"]), normal(0.4, 1.0).log_prob(values["z"])
     likelihood = normal(values["z"], 0.5).log_prob(X)
@@ -132,11 +132,11 @@ def test_density_carries_gradients_and_runs_under_vmap():
     """Chains of programs with shared latents are batched by vmap."""
     z = torch.zeros(3, requires_grad=True)
     values = {"centre": torch.tensor(0.5, requires_grad=True), "z": z, "x": X}
-    log_density(hierarchical, values).joint.backward()
+    log_density(three_levels, values).joint.backward()
     torch.testing.assert_close(z.grad, X / 0.25 + 0.5)
 
     def joint(centre: Tensor, z: Tensor) -> Tensor:
-        return log_density(hierarchical, {"centre": centre, "z": z, "x": X}, 3).joint
+        return log_density(three_levels, {"centre": centre, "z": z, "x": X}, 3).joint
 
     centres, zs = torch.randn(5), torch.randn(5, 3)
     with pyro.validation_enabled(False):  # torch's own checks branch on values, which vmap can't
@@ -147,9 +147,9 @@ def test_density_carries_gradients_and_runs_under_vmap():
 def test_a_run_leaves_the_given_values_alone():
     values = {"centre": torch.tensor(0.4), "z": torch.zeros(3), "x": X.clone()}
     before = {name: value.clone() for name, value in values.items()}
-    log_density(hierarchical, values)
-    sites(hierarchical, {"x": values["x"]})
-    check_program(hierarchical, {"x": values["x"]})
+    log_density(three_levels, values)
+    sites(three_levels, {"x": values["x"]})
+    check_program(three_levels, {"x": values["x"]})
     assert all(torch.equal(values[name], before[name]) for name in values)
 
 
@@ -158,11 +158,11 @@ def test_a_run_leaves_the_given_values_alone():
 
 def test_prior_draws_follow_the_program():
     """Means and variances of 20,000 draws of centre + z + x, and their seed."""
-    draws = [sample_prior(hierarchical, 1, seed=i) for i in range(3)]
+    draws = [sample_prior(three_levels, 1, seed=i) for i in range(3)]
     assert draws[0]["x"] != draws[1]["x"]
     assert {name: value.shape for name, value in draws[0].items()} == {"centre": (), "z": (1,), "x": (1,)}
-    many = sample_prior(hierarchical, 20_000, seed=0)
-    again = sample_prior(hierarchical, 20_000, seed=0)
+    many = sample_prior(three_levels, 20_000, seed=0)
+    again = sample_prior(three_levels, 20_000, seed=0)
     assert all(torch.equal(many[name], again[name]) for name in many)
     for residual, sd in ((many["z"] - many["centre"], 1.0), (many["x"] - many["z"], 0.5)):
         # Four statistics: z = 4.85. A mean off by 0.046 sd, or a variance by 6.5%, is seen with 95% power.
