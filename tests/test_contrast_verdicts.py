@@ -149,7 +149,7 @@ def binary() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("target", "data", "options", "message"),
     [
-        (model("vae", likelihood="bernoulli"), binary(), {}, "noise_sd.*give noise="),
+        (model("vae", likelihood="bernoulli"), binary(), {}, "noise_sd.*Give noise="),
         (model("vae"), images(), {"noise": 0.0}, "noise=0.0"),
         (model("vae"), images(), {"noise": math.nan}, "noise=nan"),
         (model("vae"), images(), {"levels": [1.0, 2.0]}, "levels are"),

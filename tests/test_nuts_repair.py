@@ -190,13 +190,12 @@ class OneMode(pyro.nn.PyroModule):
 
 @pytest.mark.parametrize("looks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_missing_mode_fails_the_gate_or_the_comparison(looks, monkeypatch):
+    """Of six data: where all four chains start in the guide's mode, one time in sixteen, nothing can see the other."""
     monkeypatch.setattr(repair, "_LOOKS", looks)
-    observed = {"x": torch.tensor([4.0, 5.0])}
-    guide = OneMode()
-    tree = nuts(two_modes, observed, init=guide)
-    amortized = cal.inference.posterior(two_modes, guide, observed, draws=1000)
-    if bool(tree["convergence"]["is_reference"].any()):
-        result = cal.evaluation.compare(amortized, tree)
-        assert (np.abs(result["mean_error"]) > 5 * result["mean_error_se"]).all()
-    else:
-        assert all("R-hat" in str(reason) for reason in tree["convergence"]["reason"].values)
+    observed = {"x": torch.linspace(4.0, 5.5, 6)}
+    tree = nuts(two_modes, observed)
+    result = cal.evaluation.compare(cal.inference.posterior(two_modes, OneMode(), observed, draws=1000), tree)
+    passed = tree["convergence"]["is_reference"].values
+    assert all("R-hat" in str(reason) for reason in tree["convergence"]["reason"].values[~passed])
+    seen = (np.abs(result["mean_error"]) > 5 * result["mean_error_se"]).all("latent").sum()
+    assert int(seen) + int((~passed).sum()) >= 4
