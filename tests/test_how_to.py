@@ -72,7 +72,7 @@ truth = stats.gumbel_r(fn.loc.detach().numpy(), fn.scale.detach().numpy())
 assert np.allclose(run.nodes["z"]["log_prob"].detach(), truth.logpdf(z.numpy()), atol=1e-4)
 """,
 }
-LONG = ("add-a-model", "add-a-likelihood")  # with trainings of the family tests
+LONG = ("add-a-model", "add-a-likelihood", "add-a-family")  # with trainings of the family tests
 NAMES = {
     "add-a-model": "random-walk",
     "add-a-likelihood": "student-t",
