@@ -289,7 +289,7 @@ def test_refusals(ea_vae):
         calibration(improper, flat, X)
     with pytest.raises(InferenceError, match="these names are taken"):
         calibration(pair, exact, X, quantities={"z": lambda latents, observed: latents["z"][:, 0]})
-    with pytest.raises(InferenceError, match=r"wanted one number a row"):
+    with pytest.raises(InferenceError, match=r"wanted one number per row"):
         calibration(pair, exact, X, quantities={"both": lambda latents, observed: latents["z"]})
     with pytest.raises(InferenceError, match="'root' is not a number for"):
         calibration(pair, exact, X, 100, 50, quantities={"root": lambda latents, observed: latents["z"][:, 0].sqrt()})

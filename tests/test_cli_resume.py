@@ -31,7 +31,7 @@ def test_a_run_is_replaced_only_when_asked_and_other_files_stay(monkeypatch, mad
     shutil.copytree(made_runs / "fitted", "run")
     first = weights("run")
     Path("run/notes.txt").write_text("mine")
-    assert "--resume goes on with it, --overwrite replaces it" in refused(
+    assert "--resume continues it, --overwrite replaces it" in refused(
         "fit", "ppca", "--data", "rows.npz", "--out", "run"
     )
     for mistake in (["--set", "no=1"], ["--structure", "tree"], ["--device", "gpu"]):
@@ -88,7 +88,7 @@ def test_ctrl_c_keeps_the_weights_and_resume_gives_the_uninterrupted_result(shor
     assert store.read_config("part/vae")["fit"]["stopped"] == "interrupted"
     good("report", "part", "--quiet")
     assert Path("part/report.html").read_text().endswith("['ppca']")
-    command = shlex.split(told.partition("Go on with: ")[2])
+    command = shlex.split(told.partition("Resume with: ")[2])
     assert command == ["calibrant", "run", "--out", "part", "--resume"]
     good(*command[1:])
     for name in ("ppca", "vae"):
@@ -106,7 +106,7 @@ def test_resume_refuses_other_settings_and_takes_the_rest_from_the_folder(monkey
         words = "fit ppca --data rows.npz --set latents=2 --epochs 3 --batch-size 40 --out run"
         code, _, err = call(*words.split())
     assert code == 130
-    assert "Go on with: calibrant fit ppca --out run --resume" in err
+    assert "Resume with: calibrant fit ppca --out run --resume" in err
     for words, message in {
         "fit vae": "models was ['ppca'], is ['vae']",
         "fit ppca --epochs 4": "epochs was 3, is 4",
@@ -134,7 +134,7 @@ def test_ctrl_c_while_sampling_keeps_the_training(short_check, monkeypatch):
         patched.setattr(running, "reference_of", stop)
         code, _, err = call(*words)
         assert code == 130
-        assert "ppca the best weights of 2 epochs. Go on with: calibrant run --out run --resume" in err
+        assert "ppca the best weights of 2 epochs. Resume with: calibrant run --out run --resume" in err
         code, _, err = call("check", "run")
         assert code == 130
     before = weights("run")
@@ -187,7 +187,7 @@ def test_a_real_interrupt_of_a_real_process():
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "Go on with: calibrant fit ppca --out run --resume" in err
+    assert "Resume with: calibrant fit ppca --out run --resume" in err
     config = json.loads(Path("run/config.json").read_text())
     assert config["fit"]["stopped"] == "interrupted"
     assert len(store.load_history("run")) == config["fit"]["epochs"]

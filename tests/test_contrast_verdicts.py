@@ -159,10 +159,10 @@ def binary() -> dict[str, Tensor]:
         (model("vae"), {"x": torch.ones(9, *SHAPE)}, {}, "of 9 data 0 have contrast"),
         (model("vae"), images(), {"latent": "y"}, r"latent='y' is no vector.*\['z'\]"),
         (model("vae"), images(), {"scale": "z"}, "scale='z' is no positive scalar"),
-        (Scalar(), images(), {}, "no local vector latent"),
+        (Scalar(), images(), {}, "needs a local vector latent"),
         (Two(), images(), {}, r"vector latents \['u', 'v'\]: name one with latent="),
         (Two(), images(), {"latent": "u"}, r"positive scalar latents \['a', 'b'\]: name one with scale="),
-        (Pair(), {**images(), "w": torch.zeros(12)}, {"noise": 1.0}, "contrast is that of one site"),
+        (Pair(), {**images(), "w": torch.zeros(12)}, {"noise": 1.0}, "the contrast experiment needs exactly one"),
         (model("vae"), {"x": torch.zeros(9, 5)}, {}, "'x' has shape"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: every command is one call of `calibrant.workflow`, imported when it runs."""
+"""The command line: every command is one call of `calibrant.workflow`, which is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Command: TypeAlias = Callable[[typer.Context, Request, bool], None]
 
 
 class _Commands(TyperGroup):
-    """Commands whose users' mistakes end in one line on standard error and exit code 2, Ctrl-C in one and 130."""
+    """Commands that report a mistake of the user in one line with exit code 2, and Ctrl-C with exit code 130."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.obj = shlex.join(["calibrant", *args])
@@ -44,13 +44,13 @@ class _Commands(TyperGroup):
         except CalibrantError as error:
             raise _refusal(str(error)) from error
         except MemoryError as error:
-            raise _refusal("out of memory: take a smaller --batch-size, fewer --draws or less --held-out") from error
+            raise _refusal("out of memory: use a smaller --batch-size, fewer --draws or smaller --held-out") from error
         except OSError as error:
             raise _refusal(_disk(error)) from error
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, by name: torch is not imported here
                 raise
-            raise _refusal("the device is out of memory: take a smaller --batch-size") from error
+            raise _refusal("the device is out of memory: use a smaller --batch-size") from error
 
 
 def _refusal(message: str) -> typer.Exit:
@@ -59,10 +59,10 @@ def _refusal(message: str) -> typer.Exit:
 
 
 def _disk(error: OSError) -> str:
-    if error.errno == errno.EPIPE:  # the reader of a pipe went away, which is no mistake; typer knows what to do
+    if error.errno == errno.EPIPE:  # the reader of a pipe has closed it, which is no mistake; typer handles it
         raise error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left to write {error.filename or 'the run'}: free some, or choose another --out"
+        return f"no space left to write {error.filename or 'the run'}: free some space, or choose another --out"
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
@@ -87,7 +87,8 @@ def main() -> None:
 
 # -- options -----------------------------------------------------------------------------------------------------------
 #
-# Options are made from the fields of `Settings` and `Request`; by hand are the arguments, and what they change.
+# Options are generated from the fields of `Settings` and `Request`. Arguments, and options that a command describes
+# differently, are written by hand.
 
 _Models = Annotated[
     list[str] | None,
@@ -101,9 +102,9 @@ _HEADINGS = {
     "data": "Data (or FILE.npz, FILE.npy, FILE.py:function)",
 }
 _Run = Annotated[Path, typer.Argument(help="The run folder.")]
-_RunData = Annotated[str | None, typer.Option("--data", help="Other data than the run's, named as for `run`")]
+_RunData = Annotated[str | None, typer.Option("--data", help="Data to check in place of the run's, named as for `run`")]
 _UserModel = Annotated[
-    list[str] | None, typer.Option("--model", help="FILE.py:Class, for a run of a model in a file of yours")
+    list[str] | None, typer.Option("--model", help="FILE.py:Class, if the run's model is in a file of yours")
 ]
 _DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Folder with the files of the registered data sets ($CALIBRANT_DATA)")
@@ -112,14 +113,14 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress")]
 
 
 def _about(name: str) -> tuple[Any, Mapping[str, Any]]:
-    """Type and description of a field; what `Settings` only gives another default is described in `Effort`."""
+    """Type and description of a field; if `Settings` only changes its default, the description is in `Effort`."""
     owners = [kind for kind in (Settings, Effort, Request) if name in kind.__dataclass_fields__]
     described = next(kind.__dataclass_fields__[name].metadata for kind in owners[::-1])
     return get_type_hints(owners[0])[name], described
 
 
 def _option(name: str) -> Parameter:
-    """An option whose help names the setting's default, and the one of a quick run; it is None unless it is given."""
+    """An option whose help names the default and the value of a quick run; it is None unless the user gives it."""
     kind, about = _about(name)
     default = about.get("shown", getattr(_DEFAULT, name, None))
     quick = f"; quick: {QUICK[name]}" if name in QUICK else ""
@@ -140,17 +141,17 @@ def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Pa
 
 
 def _fields(asked: str) -> list[str]:
-    """The fields of a group, or the field of that name."""
+    """The fields of a group, or the one field with this name."""
     known = {**Settings.__dataclass_fields__, **Request.__dataclass_fields__}
     return [name for name in known if _about(name)[1]["group"] == asked] or [asked]
 
 
 def _takes(*options: str, **by_hand: Any) -> Callable[[Command], Callable[..., None]]:
-    """Makes a command of a function of (context, request, quiet): it has the options of these groups and fields.
+    """Decorator that gives a function of (context, request, quiet) the command line options of groups and fields.
 
     Args:
         options: groups of fields of `Settings` and `Request`, or names of fields.
-        by_hand: field → parameter, for what this command describes in its own way.
+        by_hand: field → parameter, for the fields that this command describes differently.
     """
 
     def make(command: Command) -> Callable[..., None]:
@@ -170,12 +171,12 @@ def _takes(*options: str, **by_hand: Any) -> Callable[[Command], Callable[..., N
 
 
 def _request(given: dict[str, Any]) -> Request:
-    """The request that a command's options make."""
+    """The request that a command's options describe."""
     told = {name: value for name, value in given.items() if value is not None and value is not False}
     if "family" in told:
         told["family"] = _family(told["family"])
     if "lr" in told and not told["lr"] > 0:
-        raise CalibrantError(f"--lr {told['lr']}: a learning rate is positive")
+        raise CalibrantError(f"--lr {told['lr']}: the learning rate must be positive")
     named = told.pop("model", None)
     told["models"] = tuple(told.get("models", ())) if named is None else (named,)
     if "site" in told:
@@ -222,13 +223,13 @@ def _tell_version(asked: bool) -> None:
 
 
 _Version = Annotated[
-    bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_tell_version)
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_tell_version)
 ]
 
 
 @app.callback()
 def _calibrant(version: _Version = False) -> None:
-    """Before any command."""
+    """Take the options that stand before any command."""
 
 
 @app.command()
@@ -243,7 +244,7 @@ def run(ctx: typer.Context, request: Request, quiet: bool) -> None:
 @app.command()
 @_takes("data", "model", "training", "folder", model=_Model)
 def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
-    """Fit a model and its guide; `check` then judges it."""
+    """Fit a model and its guide; `calibrant check` then checks the guide."""
     from calibrant import store, workflow
 
     outcome = _with_bars(quiet, lambda progress: workflow.fit_run(request, progress))
@@ -251,13 +252,13 @@ def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
     for note in outcome.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"held-out ELBO {_number(trained['elbo'], trained['elbo_se'])} nats after {trained['epochs']} epochs")
-    typer.echo(f"{outcome.folder}: judge it with `calibrant check {shlex.quote(str(outcome.folder))}`")
+    typer.echo(f"{outcome.folder}: check it with `calibrant check {shlex.quote(str(outcome.folder))}`")
 
 
 @app.command()
 @_takes("data", "seed", "check", "quick", out=_Run, models=_UserModel, data=_RunData)
 def check(ctx: typer.Context, request: Request, quiet: bool) -> None:
-    """Can the uncertainty of a trained run's guide be believed? Verdicts, and a report."""
+    """Check whether the uncertainty of a trained run's guide can be believed; write verdicts and a report."""
     from calibrant import workflow
 
     _show(_with_bars(quiet, lambda progress: workflow.check_run(request, progress, ctx.obj)))
@@ -266,7 +267,7 @@ def check(ctx: typer.Context, request: Request, quiet: bool) -> None:
 @app.command()
 @_takes(out=_Run, models=_UserModel)
 def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
-    """Write the report of a run anew, from the results that it holds."""
+    """Write the report of a run again, from its stored results."""
     from calibrant import workflow
 
     _show(_with_bars(quiet, lambda progress: workflow.report_run(request, progress, ctx.obj)))
@@ -274,7 +275,7 @@ def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
 
 @app.command("list")
 def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
-    """The models, likelihoods and data sets that are known by name."""
+    """List the models, likelihoods and data sets that are known by name."""
     from calibrant import data, models
 
     lines = {
@@ -301,7 +302,7 @@ def _with_bars(quiet: bool, call: Callable[[Progress], Outcome]) -> Outcome:
 
 
 def _number(value: float | None, error: float | None = None, digits: int = 2) -> str:
-    """A number with its standard error; a dash where it is not known."""
+    """A number with its standard error; a dash if it is not known."""
     if value is None or value != value:
         return "–"
     known = error is not None and error == error
@@ -309,7 +310,7 @@ def _number(value: float | None, error: float | None = None, digits: int = 2) ->
 
 
 def _show(outcome: Outcome) -> None:
-    """The summary: a table of numbers, the conclusions with what they rest on, the notes, where the report lies."""
+    """Print the summary: a table of numbers, the conclusions with their reasons, the notes, the path of the report."""
     from rich.console import Console
     from rich.table import Table
 

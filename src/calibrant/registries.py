@@ -1,4 +1,4 @@
-"""Cards by name: what is known of everything that registers itself, and the example constructions that tests run on."""
+"""Registries: cards that describe registered parts by name, with the example constructions that the tests run on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Card = TypeVar("Card")
 
 @dataclass(frozen=True)
 class Case:
-    """An example construction. The tests of a kind of part run on every case of every card, and know nothing else.
+    """An example construction. The tests of models, likelihoods and data sets run on the cases of all cards.
 
     Attributes:
-        arguments: arguments of the constructor (of a data set: its options).
-        observed: event shapes of what is observed, by site (of a data set: by key).
-        covariates: for each keyword of `forward`, a function that makes the tensor for a number of data.
+        arguments: arguments of the constructor (for a data set: its options).
+        observed: event shapes of the observations, by site (for a data set: by key).
+        covariates: for each keyword of `forward`, a function from the number of data to the tensor.
         is_exact: whether the posterior is known in closed form, or by quadrature over one scale.
-        name: name of the case in the tests; made from the arguments where it is empty.
+        name: name of the case in the tests; if it is empty, the arguments name the case.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Case:
 
 
 class Registry(Generic[Card]):
-    """The cards of one kind of part.
+    """The registered cards of one kind of part, by name.
 
     Args:
-        kind: what the cards are of, such as "model"; error messages name it.
-        error: the error that is raised for a name that is unknown, or already taken.
-        otherwise: what else may be given in place of a name, for the message on unknown names.
+        kind: kind of part, such as "model", as error messages name it.
+        error: class of the error that is raised for a name that is unknown or already taken.
+        otherwise: what may be given in place of a name, for the error message about unknown names.
     """
 
     def __init__(self, kind: str, error: type[CalibrantError], otherwise: str) -> None:
@@ -51,15 +51,15 @@ class Registry(Generic[Card]):
         self._origins: dict[str, str] = {}
 
     def add(self, name: str, card: Card, registered: Any) -> None:
-        """Keep a card. The same class or function may come again, as after a reload or in a notebook cell.
+        """Register a card. The same class or function may be registered again, as after a reload in a notebook.
 
         Args:
             name: the name that users give.
-            card: what is known of it.
+            card: the description of the part.
             registered: the class or function that the card describes.
 
         Raises:
-            CalibrantError: the registry's own, for a name that another class or function has.
+            CalibrantError: (the registry's error class) if another class or function has this name.
         """
         origin = f"{registered.__module__}.{registered.__qualname__}"
         if self._origins.setdefault(name, origin) != origin:

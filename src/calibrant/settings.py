@@ -1,4 +1,4 @@
-"""What a run does, and what a command asked for; imports nothing heavy, so that `calibrant --help` is quick."""
+"""The settings of a run and the request of a command. Nothing slow is imported, so that `calibrant --help` is quick."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 MODELS = ("vae", "ea-vae")
 DATA = "natural-patches"
 
-# Names that `--help` shows; what they stand for is in `guides/structure.py`, `guides/families/choosing.py`
-# and `inference/fitting/objectives.py`, which are too heavy to be imported for it.
+# Names that `--help` shows. They are defined in `guides/structure.py`, `guides/families/choosing.py`
+# and `inference/fitting/objectives.py`, which are too slow to import for `--help`.
 STRUCTURES = ("faithful", "mean-field", "program", "full", "collapsed")
 FAMILIES = (
     "normal",
@@ -34,7 +34,7 @@ FAMILIES = (
 )
 OBJECTIVES = ("stl", "kl", "iwae", "dreg")
 
-# What a training that goes on must not change.
+# Settings that must stay the same when a training is resumed.
 TRAINING = ("structure", "family", "objective", "epochs", "batch_size", "lr", "seed", "train_data")
 
 QUICK: Mapping[str, Any] = {
@@ -51,52 +51,50 @@ QUICK: Mapping[str, Any] = {
 
 
 def option(help: str, group: str = "", **form: Any) -> dict[str, Any]:
-    """What the command line has to know of a field.
+    """Metadata of a field for the command line.
 
     Args:
-        help: what it is, in words.
-        group: the group of options that it belongs to; without a group it is no option of the command line.
-        form: `minimum` of a number; `flag`, where the option has another name; `shown`, the default in words.
+        help: description of the field.
+        group: group of options that it belongs to; a field without a group is not an option of the command line.
+        form: `minimum` of a number; `flag`, if the option has another name; `shown`, the default in words.
     """
     return {"help": help, "group": group, **form}
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a check does; the defaults are the budget that its error rates and power are stated for."""
+    """How much a check does; the defaults are the budget for which its error rates and power are stated."""
 
     draws: int = field(
         default=1000,
-        metadata=option("draws of the guide for each datum, and draws of each reference chain", "check", minimum=100),
+        metadata=option("guide draws per datum, and draws per reference chain", "check", minimum=100),
     )
     chains: int = field(default=4, metadata=option("number of reference chains", "check", minimum=1))
     warmup: int = field(
-        default=1000, metadata=option("adaptation steps of each reference chain (MCMC only)", "check", minimum=1)
+        default=1000, metadata=option("adaptation steps per reference chain (MCMC only)", "check", minimum=1)
     )
     simulations: int = field(
         default=2000,
-        metadata=option(
-            "number of data that the model simulates, on which the guide is calibrated", "check", minimum=100
-        ),
+        metadata=option("number of simulated data on which the guide's calibration is tested", "check", minimum=100),
     )
-    predictive_draws: int = field(default=200, metadata=option("posterior predictive draws for each datum"))
-    gap_data: int | None = field(default=None, metadata=option("number of data whose gap is split; None for all"))
+    predictive_draws: int = field(default=200, metadata=option("posterior predictive draws per datum"))
+    gap_data: int | None = field(default=None, metadata=option("number of data whose gap is split; None for all data"))
     contrast_images: int = field(default=32, metadata=option("number of images in the contrast experiment"))
     contrast_levels: int = field(
-        default=13, metadata=option("number of contrasts in that experiment, from 0.1 to 10 times the noise")
+        default=13, metadata=option("number of contrasts in the contrast experiment, from 0.1 to 10 times the noise")
     )
     remedies: bool = field(
-        default=False, metadata=option("try what could improve the guide, which takes a few trainings", "check")
+        default=False, metadata=option("try remedies for the guide, which takes a few trainings", "check")
     )
     remedy_steps: int = field(default=2000, metadata=option("training steps of each richer guide that is tried"))
 
 
 @dataclass(frozen=True)
 class Settings(Effort):
-    """How a run trains, and how much its check does.
+    """The settings of a run: how it trains, and how much its check does.
 
-    Posteriors and references are always computed on the CPU, in float64. A run's `warmup` and `gap_data` are smaller
-    than those of `Effort`.
+    Posteriors and references are always computed on the CPU, in float64. The defaults of `warmup` and `gap_data` are
+    smaller than those of `Effort`.
     """
 
     structure: str = field(
@@ -110,20 +108,20 @@ class Settings(Effort):
         ),
     )
     objective: str = field(
-        default="stl", metadata=option(f"what training maximises: {', '.join(OBJECTIVES)}", "training")
+        default="stl", metadata=option(f"objective of the training: {', '.join(OBJECTIVES)}", "training")
     )
     epochs: int = field(default=22, metadata=option("passes over the training data", "training", minimum=1))
     batch_size: int = field(default=256, metadata=option("number of data in each training step", "training", minimum=1))
-    lr: float = field(default=3e-3, metadata=option("first learning rate", "training"))
+    lr: float = field(default=3e-3, metadata=option("peak learning rate", "training"))
     seed: int = field(
         default=0,
-        metadata=option("random seed of the run: data split, first weights, minibatches, draws", "training", minimum=0),
+        metadata=option("random seed for data split, initial weights, minibatches, draws", "training", minimum=0),
     )
     train_data: int | None = field(default=None, metadata=option("number of training data that are used; None for all"))
     device: str = field(default="cpu", metadata=option("device to train on", "training"))
     held_out: int = field(
         default=128,
-        metadata=option("number of test data that are checked; with fewer than 73, nothing passes", "check", minimum=2),
+        metadata=option("number of checked test data; with fewer than 73, no guide can pass", "check", minimum=2),
     )
     warmup: int = 300
     gap_data: int | None = 16
@@ -131,7 +129,7 @@ class Settings(Effort):
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was asked for; None and empty stand for what it was not told."""
+    """The options of a command; None and empty values stand for options that were not given."""
 
     models: tuple[str, ...] = field(default=(), metadata=option("registered names or FILE.py:Class"))
     data: str | None = field(
@@ -141,32 +139,30 @@ class Request:
         default=None,
         metadata=option("folder with the files of the registered data sets", "data", shown="$CALIBRANT_DATA"),
     )
-    download: bool = field(default=False, metadata=option("download a registered data set that is not there", "data"))
+    download: bool = field(default=False, metadata=option("download a registered data set that is missing", "data"))
     site: dict[str, str] = field(
         default_factory=dict,
-        metadata=option("NAME=KEY: the program's site or covariate NAME is the data's KEY", "data"),
+        metadata=option("NAME=KEY: the data's KEY holds the program's site or covariate NAME", "data"),
     )
     arguments: dict[str, Any] = field(
         default_factory=dict,
         metadata=option("NAME=VALUE: an argument of the model, JSON or a plain word", "model", flag="--set"),
     )
-    settings: dict[str, Any] = field(
-        default_factory=dict, metadata=option("the fields of `Settings` that were asked for")
-    )
+    settings: dict[str, Any] = field(default_factory=dict, metadata=option("the fields of `Settings` that were given"))
     chosen: dict[str, Any] = field(
         default_factory=dict, metadata=option("other fields of `Settings`, chosen to suit the data")
     )
     out: Path | None = field(default=None, metadata=option("run folder", "folder", shown="runs/MODEL-DATA-N"))
     overwrite: bool = field(
-        default=False, metadata=option("replace the run in --out, but never a folder of anything else", "folder")
+        default=False, metadata=option("replace the run in --out (a folder of anything else is kept)", "folder")
     )
     resume: bool = field(default=False, metadata=option("continue the run in --out", "folder"))
     quick: bool = field(default=False, metadata=option("small run, to see that everything works", "folder"))
 
     def asked(self) -> dict[str, Any]:
-        """The settings that were asked for, those of a quick run among them."""
+        """The settings that were given, including those of a quick run."""
         return {**(QUICK if self.quick else {}), **self.settings}
 
     def made(self) -> Settings:
-        """All settings."""
+        """All settings, with the defaults of those that were neither given nor chosen."""
         return Settings(**{**(QUICK if self.quick else {}), **self.chosen, **self.settings})

@@ -1,4 +1,4 @@
-"""`Data`: observations and covariates of a program, kept where they are and turned into tensors batch by batch."""
+"""`Data`: observations and covariates of a program, kept as they are stored and made into tensors batch by batch."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,28 +15,30 @@ Batch = dict[str, Tensor]
 Transform = Callable[[Batch], Batch]
 Index = slice | Sequence[int] | np.ndarray | Tensor
 
-CHECKED_AT_ONCE = 2**22  # numbers looked at together in the search for NaN: bounds its memory to some tens of MB
+CHECKED_AT_ONCE = 2**22  # numbers searched for NaN at a time, which keeps the memory below some tens of MB
 
 
 class Data:
     """Observations and covariates with one row per datum, and a label for every datum.
 
-    Values stay as they are stored (integer images as integers, memmaps on disk) until `batch` makes tensors of the rows
-    asked for. A batch is made in this order: rows are read, checked for NaN and infinity, moved to the device,
-    given to `transform`, and cast: every observation and every floating covariate to the floating dtype,
-    integer and boolean covariates (labels, masks) not at all.
+    Values stay as they are stored (integer images as integers, memmaps on disk) until `batch` makes tensors of the
+    requested rows. The rows are read, checked for NaN and infinity, moved to the device, passed to `transform`, and
+    cast: observations and floating covariates to the floating dtype, while integer and boolean covariates (labels,
+    masks) keep their dtype.
 
     Args:
-        observed: site name to tensor, array or memmap, leading dimension data; or one map-style torch `Dataset` whose
-            items are dicts without that dimension. All its keys are observations until `split_keys` parts them.
-        covariates: the same for the keyword tensors of the program; not with a Dataset, whose items hold everything.
-        coords: labels, one per datum and name, that travel along with `subset`. `data` is the index in the original
-            data set (0, 1, … unless given here) and must be unique: results are joined on it.
+        observed: site name → tensor, array or memmap, leading dimension data; or one map-style torch `Dataset` whose
+            items are dicts without that dimension. All its keys are observations until `split_keys` separates them
+            from the covariates.
+        covariates: keyword of the program → tensor, array or memmap, leading dimension data. They cannot be given with
+            a `Dataset`, whose items hold all keys.
+        coords: name → labels, one per datum, which `subset` keeps. `data` is the index in the original data set (0, 1,
+            … unless given here) and must be unique, because results are joined on it.
         transform: a function of a whole batch, observations and covariates together in one dict, under the names and
             in the dtypes that they are stored in. It runs on the device and returns a dict with the same keys and the
             same leading dimension; the other dimensions, dtypes and values are its own. It is the only place where
             values change.
-        name: what to call the data set in reports.
+        name: name of the data set in reports.
 
     Raises:
         DataError: for anything but dicts of real-valued arrays with one common, nonzero leading dimension, or for
@@ -82,7 +84,7 @@ class Data:
         return (*self._observed, *self._covariates)
 
     def labels(self) -> np.ndarray:
-        """The coordinate `data`: which datum of the original data set each one is, shape (len(self),)."""
+        """The coordinate `data`: the index of each datum in the original data set, shape `(len(self),)`."""
         return self.coords["data"]
 
     def __len__(self) -> int:
@@ -96,11 +98,11 @@ class Data:
         return self.subset(index)
 
     def subset(self, index: Index) -> "Data":
-        """Some of the data; nothing is read or copied.
+        """Select some of the data, without reading or copying them.
 
         Args:
-            index: positions in this `Data` (slice, 1-d integers, or a boolean mask of its length). The coordinates go
-                along, so `coords["data"]` still says which datum of the original data set each one is.
+            index: positions in this `Data` (slice, 1-d integers, or a boolean mask of its length). The coordinates are
+                selected too, so that `coords["data"]` still is the index of each datum in the original data set.
 
         Raises:
             DataError: for an index that is empty, out of range, repeated (labels must be unique), or not 1-d.
@@ -118,12 +120,12 @@ class Data:
     def batch(
         self, index: Index, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> tuple[Batch, Batch]:
-        """Some of the data as tensors: (observed, covariates), transformed and cast.
+        """Return some of the data as tensors: (observed, covariates), transformed and cast.
 
         Args:
             index: positions in this `Data`, as for `subset`; repeats are allowed.
-            device: where the tensors go, and where `transform` runs; by default where they are stored.
-            dtype: the floating dtype; by default torch's default.
+            device: device of the tensors, on which `transform` runs; None for the device on which they are stored.
+            dtype: floating dtype; None for torch's default dtype.
 
         Raises:
             DataError: for a bad index, for values that are not finite, for Dataset items that differ in keys or
@@ -143,16 +145,16 @@ class Data:
     def tensors(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> tuple[Batch, Batch]:
-        """Everything as tensors, as one batch: (observed, covariates)."""
+        """Return all data as tensors, in one batch: (observed, covariates)."""
         return self.batch(slice(None), device, dtype)
 
     def select(self, names: Collection[str] | Mapping[str, str]) -> "Data":
-        """Only these observations and covariates; a mapping {new name: present name} renames them.
+        """Select observations and covariates by name; a mapping {new name: current name} renames them.
 
-        `transform` still sees everything under the stored names.
+        `transform` still gets all keys, under the names that they are stored under.
 
         Raises:
-            DataError: for a name that is not here, or when no observation is left.
+            DataError: for a name that the data do not have, or if no observation is left.
         """
         wanted = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
         missing = sorted(set(wanted.values()) - {*self._observed, *self._covariates})
@@ -169,14 +171,14 @@ class Data:
         return part
 
     def split_keys(self, observed_names: Collection[str], covariate_names: Collection[str] = ()) -> "Data":
-        """The same data with every key put where the program wants it.
+        """Sort the keys into observations and covariates of a program.
 
         Args:
             observed_names: the sites that the program samples: these keys are observations.
             covariate_names: the keywords that the program's `forward` names: these keys are covariates.
 
         Raises:
-            DataError: for a key that is neither, for a name that is both, or when no key is an observation.
+            DataError: for a key that is neither, for a name that is both, or if no key is an observation.
         """
         both = sorted(set(observed_names) & set(covariate_names))
         if both:
@@ -199,13 +201,13 @@ class Data:
         return part
 
     def _copy(self) -> "Data":
-        """The same stored values in a new object, for the caller to narrow."""
+        """A new object with the same stored values, of which the caller then selects a part."""
         twin = object.__new__(Data)
         twin.__dict__.update(self.__dict__)
         return twin
 
     def _read(self, positions: np.ndarray) -> Batch:
-        """The stored values at these positions, checked; keys that nobody will look at are not read."""
+        """The stored values at these positions, checked to be finite; keys that are not needed are not read."""
         rows = self._rows[positions]
         keys = self._stored if self.transform else (*self._observed.values(), *self._covariates.values())
         if isinstance(self._source, Dataset):
@@ -221,10 +223,11 @@ class Data:
 
 
 def as_data(observed: Mapping[str, Array] | Dataset | Data, covariates: Mapping[str, Array] | None = None) -> Data:
-    """Observations in any accepted form as a `Data`; a `Data` comes back unchanged.
+    """Make a `Data` of observations in any accepted form; a `Data` is returned unchanged.
 
     Raises:
-        DataError: as `Data` does, and for covariates beside a `Data`, which has its own.
+        DataError: for observations or covariates that `Data` refuses, and for covariates that are given in addition to
+            a `Data`, which has its own.
     """
     if not isinstance(observed, Data):
         return Data(observed, covariates)
@@ -280,7 +283,7 @@ def _checked_arrays(observed: Mapping[str, Array], covariates: Mapping[str, Arra
 
 
 def _checked_array(name: object, value: object) -> Array:
-    """A tensor or array that has a leading dimension and real numbers in it."""
+    """Check that a value is a tensor or array of real numbers with a leading dimension, and return it."""
     if not isinstance(name, str):
         raise DataError(f"a site or covariate is called {name!r}: names are strings")
     if not isinstance(value, Tensor | np.ndarray):
@@ -296,7 +299,7 @@ def _checked_array(name: object, value: object) -> Array:
 
 
 def _checked_coords(coords: Mapping[str, Any], size: int) -> dict[str, np.ndarray]:
-    """Labels as 1-d arrays, `data` among them."""
+    """Labels as 1-d arrays, including `data`."""
     labels = {"data": np.arange(size)}
     for name, values in coords.items():
         array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
@@ -338,7 +341,7 @@ def _take(value: Array, rows: np.ndarray) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """A numpy array as a tensor; byte orders and widths that torch lacks become its own."""
+    """A numpy array as a tensor; byte orders and widths that torch lacks are converted."""
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
@@ -370,7 +373,7 @@ def _stack(key: str, rows: np.ndarray, values: Sequence[Any]) -> Tensor:
 
 
 def _transformed(batch: Batch, transform: Transform, size: int) -> Batch:
-    """The transformed batch, once it is known to have the same keys and rows."""
+    """Transform a batch, and check that the result has the same keys and rows."""
     result = transform(dict(batch))
     if not isinstance(result, Mapping) or set(result) != set(batch):
         found = f"the keys {_listed(result)}" if isinstance(result, Mapping) else f"a {type(result).__name__}"
@@ -385,7 +388,7 @@ def _transformed(batch: Batch, transform: Transform, size: int) -> Batch:
 
 
 def _row_blocks(size: int, row_numbers: int) -> Iterator[np.ndarray]:
-    """Consecutive rows, so many at a time that the numbers in them stay bounded."""
+    """Blocks of consecutive rows, each with at most `CHECKED_AT_ONCE` numbers (or one row)."""
     step = max(1, CHECKED_AT_ONCE // max(1, row_numbers))
     for start in range(0, size, step):
         yield np.arange(start, min(size, start + step))

@@ -37,9 +37,9 @@ def load_arrays(path: Path, seed: int) -> dict[str, Data]:
 
 
 def load_function(path: Path, function_name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Data]:
-    """Call a function of a user's file, which is imported for that, and split what it returns unless it is split.
+    """Import a user's file, call a function of it, and split the data that it returns unless they are split already.
 
-    Errors that the function itself raises come through as they are.
+    Errors that the function itself raises are not changed.
 
     Raises:
         DataError: for a missing file or function, a file that does not import, options that the function does not take,
@@ -68,10 +68,10 @@ def load_function(path: Path, function_name: str, seed: int, options: Mapping[st
 
 
 def as_splits(result: object, label: str) -> dict[str, Data]:
-    """Check that what a data function returned is a dict of the three splits, each a `Data` or what makes one.
+    """Check that the result of a data function is a dict of the three splits, and make a `Data` of each.
 
     Raises:
-        DataError: for anything else; `label` says whose result it is.
+        DataError: for anything else; the message names the function by `label`.
     """
     wanted = f"return a dict of arrays, a Data, or a dict with the keys {', '.join(SPLITS)}"
     if not isinstance(result, Mapping):

@@ -13,14 +13,14 @@ from calibrant.errors import DataError
 
 
 def read_part(name: str, folder: Path, reader: Callable[..., Any], root: Path, download: bool, **part: Any) -> Any:
-    """One part of a torchvision data set; whatever goes wrong with its files says where they belong."""
+    """Read one part of a torchvision data set; an error with its files says where they belong."""
     try:
         return reader(root, download=download, **part)
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
         if download:
             raise DataError(f"{name}: the download to {folder} failed: {error}") from error
         raise DataError(
-            f"{name}: no complete copy in {folder}: pass download=True (--download), put the files there, or name "
+            f"{name}: no complete copy in {folder}: pass download=True (--download), put the files there, or give "
             "another root (root=, --data-root, CALIBRANT_DATA)"
         ) from error
 
@@ -34,5 +34,5 @@ def published_splits(name: str, train: tuple[Any, Any], test: tuple[Any, Any]) -
 
 
 def _unit_interval(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """8-bit images from 0 to 1, in float32 whatever dtype follows, so that every dtype sees the same values."""
+    """Scale 8-bit images to [0, 1], in float32, so that their values are the same in every dtype."""
     return {**batch, "x": batch["x"].float() / 255}

@@ -10,9 +10,9 @@ from calibrant.data.dataset import Data
 from calibrant.data.splits import SMALLEST, interleaved
 from calibrant.errors import DataError
 
-CUTOFF = 0.4  # f0 in cycles per pixel
-BORDER = 16  # pixels left out along the edges of an image, where the filter has seen the image's mirror
-GAP = 8  # pixels between regions; 99.99% of the energy of the filter's response to a pixel lies nearer than that
+CUTOFF = 0.4  # frequency f0 of the whitening filter, in cycles per pixel
+BORDER = 16  # width in pixels of the unused border of an image, where the filter also sees the image's mirror
+GAP = 8  # pixels between regions; 99.99% of the energy of the filter's response to a pixel lies within this distance
 COUNTS = {"train": 30_000, "validation": 3_000, "test": 3_000}
 
 
@@ -30,16 +30,16 @@ def whiten(image: np.ndarray) -> np.ndarray:
 
 
 def plan_patches(shapes: Sequence[tuple[int, ...]], size: int, seed: int) -> dict[str, np.ndarray]:
-    """Where every patch is cut: split to integers (patches, 3), the image and the row and column of the first pixel.
+    """Choose the patches: split → integers `(patches, 3)`, the image and the row and column of the first pixel.
 
-    Each image is tiled with square regions, 4 × size pixels wide and `GAP` apart; of every image's regions, chosen at
-    random, 80/10/10 belong to train, validation and test. A split's patches lie at different random positions in its
-    regions. They overlap one another, so they are not independent (a standard error that takes them so is too small),
-    but no pixel is in two splits. The filter sees whole images, but less
-    than a ten-thousandth of the energy of its response to a pixel reaches across a gap.
+    Each image is tiled with square regions, 4 × size pixels wide and `GAP` apart. Of the regions of every image, in
+    random order, 80/10/10 belong to train, validation and test. The patches of a split lie at different random
+    positions in its regions. They overlap one another, so they are not independent (a standard error that treats them
+    as independent is too small), but no pixel is in two splits. The filter sees whole images, but less than a
+    ten-thousandth of the energy of its response to a pixel reaches across a gap.
 
     Raises:
-        DataError: for a size that is no positive integer, or that leaves fewer than 10 regions.
+        DataError: for a size that is not a positive integer, or that leaves fewer than 10 regions.
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise DataError(f"size={size!r}: the side of a patch is a positive number of pixels")
@@ -47,7 +47,7 @@ def plan_patches(shapes: Sequence[tuple[int, ...]], size: int, seed: int) -> dic
     regions = np.concatenate([rng.permutation(_regions(i, shape, 4 * size)) for i, shape in enumerate(shapes)])
     if len(regions) < SMALLEST:
         found = f"the images hold {len(regions)} regions of {4 * size}×{4 * size} pixels, {SMALLEST} are needed"
-        raise DataError(f"size={size} is too large: {found}; take a smaller size")
+        raise DataError(f"size={size} is too large: {found}; choose a smaller size")
     span = 3 * size + 1  # positions of a patch in a region, along one side
     plan = {}
     for split, members in interleaved(len(regions)).items():
@@ -59,7 +59,7 @@ def plan_patches(shapes: Sequence[tuple[int, ...]], size: int, seed: int) -> dic
 
 
 def cut_patches(images: Iterable[np.ndarray], plan: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Whiten images one by one and cut the planned patches: split to (patches, 1, size, size), training variance 1."""
+    """Whiten the images and cut the planned patches: split → `(patches, 1, size, size)`, with training variance 1."""
     patches = {split: np.empty((len(where), 1, size, size), np.float32) for split, where in plan.items()}
     for number, image in enumerate(images):
         windows = np.lib.stride_tricks.sliding_window_view(whiten(image), (size, size))

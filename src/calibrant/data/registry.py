@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""The registry of data sets."""
 
 import inspect
 import os
@@ -17,19 +17,19 @@ Function = TypeVar("Function", bound=Callable[..., dict[str, Data]])
 
 @dataclass(frozen=True)
 class DataSet:
-    """The card of a registered data set.
+    """The description of a registered data set.
 
     Attributes:
         name: name that users give.
-        description: what it is, in one line.
-        source: where it comes from.
+        description: description of the data, in one line.
+        source: publication or package that the data come from.
         licence: licence of the data.
-        function: the function that loads it.
+        function: function that loads the data set.
         folder: folder of its files below the data root, which must exist before the set can be loaded; empty for sets
             that come inside a package.
-        downloads: whether `download=True` can fetch it.
+        downloads: whether `download=True` can download it.
         keys: key → event shape and dtype of its arrays, with the default options.
-        cases: examples with other options, which the tests load too, with the event shapes that they have.
+        cases: examples with other options and their event shapes, which the tests load too.
     """
 
     name: str
@@ -74,7 +74,7 @@ def register_data(
 ) -> Callable[[Function], Function]:
     """Register `function(root: Path, download: bool, **options)`, which returns the splits train, validation and test.
 
-    An option called `seed` gets the seed of `load`. The arguments are those of `DataSet`.
+    An option called `seed` gets the seed of `load`. The arguments are the attributes of `DataSet`.
 
     Raises:
         DataError: for a name that another function has.
@@ -94,26 +94,26 @@ def list_data(pattern: str = "*") -> list[DataSet]:
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Where files of data sets are: `root`, else the environment's CALIBRANT_DATA, else ~/.cache/calibrant."""
+    """The folder of data files: `root`, else the environment variable CALIBRANT_DATA, else ~/.cache/calibrant."""
     return Path(root or os.environ.get("CALIBRANT_DATA") or "~/.cache/calibrant").expanduser()
 
 
 def load(
     name_or_path: str | Path, root: str | Path | None = None, download: bool = False, seed: int = 0, **options: Any
 ) -> dict[str, Data]:
-    """A data set as the splits `train`, `validation` and `test`.
+    """Load a data set as the splits `train`, `validation` and `test`.
 
     Args:
         name_or_path: a registered name; FILE.npy (read as `x`) or FILE.npz; or FILE.py:function, a function that
-            returns a `Data` or a dict of the three splits. What is not split is split 80/10/10 at random. Only the last
-            form imports a file, and arrays are read without unpickling.
+            returns a `Data`, a dict of arrays, or a dict of the three splits. Data without splits are split 80/10/10 at
+            random. Only FILE.py:function imports a file, and arrays are read without unpickling.
         root: folder of the files of registered sets, see `data_root`.
-        download: fetch a registered set that is not there.
-        seed: of the random split, and of whatever else is random in the set.
-        options: of the registered set or the function, such as `size=12` for natural-patches.
+        download: whether to download a registered set that is missing.
+        seed: random seed for the split, and for other random choices of the data set.
+        options: options of the registered set or of the function, such as `size=12` for natural-patches.
 
     Raises:
-        DataError: for an unknown name, missing files, options that the set lacks, or a function with a wrong result.
+        DataError: for an unknown name, missing files, unknown options, or a function with a wrong result.
     """
     text = str(name_or_path)
     file, _, function = text.rpartition(":") if ".py:" in text else (text, "", "")

@@ -1,4 +1,4 @@
-"""Which data train, which stop the training, and which are kept for the end."""
+"""Splits of a data set into training, validation and test data."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from calibrant.data.dataset import Data
 from calibrant.errors import DataError
 
 SPLITS = ("train", "validation", "test")
-SMALLEST = 10  # below it one of the three parts of an 80/10/10 split would be empty
+SMALLEST = 10  # with fewer data, one of the three parts of an 80/10/10 split would be empty
 
 
 def interleaved(size: int) -> dict[str, np.ndarray]:
-    """Positions 0 … size − 1 dealt 80/10/10: of every ten, the first goes to validation, the sixth to test.
+    """Split the positions 0 … size − 1 80/10/10: of every ten, the first goes to validation, the sixth to test.
 
     Positions sorted by a stratum (a label, an image) give every split its share of each stratum.
     """
@@ -26,7 +26,7 @@ def interleaved(size: int) -> dict[str, np.ndarray]:
 
 
 def random_splits(data: Data, seed: int, labels: Any = None) -> dict[str, Data]:
-    """Seeded 80/10/10 split, stratified where labels (one per datum) are given; each split keeps the order of the data.
+    """Split data 80/10/10 at random, stratified if labels (one per datum) are given; the order of the data is kept.
 
     Raises:
         DataError: with fewer than 10 data.

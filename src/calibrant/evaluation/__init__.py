@@ -1,4 +1,4 @@
-"""Evaluation: trees in; xarray, verdicts and a report out."""
+"""Evaluation of guides: statistics of result trees, verdicts on them, remedies, and a report."""
 
 from calibrant.evaluation.checking import Check, check
 from calibrant.evaluation.judgements.against_reference import verdicts

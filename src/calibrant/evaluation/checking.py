@@ -1,4 +1,4 @@
-"""One call from a model and its guide to verdicts and a conclusion."""
+"""The whole check in one call: from a model and its guide to verdicts and a conclusion."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ Found = TypeVar("Found")
 Keep = Callable[[str, Any], None]
 Parts = dict[str, tuple[str, Callable[[], Any]]]
 
-_C2ST_DRAWS = 250  # half of what it takes by itself: an eighth of the time
+_C2ST_DRAWS = 250  # draws of each side in the classifier test: half of its default, in an eighth of the time
 
 
 @dataclass
 class Check:
-    """What a check found; printed, its conclusion and a line for every verdict.
+    """The result of a check. `print` shows its conclusion and a line for every verdict.
 
     Attributes:
         result: trees and statistics.
-        verdicts: on the guide, then on the contrast experiment.
-        conclusion: what they come to.
+        verdicts: verdicts on the guide, then on the contrast experiment.
+        conclusion: the answer that follows from the verdicts.
     """
 
     result: RunResult
@@ -61,11 +61,11 @@ class Check:
     conclusion: Conclusion
 
     def save(self, path: str | Path, command: str = "") -> Path:
-        """Write the report, one HTML file; `command` is what it says was run."""
+        """Write the report, one HTML file, which shows the command line `command`."""
         return report([self.result], path, command)
 
     def summary(self) -> str:
-        """The conclusion, a line for every verdict, and what remedies do."""
+        """The conclusion, a line for every verdict, and a line for every remedy that was tried."""
         rows = [(verdict.status, verdict.sentence) for verdict in self.verdicts]
         width = max((len(status) for status, _ in rows), default=0)
         tried = remedy_sentences(self.result.remedies) if self.result.remedies is not None else []
@@ -92,7 +92,7 @@ def check(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Check:
-    """Can the guide's uncertainty be believed, and if not, what is wrong and what helps?
+    """Check whether a guide's uncertainty can be believed, and if not, what is wrong and what helps.
 
     - Against the reference posterior of every datum: `compare`, `c2st`, `gap`.
     - Without it: the guide's importance weights (`weights`) on these data, and on data that the model simulates the
@@ -100,23 +100,24 @@ def check(
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
       exactly, the data are images, and the model has a noise to measure contrast in (`likelihood.noise_sd`).
 
-    What a program does not allow (shared latents have no ranks, a factor can't be simulated) is left out, and noted.
-    Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong guide in at most 1 of 1,000;
-    benchmarks/power.py measures this and the power, for 128 data and the defaults here.
+    Parts that a program does not allow are skipped, with a note (shared latents have no ranks, a factor can't be
+    simulated). Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong guide in at most 1
+    of 1,000; benchmarks/power.py measures this and the power, for 128 data and the default arguments.
 
     Args:
         model: the program, in `eval()`.
         guide: its guide, in `eval()`.
-        observed: site → tensor, or a `Data`: a hundred data or so, which the guide was not trained on.
-        reference: a reference tree of the same data, where there is one; else it is sampled.
-        covariates: keyword → tensor.
-        draws: draws of the guide, and of each chain of the reference.
-        chains: chains of the reference.
-        warmup: adaptation steps of a chain (MCMC alone).
-        simulations: data that the model simulates.
-        remedies: whether remedies are tried (`remedies`): refining, weighing, richer guides. It takes a few trainings.
-        train: training data of the richer guides; the model's own simulations where there are none.
-        seed: of the draws.
+        observed: site → tensor, or a `Data`: about a hundred data on which the guide was not trained.
+        reference: a reference tree of the same data; None to sample it.
+        covariates: keyword → tensor, leading dimension data.
+        draws: number of guide draws per datum, and of draws per reference chain.
+        chains: number of reference chains.
+        warmup: number of adaptation steps per reference chain (MCMC only).
+        simulations: number of simulated data.
+        remedies: whether remedies are tried (see `remedies`): refining, reweighting, richer guides. It takes a few
+            trainings.
+        train: data on which richer guides are trained; None for data simulated from the model.
+        seed: random seed for all draws, simulations and trainings.
         progress: called with (stage, done, total, text).
 
     Raises:
@@ -135,7 +136,7 @@ def check(
 
 
 def judged(result: RunResult) -> list[Verdict]:
-    """All verdicts on a result: on the guide, then on the contrast experiment."""
+    """The verdicts on a result: first on the guide, then on the contrast experiment."""
     contrast = contrast_verdicts(result.contrast) if result.contrast is not None else []
     return [*verdicts(result.comparison, result.weights, result.calibration), *contrast]
 
@@ -151,7 +152,7 @@ def examine(
     progress: Progress = silent,
     keep: Keep = lambda name, found: None,
 ) -> RunResult:
-    """Everything that a check looks at; `keep(field, value)` is told every part of the result as it is found."""
+    """Run all parts of a check; `keep(field, value)` is called with each part of the result once it is computed."""
     amortized = posterior_of(problem, effort.draws, seed=stream(seed, "posterior"), progress=progress)
     keep("amortized", amortized)
     comparison = _compared(amortized, reference, stream(seed, "c2st"), progress)
@@ -170,7 +171,7 @@ def examine(
 def _parts(
     problem: Problem, reference: xr.DataTree, effort: Effort, train: Data | None, seed: int, progress: Progress
 ) -> Parts:
-    """Field of the result → what its absence is called, and the function that finds it."""
+    """Field of the result → the note that is made if it cannot be computed, and the function that computes it."""
     of, data = partial(stream, seed), problem.data
     telling: dict[str, Any] = {"progress": progress}
     some = problem.of_some(data[: effort.gap_data]) if effort.gap_data is not None else problem
@@ -193,7 +194,7 @@ def _parts(
 
 
 def _or_note(without: str, function: Callable[[], Found], notes: list[str]) -> Found | None:
-    """What the function finds; where it refuses the model, the guide or the data, the reason among the notes."""
+    """Call a function; if it refuses the model, the guide or the data, note the reason and return None."""
     try:
         return function()
     except CalibrantError as error:
@@ -202,7 +203,7 @@ def _or_note(without: str, function: Callable[[], Found], notes: list[str]) -> F
 
 
 def _compared(amortized: xr.DataTree, reference: xr.DataTree, seed: int, progress: Progress) -> xr.Dataset:
-    """The comparison with the reference, and the classifier test of all data that it holds."""
+    """The comparison with the reference, with the classifier test for the data that have a reference."""
     progress("compare", 0, 2)
     comparison = compare(amortized, reference)
     progress("compare", 1, 2)
@@ -232,7 +233,7 @@ def _contrast(problem: Problem, effort: Effort, seed: int, progress: Progress) -
 
 
 def has_contrast(program: PyroModule, data: Data) -> bool:
-    """Whether the contrast experiment has a meaning, one vector latent, and an exact posterior that makes it quick."""
+    """Whether a model suits the contrast experiment: images, a known noise, one vector latent, an exact posterior."""
     structure = structure_of(program, data)
     if structure is None or noise_sd(program, data.batch([0])[1]) is None:
         return False

@@ -1,4 +1,4 @@
-"""All that one run found, as the report and the store pass it on."""
+"""The results of one run, as the report and the store use them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pyro.nn import PyroModule
 
 @dataclass
 class RunResult:
-    """A model's run.
+    """The results of one model's run.
 
     Attributes:
         name: the model's registered name, or `FILE.py:Class`.
         model: the model with its trained weights.
-        config: what `config.json` holds; empty without a run folder.
+        config: content of `config.json`; empty without a run folder.
         amortized: the guide's posterior of the held-out data.
-        reference: their reference posterior.
-        comparison: what `compare` and, where it was asked for, `c2st` found.
-        contrast: what `contrast_experiment` found.
-        gap: what `gap` found.
-        weights: what `weights` found.
-        calibration: what `calibration` found.
-        predictive: what `predictive_check` found.
-        remedies: what `remedies` found.
-        history: a row an epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
+        reference: the reference posterior of the held-out data.
+        comparison: result of `compare`, with that of `c2st` if it was computed.
+        contrast: result of `contrast_experiment`.
+        gap: result of `gap`.
+        weights: result of `weights`.
+        calibration: result of `calibration`.
+        predictive: result of `predictive_check`.
+        remedies: result of `remedies`.
+        history: one row per epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
     """
 
     name: str

@@ -24,7 +24,7 @@ from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
 _ROWS = 65_536
-_RECORDED_FROM = 200  # draws of all data together
+_RECORDED_FROM = 200  # least number of joint draws of all data for which a graph is recorded
 
 
 def posterior(
@@ -47,7 +47,7 @@ def posterior(
         draws: number of draws per datum; they form one chain.
         covariates: keyword → tensor.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
-        seed: of the draws.
+        seed: random seed for the draws.
         progress: called with (stage, done, total, text).
 
     Returns:
@@ -64,7 +64,7 @@ def posterior(
 def posterior_of(
     problem: Problem, draws: int, groups: Iterable[str] = (), seed: int = 0, progress: Progress = silent
 ) -> xr.DataTree:
-    """As `posterior`, of a problem that is checked."""
+    """Draw from the guide, like `posterior`, for a problem that is already checked."""
     program, guide, data = problem.program, problem.guide, problem.data
     few = torch.arange(min(len(data), 4))
     pair, given = (in_double(program), in_double(guide)), data.batch(few)[0]

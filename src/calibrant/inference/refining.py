@@ -25,8 +25,8 @@ from calibrant.program.environment import defaults, seeded
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
-LR = 0.05  # first learning rate, in sds of the guide
-_RECORDED_FROM = 300  # steps
+LR = 0.05  # initial learning rate, in sds of the guide
+_RECORDED_FROM = 300  # least number of steps for which a graph is recorded
 
 
 def refine(
@@ -55,7 +55,7 @@ def refine(
         steps: number of gradient steps for each datum; 0 leaves the guide unchanged.
         lr: initial learning rate, in sds of the guide for locations and in units of the log scale for scales.
         batch_size: number of data that are optimised together.
-        seed: of the draws.
+        seed: random seed for the draws.
         progress: called with (stage, done, total, text).
 
     Raises:
@@ -69,7 +69,7 @@ def refine(
 def refined_of(
     problem: Problem, steps: int, lr: float, seed: int, progress: Progress, *, batch_size: int = 1024
 ) -> RefinedGuide:
-    """As `refine`, of a problem that is checked."""
+    """Refine the guide, like `refine`, for a problem that is already checked."""
     program, data = problem.program, problem.data
     start = copy.deepcopy(problem.guide).requires_grad_(False)
     weights = {name: tensor.detach() for name, tensor in program.named_parameters()}
@@ -107,5 +107,5 @@ def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int,
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         _, *slopes = gradient(observed, covariates)
         for weight, slope in zip(weights, slopes, strict=True):
-            weight.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # one datum's overflow stays its own
+            weight.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # an overflow for one datum does not affect other data
         optimizer.step()

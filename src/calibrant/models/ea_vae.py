@@ -45,16 +45,16 @@ class EAVAE(PyroModule):
     Args:
         shape: event shape of `x`.
         latents: dimension of `z`.
-        prior: prior of `z`: "normal" or "laplace", location 0 and scale 1.
-        decoder: "linear", "mlp", "conv", or a module. The columns of the linear one have the fixed norm
-            √(pixels/latents), so that scale and dictionary do not trade off: `scale` is then the standard deviation of
-            a pixel's signal under the Normal prior.
+        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
+        decoder: "linear", "mlp", "conv", or a module. The columns of the linear decoder have the fixed norm
+            √(pixels/latents), so that the scale cannot be absorbed by the dictionary: under the Normal prior, `scale`
+            is the standard deviation of a pixel's signal.
         scale_prior: "lognormal", "gamma" or "softplus-laplace", or `{"name": …, **parameters}`.
         multiplies: what the scale multiplies: the "latents", the decoder's "output" (its bias too), or the "logits"
-            of a likelihood that takes them, such as Bernoulli (scale 0 is then mid-grey, not blank). Of several outputs
-            it is the first.
-        likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module. By default "gaussian", with
-            a learned shared scale, or "bernoulli" where the scale multiplies the logits.
+            of a likelihood that takes them, such as Bernoulli (scale 0 is then mid-grey, not blank). If the decoder has
+            several outputs, only the first is multiplied.
+        likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module. The default is "gaussian",
+            with a learned scale that all entries share, or "bernoulli" if the scale multiplies the logits.
     """
 
     dims = {"z": ["feature"]}
@@ -94,7 +94,7 @@ class EAVAE(PyroModule):
             return pyro.sample("x", self.likelihood(self.scaled(scale, z)))
 
     def scaled(self, scale: Tensor, z: Tensor) -> Any:
-        """What the likelihood takes, under a scale `(size,)`."""
+        """The input of the likelihood, given a scale `(size,)` and latents `(size, latents)`."""
         if self.multiplies == "latents":
             return self.decoder(scale[:, None] * z)
         output = self.decoder(z)

@@ -44,11 +44,11 @@ class GSM(PyroModule):
 
     Args:
         shape: event shape of `x`.
-        latents: dimension of `y`; read from `dictionary` where that is given.
+        latents: dimension of `y`; if `dictionary` is given, its number of columns is used instead.
         scale_prior: "lognormal", "gamma" or "rayleigh", or `{"name": …, **parameters}`.
-        dictionary: A, `(pixels, latents)`, held fixed; learned with columns of fixed norm √(pixels/latents) where None,
-            so that `s` is the standard deviation of a pixel's signal.
-        covariance: C, `(latents, latents)`; None is the identity.
+        dictionary: A, `(pixels, latents)`, which stays fixed. If it is None, A is learned, with columns of fixed norm
+            √(pixels/latents), so that `s` is the standard deviation of a pixel's signal.
+        covariance: C, `(latents, latents)`; None for the identity.
         noise: standard deviation σ, in data units.
         learn_noise: whether σ is learned.
     """

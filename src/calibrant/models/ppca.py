@@ -17,7 +17,7 @@ from calibrant.registries import Case
 @register_model(
     "ppca",
     paper="Tipping & Bishop 1999, Probabilistic principal component analysis",
-    equations="x = W z + μ + ε, z ~ N(0, I), ε ~ N(0, σ² I); factor analysis: one σ a pixel",
+    equations="x = W z + μ + ε, z ~ N(0, I), ε ~ N(0, σ² I); factor analysis: one σ per pixel",
     licence="Apache-2.0",
     cases=(
         Case({"shape": (1, 8, 8), "latents": 3}, {"x": (1, 8, 8)}, is_exact=True, name="isotropic"),
@@ -30,7 +30,7 @@ class PPCA(PyroModule):
     Args:
         shape: event shape of `x`.
         latents: dimension of `z`.
-        noise: one standard deviation for all pixels, or one each.
+        noise: "isotropic" for one standard deviation of all pixels, "diagonal" for one per pixel.
     """
 
     dims = {"z": ["feature"]}

@@ -20,15 +20,15 @@ Model = TypeVar("Model", bound=type[PyroModule])
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of a registered model.
+    """The description of a registered model.
 
     Attributes:
         name: name that users give.
-        cls: its class.
+        cls: class of the model.
         paper: where the model comes from.
         equations: its generative equations, in one line.
         licence: licence of the code.
-        cases: examples that all tests of models run on.
+        cases: example constructions, on which all tests of models run.
     """
 
     name: str
@@ -41,7 +41,7 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What rebuilds a model without data: a registered name or `FILE.py:Class`, and JSON arguments."""
+    """What is needed to rebuild a model: a registered name or `FILE.py:Class`, and arguments in JSON form."""
 
     name: str
     arguments: dict[str, Any]
@@ -56,7 +56,7 @@ def register_model(
 ) -> Callable[[Model], Model]:
     """Class decorator that makes a model known by name to `create`, the command line and the tests.
 
-    The arguments are those of `ModelCard`.
+    The arguments are the attributes of `ModelCard`.
 
     Raises:
         ProgramError: for a name that another class has.
@@ -84,19 +84,21 @@ def card(name: str) -> ModelCard:
 
 
 def create(name: str, **arguments: Any) -> PyroModule:
-    """Build a model from a registered name or `FILE.py:Class`; what was given is kept in `model.recipe`
-    (None where an argument has no JSON form, such as a module: such a model is loaded with `load(run, model=…)`).
+    """Build a model from a registered name or `FILE.py:Class`.
+
+    Name and arguments are kept in `model.recipe`, from which a run rebuilds the model. The recipe is None if an
+    argument has no JSON form, such as a module; such a model is loaded with `load(run, model=…)`.
 
     Args:
         name: a name of `list_models()`, or `FILE.py:Class` for a model of your own.
-        arguments: the constructor's; numbers, strings, lists and dicts (tensors are stored as lists).
+        arguments: arguments of the constructor: numbers, strings, lists and dicts (tensors are stored as lists).
 
     Raises:
         ProgramError: for an unknown model, or arguments that its constructor does not take.
     """
     cls, sha256 = load_object(name) if is_user_spec(name) else (card(name).cls, "")
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise ProgramError(f"{name} is no PyroModule class; a model in a file of yours is one")
+        raise ProgramError(f"{name} is not a PyroModule class: name a class that derives from pyro.nn.PyroModule")
     signature = inspect.signature(cls)
     try:
         signature.bind(**arguments)

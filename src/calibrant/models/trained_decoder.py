@@ -1,4 +1,4 @@
-"""Decoders that were trained elsewhere, as programs."""
+"""Programs from decoders that were trained elsewhere."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from calibrant.program.modules import check_modules
 
 Prior = int | Sequence[int] | Distribution | Callable[[], Distribution]
 Likelihood = str | dict[str, Any] | Callable[[Any], Distribution]
-_SIZE = 7  # of the run that finds wrong shapes
+_SIZE = 7  # number of data in the test run that finds wrong shapes
 
 
 class DecoderModel(PyroModule):
-    """`latent ~ prior()`, `site ~ likelihood(decoder(latent, *covariates))`; `from_decoder` makes it."""
+    """`latent ~ prior()`, `site ~ likelihood(decoder(latent, *covariates))`; built by `from_decoder`."""
 
     decoder: Any
     prior: Any
@@ -45,7 +45,7 @@ class DecoderModel(PyroModule):
         return self.run(size)
 
     def run(self, size: int, *covariates: Tensor) -> Tensor:
-        """The program; the covariates in the decoder's order."""
+        """Run the program, with the covariates in the decoder's order."""
         with pyro.plate(PLATE, size):
             z = pyro.sample(self.latent, self.prior())
             return pyro.sample(self.site, self.likelihood(self.decoder(z, *covariates)))
@@ -60,37 +60,38 @@ def from_decoder(
     site: str = "x",
     covariates: Sequence[str] = (),
 ) -> DecoderModel:
-    """A decoder of yours as a program: `latent ~ prior`, `site ~ likelihood(decoder(latent, *covariates))`.
+    """Build a program from a decoder: `latent ~ prior`, `site ~ likelihood(decoder(latent, *covariates))`.
 
-    The module is used as it is, neither copied nor trained. What its training loss says of the likelihood, where the
-    loss of a datum with D entries is a reconstruction error plus the KL divergence summed over the latents:
+    The decoder is used as it is, neither copied nor trained. Its training loss determines the likelihood. If the loss
+    of a datum with D entries is a reconstruction error plus the KL divergence summed over the latents, choose:
 
     | reconstruction error                              | likelihood                                                 |
     |---------------------------------------------------|------------------------------------------------------------|
     | binary cross-entropy of logits                    | `"bernoulli"`                                              |
-    | the same after a sigmoid                          | `lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)`        |
+    | binary cross-entropy of probabilities             | `lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)`        |
     | squared error, summed over the entries            | `{"name": "gaussian", "scale": 0.5**0.5, "learn": False}`  |
-    | squared error, their mean                         | the same with scale (D/2)^½                                |
-    | either squared error, the KL multiplied by β      | the same with its scale times β^½                          |
+    | squared error, averaged over the entries          | the Gaussian above, with scale (D/2)^½                     |
+    | either squared error, the KL multiplied by β      | the Gaussian of that row, its scale multiplied by β^½      |
     | Gaussian, the decoder returns (mean, log variance)| `lambda o: dist.Normal(o[0], (o[1] / 2).exp()).to_event(1)`|
 
-    Cross-entropy is summed over the entries. That of grey values is no likelihood, and such data are refused: train on
-    binary ones, or take `dist.ContinuousBernoulli`, which adds the constant that is missing.
+    Cross-entropy is summed over the entries. For grey values it is not a log likelihood, and such data are refused:
+    train on binary data, or use `dist.ContinuousBernoulli`, which adds the missing constant.
 
     Args:
-        decoder: a module or a method of one (`vae.decode`), latents `(size, *event)` → output; in `eval()`.
+        decoder: a module or a method of one (`vae.decode`), in `eval()`, that maps latents `(size, *event)` to its
+            output.
         prior: a number of latents or their event shape, for standard Normals; a Pyro distribution, whose tensors become
-            buffers of the model; or a function or module without arguments that returns one (a module where it has
+            buffers of the model; or a function or module without arguments that returns one (a module if it has
             weights).
-        likelihood: "gaussian" (a learned scale), "bernoulli", or `{"name": …, **arguments}`; or a function or module
-            (a module where it has weights), output → Pyro distribution with batch shape `(size,)`.
+        likelihood: "gaussian" (a learned scale), "bernoulli", or `{"name": …, **arguments}`; or a function or module (a
+            module if it has weights) that maps the output to a Pyro distribution with batch shape `(size,)`.
         latent: name of the latents.
         site: name of the observations.
-        covariates: names of the tensors that the decoder takes after the latents, in its order.
+        covariates: names of the tensors that the decoder takes after the latents, in the decoder's order.
 
     Raises:
-        ProgramError: for shapes that do not fit together, a prior or likelihood that is no Pyro distribution, and
-            layers in training mode that draw or mix data.
+        ProgramError: for shapes that do not fit together, a prior or likelihood that is not a Pyro distribution, and
+            layers in training mode that draw random numbers or mix data.
     """
     module = as_module(decoder, "decoder")
     with defaults(module, {}) as place:
@@ -105,10 +106,10 @@ def from_decoder(
 
 
 def as_module(part: Any, name: str) -> nn.Module:
-    """A module, or a method of one, as a module that holds its weights.
+    """Return a module unchanged, and a method of a module as a module that holds its weights.
 
     Raises:
-        ProgramError: for anything else: a function's weights could be neither moved nor stored.
+        ProgramError: for anything else, such as a function, whose weights could be neither moved nor stored.
     """
     if isinstance(part, nn.Module):
         return part
@@ -121,7 +122,7 @@ def as_module(part: Any, name: str) -> nn.Module:
 
 
 class _Method(nn.Module):
-    """A method of a module."""
+    """A method of a module, as a module."""
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class _Method(nn.Module):
 
 
 def _class_with(names: tuple[str, ...]) -> type[DecoderModel]:
-    """`DecoderModel` with a `forward` that names the covariates, as the contract asks."""
+    """`DecoderModel` with a `forward` that names the covariates, as the contract of programs requires."""
     if not names:
         return DecoderModel
 
@@ -169,12 +170,12 @@ def _as_prior(prior: Prior, place: tuple[torch.device, torch.dtype]) -> Any:
         return prior
     shape = [prior] if isinstance(prior, int) else list(prior)
     if not all(isinstance(entries, int) and entries > 0 for entries in shape):
-        raise ProgramError(f"prior={prior!r} is no number of latents, event shape, Pyro distribution or function")
+        raise ProgramError(f"prior={prior!r} is not a number of latents, event shape, Pyro distribution or function")
     return lambda: dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape))
 
 
 def _tensors(part: Distribution, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a distribution and of those inside it, by path."""
+    """The tensors of a distribution and of the distributions inside it, by path."""
     for name, value in vars(part).items():
         if isinstance(value, Tensor):
             if value.requires_grad:
@@ -187,7 +188,7 @@ def _tensors(part: Distribution, path: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def _has_state(value: Any) -> bool:
-    """Whether something beside tensors and distributions, such as a list of transforms, has tensors or weights."""
+    """Whether a value such as a list of transforms holds tensors, weights or distributions."""
     if isinstance(value, list | tuple):
         return any(_has_state(entry) for entry in value)
     if isinstance(value, Transform):
@@ -233,7 +234,7 @@ def _run_decoder(model: DecoderModel, z: Tensor) -> Any:
         output = model.decoder(z)
     except Exception as error:
         raise ProgramError(
-            f"the decoder does not take {model.latent!r} of shape {tuple(z.shape)}, which is {_SIZE} data of the prior "
+            f"the decoder does not take {model.latent!r} of shape {tuple(z.shape)}, which are {_SIZE} prior draws "
             f"({_first_line(error)}): give the prior the event shape that it takes"
         ) from error
     logits = isinstance(output, Tensor) and takes_logits(model.likelihood, tuple(output.shape[1:]))
@@ -258,7 +259,7 @@ def _check_likelihood(model: DecoderModel, output: Any) -> None:
         return
     found = f"the likelihood has batch shape {tuple(fn.batch_shape)} for {_SIZE} data, wanted ({_SIZE},)"
     if fn.batch_shape[:1] == (_SIZE,):
-        raise ProgramError(f"{found}: the others belong to the event, so end it with .to_event(their number)")
+        raise ProgramError(f"{found}: all other dimensions belong to the event, so end it with .to_event(their number)")
     raise ProgramError(f"{found}: the decoder's output is {_shape_of(output)}, its leading dimension must be the data")
 
 
@@ -266,7 +267,7 @@ def _require_pyro(fn: Any, part: str) -> None:
     if isinstance(fn, TorchDistributionMixin):
         return
     if isinstance(fn, Distribution):
-        raise ProgramError(f"the {part} is of torch.distributions: take {type(fn).__name__} from pyro.distributions")
+        raise ProgramError(f"the {part} is a torch distribution: use {type(fn).__name__} of pyro.distributions")
     raise ProgramError(f"the {part} returns a {type(fn).__name__}, wanted a Pyro distribution")
 
 

@@ -38,11 +38,11 @@ class VAE(PyroModule):
     Args:
         shape: event shape of `x`.
         latents: dimension of `z`.
-        prior: "normal" or "laplace", location 0 and scale 1.
-        decoder: "linear", "mlp", "conv", or a module from `(size, latents)` to what the likelihood needs, which for a
-            Gaussian is `(size, *shape)`.
-        likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module; "gaussian" has a learned
-            shared scale.
+        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
+        decoder: "linear", "mlp", "conv", or a module that maps `(size, latents)` to the input of the likelihood, which
+            for a Gaussian has shape `(size, *shape)`.
+        likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module; "gaussian" has a
+            scale that is learned and shared by all entries.
     """
 
     dims = {"z": ["feature"]}

@@ -1,4 +1,4 @@
-"""What the commands do: fit a model, sample its posteriors, compare them, report; each step is one library call.
+"""The work of the commands: fit a model, sample its posteriors, compare them, write a report.
 
 A run folder holds one model; a run of several models has a subfolder for each and the report on top.
 """

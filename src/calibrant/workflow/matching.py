@@ -1,4 +1,4 @@
-"""Which key of the data is which site of the program."""
+"""Matching the keys of the data with the sites and covariates of the program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from calibrant.program.tracing import is_local, sampled, trace
 def match_sites(
     model: Program, splits: dict[str, Data], given: Mapping[str, str]
 ) -> tuple[dict[str, Data], dict[str, str], list[str]]:
-    """The splits with the keys that the program takes, the mapping from its names to theirs, and what to tell."""
+    """The splits with the keys that the program takes, the mapping from its names to the data's keys, and notes."""
     train = splits["train"]
     shapes = _site_shapes(model, train, given)
     keys, covariates = train.keys(), covariate_names(model)
@@ -38,8 +38,8 @@ def match_sites(
         left = [key for key in keys if key not in wanted.values() and key != "y"]
         if left or not set(wanted) & set(shapes):
             raise DataError(
-                f"the model has no place for {', '.join(left or keys)}; {_names(shapes, covariates, keys)}: say what "
-                "belongs together, --site NAME=KEY; the other keys are left out then"
+                f"the model has no place for {', '.join(left or keys)}; {_names(shapes, covariates, keys)}: say which "
+                "key belongs to which site, --site NAME=KEY; all other keys are then ignored"
             )
     return {split: part.select(wanted) for split, part in splits.items()}, wanted, notes
 
@@ -75,7 +75,7 @@ def _site_shapes(model: Program, data: Data, given: Mapping[str, str]) -> dict[s
 
 
 def _labels_by_another_name(data: Data, wanted: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether `y`, the labels of an image set, only happens to be the name of another site."""
+    """Whether the key `y` holds the labels of an image set, and only happens to share its name with a site."""
     if "y" not in wanted or "y" not in shapes:
         return False
     rows = {k: v for part in data.batch([0]) for k, v in part.items()}
@@ -85,7 +85,7 @@ def _labels_by_another_name(data: Data, wanted: Mapping[str, str], shapes: Mappi
 def _only_observed(
     model: Program, data: Data, shapes: Mapping[str, tuple[int, ...]], covariates: Mapping[str, str]
 ) -> str | None:
-    """The one site that has the shape of `x` and that no other site is beside at the program's end."""
+    """The only site with the event shape of `x`, if it is the only site without children; else None."""
     rows = {k: v for part in data.batch([0]) for k, v in part.items()}
     found = [name for name, shape in shapes.items() if "x" in rows and shape == tuple(rows["x"].shape[1:])]
     if len(found) != 1:

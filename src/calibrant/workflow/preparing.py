@@ -1,4 +1,4 @@
-"""Everything that can be refused before training: folders, data, models, guides."""
+"""Preparation of runs, with all checks that are possible before training: folders, data, models, guides."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.matching import match_sites
 
-_SMALL_BATCH, _SMALL_STEPS = 128, 2000  # noisier gradients take more steps, and cost less
-_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16  # of a training whose length was not asked for
+# A training whose length was not given has at least so many steps in all, steps per epoch and data per batch. Batches
+# below a size have noisier gradients, and get more steps, which take less time each.
+_SMALL_BATCH, _SMALL_STEPS = 128, 2000
+_STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16
 
 
 @dataclass
 class Job:
-    """One model of a run, with the data as its program takes them."""
+    """One model of a run, with its guide, its settings and the data in the form that its program takes."""
 
     name: str
     folder: Path
@@ -49,7 +51,7 @@ class Job:
 
 
 def prepare(request: Request) -> tuple[Request, list[Job]]:
-    """The request with nothing left open, and its jobs; the folder is made (or cleared) when all else is sound."""
+    """Complete a request and prepare its jobs; the run folder is created (or cleared) only after all other checks."""
     if request.out is not None:
         _check_folder(request)
     elif request.resume or request.overwrite:
@@ -84,7 +86,7 @@ def _check_folder(request: Request) -> None:
     folder = folder_of(request)
     if request.resume:
         if request.overwrite:
-            raise RunError("--resume goes on with a run and --overwrite throws it away: give one of them")
+            raise RunError("--resume continues a run and --overwrite deletes it: give only one of them")
         store.read_any_config(folder)
     elif folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: name another folder, --out FOLDER")
@@ -95,7 +97,7 @@ def _check_folder(request: Request) -> None:
             raise RunError(f"{error}, so it is left alone: name another folder, --out FOLDER") from error
         if not request.overwrite:
             raise RunError(
-                f"{folder} holds a run: --resume goes on with it, --overwrite replaces it, --out FOLDER takes another"
+                f"{folder} holds a run: --resume continues it, --overwrite replaces it, --out FOLDER names another"
             )
 
 
@@ -130,30 +132,28 @@ def _slug(model: str) -> str:
 
 
 def _stored(request: Request) -> dict[str, Any]:
-    """What of a request is needed to go on with it: all settings, and which of them were asked for."""
+    """The part of a request that is needed to resume its run: all settings, and which of them were given."""
     kept = {name: getattr(request, name) for name in ("data", "data_root", "site", "arguments", "quick")}
     return {"models": list(request.models), **kept, "settings": asdict(request.made()), "asked": request.settings}
 
 
 def _resumed(request: Request) -> Request:
-    """The request that the folder was made with; what is asked for now has to agree with it where that matters."""
+    """The stored request of a run folder; the options given now must agree with it where they affect the training."""
     stored = store.read_any_config(folder_of(request)).get("request")
     if stored is None:
-        raise RunError(f"{folder_of(request)} was not made by a command, so none can go on with it")
+        raise RunError(f"{folder_of(request)} was not written by a command, so it cannot be resumed")
     asked = {"models": list(request.models), "data": request.data, "site": request.site, "arguments": request.arguments}
     differ = [f"{n} was {stored[n]}, is {now}" for n, now in asked.items() if now and now != stored[n]]
-    before = {**asdict(Settings()), **stored["settings"]}  # of a version that had fewer
+    before = {**asdict(Settings()), **stored["settings"]}  # an older version stored fewer settings
     settings = {name: value for name, value in request.asked().items() if name in TRAINING}
     differ += [f"{n} was {before[n]}, is {now}" for n, now in settings.items() if now != before[n]]
     if differ:
         raise RunError(
-            f"{request.out} was made with other settings ({'; '.join(differ)}): leave them out, or start anew"
+            f"{request.out} was made with other settings ({'; '.join(differ)}): leave them out, or start a new run"
         )
     for what, given, names in (("MODEL", request.models, stored["models"]), ("--data", request.data, [stored["data"]])):
         if not given and (own := [name for name in names if is_user_spec(name)]):
-            raise RunError(
-                f"{', '.join(own)}: a file of yours is imported only when you name it: give {what}, as before"
-            )
+            raise RunError(f"{', '.join(own)}: a file of yours is imported only when you name it: give {what} again")
     return replace(
         request,
         models=tuple(stored["models"]),
@@ -168,13 +168,13 @@ def _resumed(request: Request) -> Request:
 
 
 def _is_quick(stored: Mapping[str, Any]) -> bool:
-    """Whether the request of a run was for a quick one; a version that did not store this is known by its settings."""
+    """Whether a run was a quick one; for an older version, which did not store this, its settings tell."""
     little = {name: value for name, value in QUICK.items() if name not in TRAINING}
     return bool(stored.get("quick", little.items() <= stored["settings"].items()))
 
 
 def _with_enough_steps(request: Request, data: int) -> Request:
-    """Smaller minibatches and more epochs where so few data would make few steps; what was asked for stays."""
+    """Choose smaller minibatches and more epochs if few data would give few steps; given settings are kept."""
     settings, asked = request.made(), {**request.chosen, **request.asked()}
     data = min(data, settings.train_data or data)
     batch_size, epochs = settings.batch_size, settings.epochs
@@ -191,7 +191,7 @@ def _check_device(name: str) -> None:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RunError(f"device {name!r} can't be used here ({reason}): --device cpu always can") from error
+        raise RunError(f"device {name!r} can't be used here ({reason}): use --device cpu") from error
 
 
 def load_splits(request: Request, seed: int) -> dict[str, Data]:
@@ -220,14 +220,14 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
     }
     if request.quick:
         notes.append(
-            f"a quick run: the guide has trained for {settings.epochs} epochs; its verdicts show that all works, not "
-            "what the guide can do"
+            f"a quick run: the guide was trained for {settings.epochs} epochs only; its verdicts show that everything "
+            "works, not how good the guide can become"
         )
     return Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
 
 
 def _part(train: Data, count: int | None) -> Data:
-    """The training data that are used, from all over the set."""
+    """The training data that are used, evenly spaced in the set."""
     if count is None or count >= len(train):
         return train
     return train[np.linspace(0, len(train) - 1, count).round().astype(int)]
@@ -236,7 +236,7 @@ def _part(train: Data, count: int | None) -> Data:
 def _build_model(name: str, train: Data, request: Request) -> PyroModule:
     known, arguments = constructor_arguments(name), dict(request.arguments)
     if unknown := sorted(set(arguments) - set(known)):
-        more = "; --set holds for all models of a run: run them one by one" if len(request.models) > 1 else ""
+        more = "; --set applies to all models of a run: run them one by one" if len(request.models) > 1 else ""
         raise RunError(f"--set: {name} has no argument {', '.join(unknown)}; it has {', '.join(known)}{more}")
     if "shape" in known and "shape" not in arguments:
         arguments["shape"] = _event_shape(train, request.site)
@@ -244,12 +244,12 @@ def _build_model(name: str, train: Data, request: Request) -> PyroModule:
 
 
 def _event_shape(data: Data, site: Mapping[str, str]) -> tuple[int, ...]:
-    """The event shape of the one key that is the observation: as named, else `x`, else the only one."""
+    """The event shape of the observation: the key that --site names, else `x`, else the only key."""
     keys = list(site.values()) or [key for key in data.keys() if key == "x"] or list(data.keys())  # noqa: SIM118
     if len(keys) != 1:
         raise RunError(
-            f"the model's argument `shape` is the event shape of which key, of {', '.join(keys)}? "
-            "Say --site NAME=KEY, or --set 'shape=[…]'"
+            f"the model's argument `shape` cannot be inferred: it could be the event shape of {', '.join(keys)}. "
+            "Give --site NAME=KEY, or --set 'shape=[…]'"
         )
     values = {**data.batch([0])[0], **data.batch([0])[1]}
     if keys[0] not in values:
@@ -258,27 +258,27 @@ def _event_shape(data: Data, site: Mapping[str, str]) -> tuple[int, ...]:
 
 
 def member_folders(folder: Path) -> list[Path]:
-    """The run folders of a run: itself, or its subfolders."""
+    """The folders with one model each: the run folder itself, or its subfolders."""
     config = store.read_any_config(folder)
     return [folder / name for name in config["runs"]] if "runs" in config else [folder]
 
 
 def model_for(folder: Path, given: tuple[str, ...]) -> str | None:
-    """Which of the models that the caller names is the one of this folder: the one with its class."""
+    """The one of the given models that has the class of the model in this folder; None if there is none."""
     name = store.read_config(folder)["name"]
     same = [spec for spec in given if is_user_spec(spec) and spec.rpartition(":")[2] == name.rpartition(":")[2]]
     return same[0] if same else None
 
 
 def reopen(folder: Path, spec: str | None, request: Request) -> Job:
-    """A trained run, with data for its check."""
+    """Load a trained run, with the data for its check."""
     config = store.read_config(folder)
     stored = config.get("request") or {}
     data = request.data or stored.get("data")
     if data is None:
-        raise RunError(f"{folder} does not say which data it is of: --data")
+        raise RunError(f"{folder} does not say which data it was trained on: give --data")
     if request.data is None and is_user_spec(data):
-        raise RunError(f"{data}: a file of yours is imported only when you name it: give --data, as before")
+        raise RunError(f"{data}: a file of yours is imported only when you name it: give --data again")
     model, guide = store.load(folder, model=spec)
     root = request.data_root or stored.get("data_root")
     splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
@@ -292,7 +292,7 @@ def reopen(folder: Path, spec: str | None, request: Request) -> Job:
 
 
 def _made_with(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run; of a quick one, not how little its check did, unless that was asked for."""
+    """The settings of a run; for a quick run without the small budget of its check, unless that was given."""
     stored, made = config.get("request") or {}, config["settings"]
     known = {f.name: made[f.name] for f in fields(Settings) if f.name in made}
     if not _is_quick({"settings": made, **stored}):

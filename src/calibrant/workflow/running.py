@@ -1,4 +1,4 @@
-"""What the commands do: fit a model, sample its posteriors, compare them, report; each step is one library call.
+"""The work of the commands: fit a model, sample its posteriors, compare them, write a report.
 
 A run folder holds one model; a run of several models has a subfolder for each and the report on top.
 """
@@ -45,7 +45,7 @@ from calibrant.workflow.preparing import (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command made: a result for each model, and the report ("" where none was asked for)."""
+    """The outcome of a command: a result for each model, and the path of the report (None if there is none)."""
 
     folder: Path
     results: list[RunResult]
@@ -54,16 +54,16 @@ class Outcome:
 
 
 def run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
-    """Fit every model, sample the guide's and the reference posterior of held-out data, compare them, report.
+    """Fit every model, sample the guide's and the reference posterior of held-out data, compare them, write a report.
 
     Args:
-        request: what to do; without models and data, the demonstration.
+        request: models, data and settings; without models and data, the demonstration.
         progress: called with (stage, done, total, text).
-        command: what the report says was run.
+        command: command line that the report shows.
 
     Raises:
         CalibrantError: for every mistake in the request, most of them before any training.
-        KeyboardInterrupt: after Ctrl-C, with what was kept and the command that goes on.
+        KeyboardInterrupt: after Ctrl-C; the message says what was kept, and which command resumes the run.
     """
     request, jobs = prepare(request)
     with _interruptible(request, jobs, "run"):
@@ -76,7 +76,7 @@ def run(request: Request, progress: Progress = silent, command: str = "") -> Out
 
 
 def _in_processes(jobs: list[Job]) -> bool:
-    """Whether models run side by side; not with a function of yours as data, which each would call anew."""
+    """Whether models run side by side; not if a user's function returns the data, since each would call it again."""
     own = any(is_user_spec(str(job.config["data"]["path"])) for job in jobs)
     return not own and processes_for(len(jobs)) > 1
 
@@ -87,7 +87,7 @@ def _run(job: Job, progress: Progress) -> RunResult:
 
 
 def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
-    """One of several models, in a process of its own: its results are in its folder."""
+    """Run one of several models in its own process, which writes the results to the model's folder."""
     settings = request.made()
     _run(new_job(name, folder, load_splits(request, settings.seed), request, settings), prefixed(progress, f"{name}:"))
 
@@ -101,7 +101,7 @@ def _shown(progress: Progress, job: Job, jobs: int) -> Progress:
 
 
 def fit_run(request: Request, progress: Progress = silent) -> Outcome:
-    """Train one model and write its run folder; `check_run` evaluates it. As `run`."""
+    """Train one model and write its run folder, which `check_run` evaluates; arguments and errors as in `run`."""
     request, jobs = prepare(request)
     with _interruptible(request, jobs, "fit"):
         for job in jobs:
@@ -110,12 +110,13 @@ def fit_run(request: Request, progress: Progress = silent) -> Outcome:
 
 
 def check_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
-    """Sample and compare the posteriors of a trained run anew, on its own test data or others; report.
+    """Sample and compare the posteriors of a trained run again, on its own test data or other data; write a report.
 
     Args:
-        request: `out` is the run folder; `models` hold `FILE.py:Class` for models in files of yours.
+        request: settings of the check; `out` is the run folder, and `models` hold `FILE.py:Class` for models in a
+            user's own files.
         progress: called with (stage, done, total, text).
-        command: what the report says was run.
+        command: command line that the report shows.
 
     Raises:
         CalibrantError: for every mistake in the request.
@@ -133,13 +134,13 @@ def check_run(request: Request, progress: Progress = silent, command: str = "") 
 
 
 def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
-    """As `_run_one`."""
+    """Check one of several models in its own process, which writes the results to the model's folder."""
     job = reopen(folder, model_for(folder, request.models), request)
     _evaluate(job, prefixed(progress, f"{name}:"))
 
 
 def report_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
-    """Write the report of a run folder anew, from the results that it holds. As `check_run`."""
+    """Write the report of a run folder again, from its stored results; arguments and errors as in `check_run`."""
     folder = folder_of(request)
     members = member_folders(folder)
     done = [member for member in members if (member / store.AMORTIZED).is_file()] or members
@@ -158,7 +159,7 @@ def _report(folder: Path, results: list[RunResult], command: str, progress: Prog
 
 
 def _train(job: Job, progress: Progress) -> None:
-    """Train, or go on, or take the weights of a training that has ended; the folder holds them afterwards."""
+    """Train, resume a training, or load the weights of one that has ended; the run folder holds them afterwards."""
     settings, checkpoints = job.settings, job.folder / store.CHECKPOINTS
     config = {**job.config, "notes": job.notes}
     begun = job.resume and (job.folder / store.CONFIG).is_file()
@@ -177,7 +178,7 @@ def _train(job: Job, progress: Progress) -> None:
         batch_size=settings.batch_size,
         lr=settings.lr,
         objective=settings.objective,
-        patience=settings.epochs,  # the learning rate shall fall to zero; the best weights are kept anyway
+        patience=settings.epochs,  # the learning rate decays to zero; the best weights are kept anyway
         device=settings.device,
         run_dir=job.folder,
         resume=job.resume and store.has_checkpoint(checkpoints),
@@ -193,7 +194,7 @@ def _train(job: Job, progress: Progress) -> None:
 
 @contextmanager
 def _interruptible(request: Request, jobs: list[Job], verb: str) -> Iterator[None]:
-    """Ctrl-C says what is kept and how to go on."""
+    """Let Ctrl-C end in a message that says what was kept and how to resume."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -202,7 +203,7 @@ def _interruptible(request: Request, jobs: list[Job], verb: str) -> Iterator[Non
         data = ["--data", str(request.data)] if is_user_spec(str(request.data)) else []
         words = ["calibrant", verb, *(request.models if named else ()), *data, "--out", str(request.out), "--resume"]
         command = shlex.join(words)
-        raise KeyboardInterrupt(f"interrupted; {request.out} keeps: {kept}. Go on with: {command}") from error
+        raise KeyboardInterrupt(f"interrupted; {request.out} keeps: {kept}. Resume with: {command}") from error
 
 
 def _kept(folder: Path) -> str:
@@ -217,9 +218,9 @@ def _kept(folder: Path) -> str:
 
 
 def _evaluate(job: Job, progress: Progress) -> RunResult:
-    """Everything that a check looks at, on held-out test data; each part is saved as it is found."""
+    """Run the check on held-out test data; each part of the result is saved as soon as it is computed."""
     settings = job.settings
-    for file in (*store.DATASETS.values(), store.CALIBRATION, store.REPORT):  # of other draws
+    for file in (*store.DATASETS.values(), store.CALIBRATION, store.REPORT):  # results of earlier draws
         (job.folder / file).unlink(missing_ok=True)
     held = _checked(job)
     problem = Problem.of(job.model, job.guide, held)
@@ -243,22 +244,22 @@ def _evaluate(job: Job, progress: Progress) -> RunResult:
 
 
 def _checked(job: Job) -> Data:
-    """Held-out test data; with shared latents all training data, since the guide has learned their posterior alone."""
+    """Held-out test data; with shared latents all training data, since the guide knows their posterior only."""
     if all(site["local"] for site in job.guide.spec["sites"]):
         return _held_out(job.splits["test"], job.settings.held_out, job.settings.seed)
     train = job.splits["train"]
-    job.notes.append(f"some latents are shared: guide and reference are those of the {len(train)} training data")
+    job.notes.append(f"some latents are shared: guide and reference are compared on the {len(train)} training data")
     return train
 
 
 def _held_out(test: Data, count: int, seed: int) -> Data:
-    """Some of the test data at random, so that any first part of them is a random part too."""
+    """Some of the test data in random order, so that the first ones are a random selection too."""
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(stream(seed, "held-out data")))
     return test[order[:count]]
 
 
 def _reference(job: Job, problem: Problem, progress: Progress) -> xr.DataTree:
-    """Reference draws; those in the folder where they are of the same weights, data and settings."""
+    """Reference draws; those in the run folder are used if they have the same weights, data and settings."""
     settings, path, data = job.settings, job.folder / store.REFERENCE, problem.data
     lengths: dict[str, Any] = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
     seed = stream(settings.seed, "reference")
@@ -272,6 +273,6 @@ def _reference(job: Job, problem: Problem, progress: Progress) -> xr.DataTree:
             return tree
     tree = reference_of(problem.program, data, ReferencePlan(**lengths), seed=seed, progress=progress)
     store.save_tree(tree, path)
-    if len(data_labels(tree)) < len(data):  # Ctrl-C: the data that were finished
+    if len(data_labels(tree)) < len(data):  # after Ctrl-C the tree holds only the data that were finished
         raise KeyboardInterrupt
     return tree

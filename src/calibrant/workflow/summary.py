@@ -1,4 +1,4 @@
-"""What the command line shows of a result."""
+"""The summary of a result that the command line shows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from calibrant.evaluation.results import RunResult
 
 @dataclass(frozen=True)
 class Summary:
-    """A model's numbers in nats per datum, NaN where they are not known; its conclusion; and a sentence for each
-    verdict that is no pass, and for each remedy that was tried.
+    """The numbers of a model in nats per datum (NaN if they are not known), its conclusion, and a sentence for each
+    verdict that is not a pass and for each remedy that was tried.
 
-    `elbo` is that of the validation data; `evidence` and `gap` (log evidence − ELBO) are of the checked data.
+    `elbo` is the ELBO of the validation data; `evidence` and `gap` (log evidence − ELBO) are those of the checked data.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Summary:
 
 
 def summarise(result: RunResult) -> Summary:
-    """What the command line shows of a result."""
+    """Summarise a result for the command line."""
     from calibrant.evaluation.reporting.tables import evidence_gap
 
     trained = result.config["fit"]

@@ -35,10 +35,11 @@ PHOTOGRAPHS = (
     cases=(Case({"size": 12}, {"x": (1, 12, 12)}),),
 )
 def natural_patches(root: Path, download: bool, size: int = 16, seed: int = 0) -> dict[str, Data]:
-    """Whitened patches of the photographs that scikit-image carries; needs neither files nor network.
+    """Whitened patches of the photographs that come with scikit-image; needs neither files nor network.
 
-    `x` has shape (1, size, size), float32; 30,000 / 3,000 / 3,000 patches. The brightness is what the files hold, whose
-    gamma stands in for the logarithm. `seed` chooses regions and positions, see `plan_patches` for the splits.
+    `x` has shape (1, size, size), float32; 30,000 / 3,000 / 3,000 patches. The brightness is used
+    as stored: its gamma correction takes the place of the logarithm. `seed` determines the regions and positions; see
+    `plan_patches` for the splits.
 
     Raises:
         DataError: for a size that the photographs are too small for.
@@ -50,7 +51,7 @@ def natural_patches(root: Path, download: bool, size: int = 16, seed: int = 0) -
 
 
 def _photograph(file: str) -> np.ndarray:
-    """A photograph out of scikit-image's package folder (never its download cache), grey, from 0 to 1."""
+    """Read a photograph from scikit-image's package folder (never its download cache), grey, from 0 to 1."""
     import skimage
     from skimage.color import rgb2gray
     from skimage.io import imread

@@ -35,7 +35,7 @@ def van_hateren(root: Path, download: bool, size: int = 16, seed: int = 0) -> di
     if not files:
         raise DataError(
             f"van-hateren: there is no imk*.iml in {folder}, and no automatic download: put van Hateren's images "
-            "there, or name the folder above them (root=, --data-root, CALIBRANT_DATA)"
+            "there, or give the folder above them (root=, --data-root, CALIBRANT_DATA)"
         )
     plan = plan_patches([VAN_HATEREN_SHAPE] * len(files), size, seed)
     patches = cut_patches(map(_log_intensity, files), plan, size)

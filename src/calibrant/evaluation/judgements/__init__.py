@@ -1,1 +1,1 @@
-"""What measurements come to: verdicts with stated error rates, and sentences."""
+"""Judgements: verdicts with stated error rates, a conclusion, and descriptions in words."""

@@ -1,6 +1,6 @@
 """Verdicts in plain language: for each latent site, can the guide's sd, mean and coverage be believed?
 
-What is looked at in a comparison with a reference, for each site:
+The verdicts on a comparison with a reference use, for each site:
 
 - the signed error, averaged over data and latents (of the log sd ratio, the mean, the coverage);
 - the debiased root-mean-square error over data and latents (log sd ratio, mean), because errors that differ in sign
@@ -8,11 +8,11 @@ What is looked at in a comparison with a reference, for each site:
 - both again for every single latent, averaged over data only, because one wrong latent among many averages away too.
 
 and the root-mean-square error of correlations, over all latents together and for every latent with all others. How
-statistics become verdicts is in `decisions.py`; what is asked without a reference in `without_reference.py`.
+statistics become verdicts is in `decisions.py`; verdicts without a reference are in `without_reference.py`.
 
-`pass` speaks of mean, sd, central coverage and linear correlation. A wrong shape with the right moments passes; look at
-`wasserstein` beside `wasserstein_null`, or at `c2st`, for that. Standard errors hold where the draws resolve the
-posterior's fourth moments (a LogNormal with σ beyond 1 is too heavy).
+`pass` is about mean, sd, central coverage and linear correlation. A wrong shape with the right moments passes; to find
+it, compare `wasserstein` with `wasserstein_null`, or use `c2st`. Standard errors are right if the draws resolve the
+posterior's fourth moments (the tails of a LogNormal with σ beyond 1 are too heavy).
 
 Errors are independent over data, since every datum has its own draws (with shared latents, whose draw moves all data
 together, data are counted as fully correlated instead); over the latents of one datum they are not, since
@@ -60,18 +60,18 @@ def verdicts(
     Margins: sd within 10% (a factor of 1.1 either way), mean within 0.1 reference sd, coverage within 3 points,
     correlations within 0.1 (root mean square of a latent's with the others); k-hat good for 90% of the data; the log
     joint of simulated latents within 0.15 √(d / 2) sd, for d latents, two at least, and 15% of where the guide has it.
-    If `cannot_tell` says that too many data have no reference, no verdict on the comparison is "pass".
+    If too many data have no reference (attribute `cannot_tell`), no verdict on the comparison is "pass".
 
     Args:
-        result: as `compare` returns it; None without a reference.
-        weights: as `weights` returns it, where the guide's importance weights are to be judged as well.
-        calibration: as `calibration` returns it, where that is.
+        result: the result of `compare`; None without a reference.
+        weights: the result of `weights`, to judge the guide's importance weights as well; None to omit them.
+        calibration: the result of `calibration`, to judge the log joint as well; None to omit it.
 
     Returns:
         For each latent site "sd", "mean" and "coverage", shared sites last; "correlation" over all latents, if there
-        are two or more local ones; "k-hat" and "log joint", where they are known; and the "evidence gap", which
-        describes. All that decide are one family: the error rates of `evaluation.judgements.decisions` hold for all of
-        them together.
+        are two or more local ones; "k-hat" and "log joint", if they are known; and the "evidence gap", which only
+        describes. All verdicts that decide form one family: the error rates of `evaluation.judgements.decisions` hold
+        for all of them together.
     """
     compared = _questions(result) if result is not None else []
     questions = [*compared, *unaided.questions(weights, calibration)]
@@ -83,7 +83,7 @@ def verdicts(
 
 
 def _questions(result: xr.Dataset) -> list[Question]:
-    """What is asked of a comparison."""
+    """The questions that a comparison answers."""
     groups = list(_groups(result))
     width = _limit([len(group.labels) for group in groups], result.sizes["latent"])
     level = float(result.attrs["coverage_level"])
@@ -100,7 +100,7 @@ def _questions(result: xr.Dataset) -> list[Question]:
 
 @dataclass(frozen=True)
 class _Group:
-    """The part of a comparison that belongs to one site; shared sites count as one datum."""
+    """The part of a comparison that belongs to one site; a shared site is treated as one datum."""
 
     site: str
     labels: list[str]
@@ -122,19 +122,22 @@ def _groups(result: xr.Dataset) -> Iterator[_Group]:
 
 
 def _limit(latents: list[int], local: int) -> float:
-    """The simultaneous limit, in standard errors, of all checks of sites with so many latents, `local` local ones."""
+    """The simultaneous limit, in standard errors, for the statistics of sites with these numbers of latents.
+
+    `local` is the number of local latents in all.
+    """
     checks = sum(5 * (1 + (n if n > 1 else 0)) for n in latents) + (1 + local if local > 1 else 0)
     return limit(checks)
 
 
 # The sd is judged on the log scale, where too narrow and too wide by the same factor are alike.
 _MARGINS = {"sd": SD_MARGIN, "mean": MEAN_MARGIN, "coverage": COVERAGE_MARGIN, "correlation": CORRELATION_MARGIN}
-COMPARED = tuple(_MARGINS)  # quantities that rest on the reference
+COMPARED = tuple(_MARGINS)  # quantities that need the reference
 _INTERNAL_MARGINS = _MARGINS | {"sd": float(np.log1p(SD_MARGIN))}
 
 
 def _statistics(group: _Group, quantity: str, level: float, width: float) -> list[Statistic]:
-    """All checks of one quantity of one site, the most telling first."""
+    """All statistics of one quantity of one site, the most informative first."""
     error, se = _errors(group.values, quantity, level)
     margin, n = _INTERNAL_MARGINS[quantity], len(group.labels)
     mean, mean_se, square, noise = (_pooled(a, group.together) for a in (error, se, error**2 - se**2, se**2))
@@ -145,7 +148,7 @@ def _statistics(group: _Group, quantity: str, level: float, width: float) -> lis
         for entry, i in columns
     ]
     checks = [_average(f"`{group.site}`", "", mean, mean_se, margin, width), *_largest_first(each)]
-    if quantity == "coverage":  # a statement about averages: it need not hold datum by datum
+    if quantity == "coverage":  # coverage is an average: it need not be right for single data
         return checks
     note = f" (root mean square, {worst})"
     each = [
@@ -159,7 +162,7 @@ def _statistics(group: _Group, quantity: str, level: float, width: float) -> lis
 
 
 def _pooled(values: Array, together: bool) -> Array:
-    """Values `(data, …)` as one datum, their mean, where all data err together: their errors do not average out."""
+    """Values `(data, …)`, averaged to one datum if all data err together, since their errors do not average out."""
     return values.mean(0, keepdims=True) if together and len(values) else values
 
 
@@ -197,7 +200,7 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, wid
         square: debiased squared errors, averaged over the latents of each datum.
         noise: the noise variance v that was subtracted.
         margin: root-mean-square error that passes.
-        width: of simultaneous intervals, in standard errors.
+        width: half width of the simultaneous intervals, in standard errors.
     """
     square, noise = square.reshape(-1), noise.reshape(-1)
     if not square.size:
@@ -207,9 +210,10 @@ def _root(label: str, note: str, square: Array, noise: Array, margin: float, wid
         return float(np.sqrt((2.0 * noise**2 + 4.0 * true_square * noise).sum())) / len(noise)
 
     mean, at_margin = float(square.mean()), spread(margin**2)
-    independent = max(1.0, float(noise.sum() ** 2 / max((noise**2).sum(), 1e-300)))  # data, as far as they weigh alike
+    # The effective number of independent data, given their noise variances.
+    independent = max(1.0, float(noise.sum() ** 2 / max((noise**2).sum(), 1e-300)))
     lower = float((chdtri(independent, ndtr(-width)) - independent) / np.sqrt(2.0 * independent))
-    # Errors may sit where the noise is (a datum both hard and slow to mix): each datum counts with its own, if larger.
+    # Errors may lie where the noise is large (a datum both hard and slow to mix): if larger, each datum's own counts.
     own = float(np.sqrt((2.0 * noise**2 + 4.0 * np.maximum(margin**2, square) * noise).sum())) / len(noise)
     scores = (mean - margin**2) / max(own, 1e-300)
     p_value = float(chdtrc(independent, max(0.0, independent + np.sqrt(2.0 * independent) * scores)))
@@ -237,7 +241,7 @@ def _correlation_statistics(result: xr.Dataset, width: float) -> list[Statistic]
 
 
 def _verdict(question: Question, status: Status, decisive: Statistic) -> Verdict:
-    """A verdict on what is asked, in words."""
+    """The verdict on a question, with its sentence."""
     if question.quantity not in _MARGINS:
         return unaided.verdict(question, status, decisive)
     effect, se = _natural(question.quantity, decisive)
@@ -265,7 +269,7 @@ def _direction(of_sd: Statistic) -> Direction:
 
 
 def _natural(quantity: str, check: Statistic) -> tuple[float, float]:
-    """Effect and standard error in the units of `Verdict`: those of the sd come as logs."""
+    """Effect and standard error in the units of `Verdict`, which for the sd are ratios in place of logs."""
     if quantity != "sd":
         return check.effect, check.se
     return float(np.expm1(check.effect)), float(np.exp(check.effect) * check.se)

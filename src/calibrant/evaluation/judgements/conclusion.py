@@ -1,4 +1,4 @@
-"""What the verdicts come to, for a reader who knows no statistics."""
+"""The conclusion from the verdicts, for a reader who knows no statistics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Conclusion:
     """The answer of a check.
 
     Attributes:
-        status: "pass" if all that decides passes, "fail" if anything fails, else "cannot tell".
-        sentences: the answer first, then what it rests on, and what to do.
+        status: "pass" if all verdicts that decide pass, "fail" if any of them fails, else "cannot tell".
+        sentences: the answer, then its reasons, then what to do.
     """
 
     status: Status
@@ -28,14 +28,15 @@ class Conclusion:
 
 
 def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) -> Conclusion:
-    """The conclusion from the primary verdicts of a check.
+    """Draw the conclusion from the primary verdicts of a check.
 
-    Without a comparison, or where it leaves out discrete latents, nothing passes: what was asked does not see every
-    error.
+    Without a comparison, or if the comparison leaves out discrete latents, nothing passes, because the verdicts do not
+    see every error.
 
     Args:
-        verdicts: of `evaluation.verdicts`.
-        comparison: what they are on: with `c2st`, says for how many data the guide is visibly wrong.
+        verdicts: the verdicts, as `evaluation.verdicts` returns them.
+        comparison: the comparison that was judged; if it holds the result of `c2st`, the conclusion says for how many
+            data the guide is visibly wrong.
     """
     deciding = [verdict for verdict in verdicts if verdict.primary]
     failed = [verdict for verdict in deciding if verdict.status == "fail"]
@@ -51,7 +52,7 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
 
 
 def _unseen(comparison: xr.Dataset | None) -> str:
-    """What no question is about; empty where there is nothing of the kind."""
+    """The errors that no verdict can see; empty if there are none."""
     if comparison is None:
         return "without a reference, errors that its own draws don't show stay unseen"
     if discrete := comparison.attrs.get("discrete", ""):
@@ -75,7 +76,7 @@ def _not_asked(deciding: Sequence[Verdict]) -> list[str]:
 
 
 def _single(comparison: xr.Dataset) -> list[str]:
-    """That single data may be wrong although the average is right."""
+    """Say that the guide may be wrong for single data although it is right on average."""
     flagged, count = _flagged(comparison)
     if not flagged:
         return []
@@ -86,11 +87,11 @@ def _single(comparison: xr.Dataset) -> list[str]:
 
 
 def _wrong(failed: Sequence[Verdict]) -> list[str]:
-    """What is wrong of each site, the plainest statement of each."""
+    """Say what is wrong with each site, in its plainest statement."""
     lines: dict[str, list[str]] = {}
     for verdict in failed:
         lines.setdefault(verdict.site, []).append(_fault(verdict))
-    # Coverage follows from mean and sd: it is told where nothing else is.
+    # Coverage follows from mean and sd: it is mentioned only if nothing else is wrong.
     told = [fault for faults in lines.values() for fault in ([f for f in faults if f != _COVERAGE] or faults[:1])]
     faults: list[str] = []
     for site, found in lines.items():
@@ -120,7 +121,7 @@ def _fault(verdict: Verdict) -> str:
 
 
 def _entry(verdict: Verdict) -> str:
-    """Where one entry of many has decided."""
+    """A phrase for verdicts that one entry of many has decided."""
     return " in one or more of its entries" if verdict.entry else ""
 
 
@@ -129,7 +130,7 @@ def _capital(text: str) -> str:
 
 
 def _where(comparison: xr.Dataset | None) -> list[str]:
-    """For how many data the guide's draws can be told from the reference's."""
+    """Say for how many data the guide's draws can be told from the reference's."""
     flagged, count = _flagged(comparison)
     if comparison is None or not flagged:
         return []
@@ -141,7 +142,7 @@ def _where(comparison: xr.Dataset | None) -> list[str]:
 
 
 def _flagged(comparison: xr.Dataset | None) -> tuple[int, int]:
-    """How many data the classifier test flags, and how many it was made for."""
+    """The number of data that the classifier test flags, and the number of data that it tested."""
     if comparison is None or "c2st_flagged" not in comparison:
         return 0, 0
     known = comparison["c2st_p"].notnull()

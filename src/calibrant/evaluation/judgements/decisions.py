@@ -1,16 +1,16 @@
-"""From statistics with errors to verdicts: pass, fail or cannot tell, at error rates for all of them together.
+"""From statistics with errors to verdicts: pass, fail or cannot tell, with error rates for all verdicts together.
 
-A question (is the sd of `scale` right?) is asked of one or more statistics: an average over data, a root mean square,
-each latent by itself. Each has an effect, a margin that it may reach, and a standard error.
+A question (is the sd of `scale` right?) is answered by one or more statistics: an average over data, a root mean
+square, each latent by itself. Each has an effect, a margin that the effect may reach, and a standard error.
 
 - `fail`: some effect lies outside its margin. Every statistic gives a p-value of the hypothesis that it lies inside;
   those of a question are combined by Bonferroni, and the questions of a check by Holm's procedure, so that all of them
   together raise a false alarm in at most 5% of checks, even for a guide exactly at the margins. An exact guide is far
-  inside.
-- `pass`: every effect lies inside its margin. The simultaneous intervals of all statistics of a comparison have to, and
-  those of k-hat and of the log joint; so a guide with any effect outside its margin passes all of them, and with that
-  the check, in at most one check of 1,000.
-- `cannot tell`: neither; more data or draws can.
+  inside them.
+- `pass`: every effect lies inside its margin, with its simultaneous interval (over all statistics of the comparison,
+  k-hat and the log joint). So a guide with any effect outside its margin passes all of them, and with them the check,
+  in at most one check of 1,000.
+- `cannot tell`: neither; more data or draws can decide.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ FALSE_PASS = 1e-3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says about one quantity of one site.
+    """The verdict on one quantity of one site.
 
     Attributes:
-        site: latent site; `all latents` for what is of all together.
-        quantity: "sd", "mean", "coverage", "correlation", "k-hat", "log joint" or "evidence gap"; those of the contrast
-            experiment have names of their own.
-        status: "pass" if the error lies inside the margin, "fail" if outside, else "cannot tell", at the error rates of
-            `evaluation.judgements.decisions`.
+        site: latent site; `all latents` for joint quantities.
+        quantity: "sd", "mean", "coverage", "correlation", "k-hat", "log joint" or "evidence gap"; the quantities of the
+            contrast experiment have their own names.
+        status: "pass" if the error lies inside the margin, "fail" if it lies outside, else "cannot tell", with the
+            error rates of `evaluation.judgements.decisions`.
         effect: the error that decided: sd ratio − 1, mean error in reference sd, coverage − level, or the
-            root-mean-square of one of these; for the other quantities, the number in the sentence. NaN without data.
-        se: its standard error.
+            root mean square of one of these; for other quantities, the number in `sentence`. NaN without data.
+        se: standard error of `effect`.
         margin: the largest error that passes.
         sentence: the verdict in words; "±" is one standard error.
-        primary: whether it decides the conclusion of a check; the others describe.
-        direction: of the error in an sd: "too narrow" or "too wide" on average over the data, or "off", where it is a
-            root mean square and may differ in sign from datum to datum; "" for other quantities.
-        entry: the latent whose own error decided, as `z[3]`; "" where it was that of the whole site.
+        primary: whether the verdict decides the conclusion of a check, or only describes.
+        direction: direction of an error in an sd: "too narrow" or "too wide" on average over the data, or "off" for a
+            root mean square, whose sign may differ from datum to datum; "" for other quantities.
+        entry: the latent whose own error decided, such as `z[3]`; "" if the error of the whole site decided.
     """
 
     site: str
@@ -67,13 +67,13 @@ class Statistic:
     """One effect with its standard error and its simultaneous interval, in the units of its margin.
 
     Attributes:
-        label: the site or latent that the sentence names.
-        note: what the sentence adds.
+        label: site or latent, as the sentence names it.
+        note: remark that the sentence adds.
         effect, se, low, high: the estimate, its standard error, and the interval at the level of a pass.
         p_inside: p-value of the hypothesis that the effect lies inside the margin; NaN without data.
         margin: the largest effect that passes.
         signed: whether the effect has a direction.
-        entry: the latent, where the statistic is that of one of many; else "".
+        entry: the latent, if the statistic is about one of many; else "".
     """
 
     label: str
@@ -89,24 +89,24 @@ class Statistic:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the interval lies inside the margin; one with NaN (no data) does not."""
+        """Whether the interval lies inside the margin; an interval of NaN (no data) does not."""
         return bool(-self.margin < self.low and self.high < self.margin)
 
     @property
     def reach(self) -> float:
-        """The largest error in the interval, infinite where nothing is known."""
+        """The largest error in the interval; infinite without data."""
         reach = max(abs(self.low), abs(self.high))
         return reach if np.isfinite(reach) else np.inf
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one quantity of one site, and the statistics that answer it, the most telling first.
+    """A question about one quantity of one site, and the statistics that answer it, the most informative first.
 
     Attributes:
-        site, quantity: of the verdict.
-        statistics: at least one.
-        level: of the coverage, where it is about that.
+        site, quantity: site and quantity of the verdict.
+        statistics: one or more statistics.
+        level: nominal coverage, if the question is about coverage.
     """
 
     site: str
@@ -116,13 +116,13 @@ class Question:
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that all effects lie inside their margins."""
+        """p-value of the hypothesis that all effects lie inside their margins."""
         known = [s.p_inside for s in self.statistics if not np.isnan(s.p_inside)]
         return min(1.0, len(self.statistics) * min(known, default=1.0))
 
 
 def decide(questions: Sequence[Question]) -> list[tuple[Status, Statistic]]:
-    """Status of every question, with the statistic that decided it."""
+    """The status of every question, with the statistic that decided it."""
     failed = holm([question.p_value for question in questions])
     return [
         ("fail", _telling(question, len(questions))) if outside else _not_outside(question)
@@ -131,7 +131,7 @@ def decide(questions: Sequence[Question]) -> list[tuple[Status, Statistic]]:
 
 
 def _telling(question: Question, questions: int) -> Statistic:
-    """The first statistic that is outside by itself, whatever the others; else the one with the smallest p-value."""
+    """The first statistic that is outside its margin by itself; else the one with the smallest p-value."""
     clear = FALSE_ALARM / (questions * len(question.statistics))
     alone = [statistic for statistic in question.statistics if statistic.p_inside <= clear]
     return alone[0] if alone else min(question.statistics, key=lambda s: np.nan_to_num(s.p_inside, nan=np.inf))
@@ -154,12 +154,12 @@ def holm(p_values: Sequence[float], level: float = FALSE_ALARM) -> list[bool]:
 
 
 def limit(statistics: int) -> float:
-    """How many standard errors wide simultaneous intervals of so many statistics are on each side."""
+    """Half width, in standard errors, of the simultaneous intervals of so many statistics."""
     return float(-ndtri(FALSE_PASS / (2 * max(statistics, 1))))
 
 
 def normal_statistic(label: str, note: str, effect: float, se: float, margin: float, width: float) -> Statistic:
-    """A statistic with a direction and a Normal error; `width` is the `limit` of all that are asked about."""
+    """A statistic with a direction and a Normal error; `width` is the `limit` for all statistics together."""
     scale = max(se, 1e-300)
     p_value = float(ndtr(-(abs(effect) - margin) / scale) + ndtr(-(abs(effect) + margin) / scale))
     return Statistic(label, note, effect, se, effect - width * se, effect + width * se, p_value, margin)

@@ -1,8 +1,8 @@
-"""Verdicts on the contrast experiment: what the model's exact posterior does, and whether the guide shows it.
+"""Verdicts on the contrast experiment: how the model's exact posterior behaves, and whether the guide follows it.
 
-The model is asked for the normative pattern: near the prior where the image lies below the noise, falling with
-contrast. A flat curve is the model's own failure, and a guide that shows it flat has passed. Flatness is tested before
-ranks are looked at, because the ranks of a flat curve are noise. As in `verdicts`, statements are about the images
+The model should show the normative pattern: an sd near the prior's for images below the noise, which falls with
+contrast. A flat curve is the failure of the model, and a guide that reproduces the flat curve passes. Flatness is
+tested before ranks, because the ranks of a flat curve are noise. As in `verdicts`, statements are about the images
 that were shown: errors are those of the draws, and with m statistics the limits lie z = Φ⁻¹(1 − 1e-5 / (2m)) standard
 errors out.
 """
@@ -19,9 +19,9 @@ from calibrant.evaluation.judgements.decisions import Status, Verdict
 from calibrant.evaluation.statistics.comparison import LEFT_OUT_LIMIT
 
 ERROR = 1e-5  # probability that any of the statements is wrong
-FLAT = 0.05  # prior sd: a curve that moves less is flat, however well its course is known
-START = 0.8  # of the prior sd, at the lowest contrast
-MONOTONE = -0.9  # Spearman's rank correlation
+FLAT = 0.05  # range in prior sds below which a curve is flat, however small its errors
+START = 0.8  # least posterior sd at the lowest contrast, in prior sds
+MONOTONE = -0.9  # largest Spearman rank correlation of sd and contrast for a falling curve
 
 _LINEAR_THEORY = (
     " (theory: with a linear decoder, Gaussian noise and a Normal prior the posterior covariance does not depend on "
@@ -35,7 +35,7 @@ def contrast_verdicts(result: xr.Dataset) -> list[Verdict]:
     """Judge a contrast experiment: the model first, then its guide.
 
     Args:
-        result: as `contrast_experiment` returns it.
+        result: the result of `contrast_experiment`.
 
     Returns:
         `site` "model": the exact posterior sd, which should fall from the prior's (at least 0.8 of it at the lowest
@@ -50,7 +50,7 @@ def contrast_verdicts(result: xr.Dataset) -> list[Verdict]:
 
 
 def _curve(result: xr.Dataset, name: str, source: str) -> tuple[Array, Array]:
-    """Mean over images at every contrast, and its Monte Carlo error."""
+    """The mean over images at every contrast, and its Monte Carlo error."""
     values, errors = (result[f"{name}_by_image{end}"].sel(source=source).values for end in ("", "_se"))
     count = np.maximum(np.isfinite(values).sum(1), 1)
     se = np.sqrt(np.nansum(errors**2, 1)) / count
@@ -79,7 +79,7 @@ def _model(result: xr.Dataset) -> Verdict:
 
 
 def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[Status, str]:
-    """What the exact curve, in prior sd, does over contrast."""
+    """Status and words for the exact curve, in prior sds, over contrast."""
     if not np.isfinite(curve).all():
         return "cannot tell", f"is not known at every contrast: {_missing(result)}"
     noise = bool((np.abs(curve - curve.mean()) <= limit * se).all())
@@ -101,7 +101,7 @@ def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[S
 
 
 def _rises(curve: Array, se: Array, limit: float) -> bool:
-    """Whether the curve is higher at some contrast than at a lower one, beyond errors and what counts as flat."""
+    """Whether the curve is higher at some contrast than at a lower one, by more than errors and the limit `FLAT`."""
     rise = curve[None, :] - curve[:, None] - limit * np.hypot(se[None, :], se[:, None])
     return bool((np.triu(rise, 1) > FLAT).any())
 

@@ -1,4 +1,4 @@
-"""Predictive checks in plain language: descriptions with their errors, never a verdict."""
+"""Predictive checks in plain language: descriptions with their errors, without a verdict."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from scipy.special import gammainccinv, ndtr, ndtri
 
 from calibrant.evaluation.statistics.data_statistics import BANDS
 
-FALSE_ALARM = 0.01  # of any difference being named where there is none
+FALSE_ALARM = 0.01  # probability that any difference is named although there is none
 
 
 def predictive_sentences(result: xr.Dataset) -> list[str]:
-    """What a predictive check found, the model's own data first; "±" is one standard error.
+    """Describe the result of a predictive check, the model's own data first; "±" is one standard error.
 
-    A difference is named where it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, m of them in all, and where no
-    replicate of the data set is as far off (standard errors know nothing of heavy tails, where something may still be
-    named of a true model in some per cent of checks). That none is named says how few data there are as much as how
-    good the model is; the size that would have been seen stands beside it.
+    With m comparisons in all, a difference is named if it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, and if no
+    replicate of the data set is as far off. (Standard errors do not account for heavy tails, with which a difference
+    may still be named for a true model in some per cent of checks.) If no difference is named, the data may be too few
+    or the model good; the sentence therefore gives the size that would have been seen.
 
     Args:
-        result: as `predictive_check` returns it.
+        result: the result of `predictive_check`.
     """
     sizes = result.sizes
     checks = 2 * sizes["statistic"] + 2 * sizes["latent"] + sizes["statistic"] + 2 * sizes["observed"]
@@ -75,13 +75,13 @@ def _one_prior(one: xr.Dataset, label: str, limit: float) -> Iterator[str]:
 
 
 def _by_chance(limit: float, mean: Any, sd: Any) -> Any:
-    """The distance that chance exceeds as seldom as a normal variable `limit` sd: its law is skewed, nearly a Gamma."""
+    """The distance that chance exceeds as seldom as a normal variable exceeds `limit` sds; nearly a Gamma variable."""
     shape = (mean / sd) ** 2
     return mean / shape * gammainccinv(shape, ndtr(-limit))
 
 
 def _smallest(result: xr.Dataset, dim: str) -> float:
-    """A bound that a p-value keeps where no replicate is as far off."""
+    """A bound below which a p-value lies only if no replicate is as far off."""
     return 1.5 / (float(result.attrs[f"{dim}_replicates"]) + 1.0)
 
 
@@ -171,7 +171,7 @@ def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
 
 
 class _Own:
-    """The same share of the model's own data, NaN where it has none."""
+    """The same share for data that the model simulates; NaN if it simulates none."""
 
     def __init__(self, one: xr.Dataset, name: str, least: float = 0.0) -> None:
         self.known = f"{name}_null" in one
@@ -180,7 +180,7 @@ class _Own:
             self.share, self.error = float(one[f"{name}_null"]), max(float(one[f"{name}_null_se"]), least)
 
     def words(self, wrong: bool) -> str:
-        """In brackets; `wrong` where an exact posterior could not give such a share."""
+        """The share in brackets; `wrong` if an exact posterior could not give such a share."""
         if not self.known:
             return ""
         rest = ", for which the guide's posterior is wrong" if wrong else ""

@@ -1,4 +1,4 @@
-"""What is asked of a guide without a reference: its importance weights, and the ranks of simulated latents."""
+"""Verdicts that need no reference: on the importance weights of a guide, and on the ranks of simulated latents."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from calibrant.evaluation.judgements.wording import ceil, number
 from calibrant.evaluation.statistics.simulation_ranks import uniformity
 from calibrant.inference.reweighting import reliable
 
-SHARE_MARGIN = 0.1  # of the data, whose k-hat may be large
-LEAST_DATA = math.ceil(math.log(FALSE_PASS / 2) / math.log(1 - SHARE_MARGIN))  # fewer may all be good by chance
-JOINT_MARGIN = 0.15  # of the log joint: its mean in sds, for two latents, and its sd
-GAP_MARGIN = 0.1  # nats
+SHARE_MARGIN = 0.1  # largest share of the data with a large k-hat that passes
+LEAST_DATA = math.ceil(math.log(FALSE_PASS / 2) / math.log(1 - SHARE_MARGIN))  # with fewer, all may be good by chance
+JOINT_MARGIN = 0.15  # largest error of the log joint that passes: of its mean in sds, for two latents, and of its sd
+GAP_MARGIN = 0.1  # largest evidence gap that passes, in nats per datum
 
 
 def questions(weights: xr.Dataset | None, calibration: xr.DataTree | None) -> list[Question]:
-    """Those that decide: is k-hat small for nearly all data, and is the log joint where it should be?"""
+    """The questions that decide: is k-hat small for nearly all data, and is the log joint where it should be?"""
     found = []
     if weights is not None:
         found.append(Question("all latents", "k-hat", [_large_khat(weights)]))
@@ -38,14 +38,14 @@ def questions(weights: xr.Dataset | None, calibration: xr.DataTree | None) -> li
 
 
 def verdict(question: Question, status: Status, decisive: Statistic) -> Verdict:
-    """A verdict on one of these questions, in words."""
+    """The verdict on k-hat or on the log joint, with its sentence."""
     words = _khat_words if question.quantity == "k-hat" else _joint_words
     effect, se, sentence = decisive.effect, decisive.se, words(status, decisive)
     return Verdict(question.site, question.quantity, status, effect, se, decisive.margin, sentence)
 
 
 def descriptions(weights: xr.Dataset | None) -> list[Verdict]:
-    """Verdicts that describe: the evidence gap, as far as the guide's own weights see it."""
+    """The verdict on the evidence gap, which only describes: it is estimated from the guide's own draws."""
     if weights is None:
         return []
     values, errors = weights["gap"].values, weights["gap_se"].values
@@ -62,7 +62,7 @@ def descriptions(weights: xr.Dataset | None) -> list[Verdict]:
 
 
 def _large_khat(weights: xr.Dataset) -> Statistic:
-    """The share of the data whose weights can't be relied on; its interval is Clopper and Pearson's."""
+    """The share of the data whose weights can't be relied on, with its interval of Clopper and Pearson."""
     relied = reliable(weights)
     large, count = int((~relied).sum()), len(relied)
     tail = FALSE_PASS / 2
@@ -87,7 +87,7 @@ def _khat_words(status: Status, found: Statistic) -> str:
 
 
 def _log_joint(calibration: xr.DataTree) -> list[Statistic]:
-    """Where the log joint of the truth lies among the draws', in sds, and how widely it scatters, on the log scale.
+    """The mean of the true log joint among the draws' in sds, and the log of its sd relative to theirs.
 
     An error of 7.5% in the sds of all d latents moves it by 0.075 √(2d) sd, and widens it by 15%.
     """

@@ -1,1 +1,1 @@
-"""Remedies, tried and measured."""
+"""Remedies for a guide: tried on the data of a check, and measured."""

@@ -1,4 +1,4 @@
-"""What remedies are worth, on the same data and against the same reference."""
+"""Measuring remedies on the same data and against the same reference."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 GUIDE, REFINED, RESAMPLED = "guide", "refined", "resampled"
-_POOL = 10  # draws of the guide for each that is kept
-_POOL_ROWS = 500_000  # of a pool at once
+_POOL = 10  # number of guide draws for each draw that resampling keeps
+_POOL_ROWS = 500_000  # number of rows of the pool that are in memory at a time
 _STATISTICS = (
     *(name + end for name in ("elbo", "gain", "gap", "recovered", "sd_error", "mean_error") for end in ("", "_se")),
     *("coverage", "fails", "unclear", "khat_good", "seconds"),
@@ -39,13 +39,13 @@ _STATISTICS = (
 
 @dataclass
 class Tried:
-    """A remedy, and what is known of it datum by datum.
+    """A remedy that was tried, with its results for every datum.
 
     Attributes:
         reason: why it could not be tried, or "".
         weights: log p − log q at its draws, `(data, draw)`; None for resampling.
-        bound: `(data,)`, the log of the mean weight: in expectation no more than log p(x).
-        numbers: statistics of the row.
+        bound: log of the mean weight, `(data,)`: in expectation no more than log p(x).
+        numbers: statistics of the remedy, its row in the table of results.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Tried:
 
     @property
     def reached(self) -> Array | None:
-        """`(data,)`: the ELBO, or what stands for it."""
+        """The ELBO of every datum, `(data,)`, or the importance bound for resampling; None if it was not tried."""
         return self.bound if self.weights is None else self.weights.mean(1)
 
 
@@ -66,7 +66,7 @@ _NOTES = {"checks": 0, "comparison": "no reference given", "trained_on": "nothin
 
 @dataclass
 class Bench:
-    """The data and the reference that all remedies are judged by."""
+    """The data and the reference on which all remedies are measured."""
 
     problem: Problem
     reference: xr.DataTree | None
@@ -78,17 +78,17 @@ class Bench:
     notes: dict[str, Any] = field(default_factory=lambda: dict(_NOTES))
 
     def advance(self, name: str) -> None:
-        """One remedy more is measured."""
+        """Report that one more remedy was measured."""
         self.done += 1
         self.progress("remedies", self.done, self.total, name)
 
     def judge(self, name: str, make: Callable[[], PyroModule], timed: bool = True) -> Tried:
-        """A guide, once it is made."""
+        """Build a guide, and measure it."""
         begun = time.perf_counter()
         try:
             guide = make()
             seconds = time.perf_counter() - begun if timed else 0.0
-            # The same noise for all: what is common to guide and refined guide cancels in the difference.
+            # All guides get the same noise, which cancels in the difference of guide and refined guide.
             tree = posterior_of(self.problem.with_guide(guide), self.draws, seed=stream(self.seed, "posterior"))
         except CalibrantError as error:
             if name == GUIDE:
@@ -96,13 +96,13 @@ class Bench:
             return Tried(name, str(error))
         logs = log_weights(tree)
         row = Tried(name, "", guide, logs, log_mean(logs)[0], {"seconds": seconds, **self.compared(tree)})
-        with suppress(InferenceError):  # few draws, or a datum outside the support
+        with suppress(InferenceError):  # too few draws, or a datum outside the support
             row.numbers["khat_good"] = float(reliable(weights(tree)).mean())
         self.advance(name)
         return row
 
     def resample(self) -> Tried:
-        """The guide's draws, resampled; the pool is made and left part by part."""
+        """Resample the guide's draws; the pool of draws is computed and discarded block by block."""
         begun, pool = time.perf_counter(), _POOL * self.draws
         data = self.problem.data
         parts = np.array_split(np.arange(len(data)), math.ceil(len(data) * pool / _POOL_ROWS))
@@ -124,13 +124,13 @@ class Bench:
         return Tried(RESAMPLED, "", None, None, tree["importance"].dataset["log_evidence"].values, numbers)
 
     def compared(self, tree: xr.DataTree) -> dict[str, float]:
-        """Statistics against the reference, where it can be compared with."""
+        """Statistics of a tree against the reference; empty if they cannot be compared."""
         if self.reference is None:
             return {}
         check_same_problem(tree, self.reference)
         try:
             comparison = compare(tree, self.reference)
-        except InferenceError as error:  # all latents discrete, few draws
+        except InferenceError as error:  # all latents are discrete, or there are too few draws
             self.notes["comparison"] = str(error)
             return {}
         if not comparison.sizes["data"]:
@@ -152,7 +152,7 @@ class Bench:
         }
 
     def evidence(self, rows: list[Tried]) -> tuple[Array, str]:
-        """log p(x) of the data that are judged, NaN for the others, and how it is known."""
+        """log p(x) of the data that are judged (NaN for all other data), and the method that gave it."""
         guides = [(row.guide, row.weights) for row in rows if row.guide is not None and row.weights is not None]
         guides = [(guide, weights) for guide, weights in guides if np.isfinite(weights).all()]
         program, data = self.problem.program, self.problem.data
@@ -172,7 +172,7 @@ class Bench:
 
 
 def _joined(trees: list[xr.DataTree]) -> xr.DataTree:
-    """Trees of parts of the data as one."""
+    """Join trees of parts of the data into one."""
 
     def whole(name: str) -> xr.Dataset:
         parts = [tree[name].to_dataset() for tree in trees]
@@ -184,13 +184,13 @@ def _joined(trees: list[xr.DataTree]) -> xr.DataTree:
 
 
 def _mean(values: Array) -> tuple[float, float]:
-    """Over data, with its standard error, which a single datum does not tell."""
+    """The mean over data with its standard error, which is NaN for a single datum."""
     se = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), se
 
 
 def _root(errors: Array, noise: Array) -> tuple[float, float]:
-    """Root mean square of errors `(data, latent)` without the part of their noise, and its standard error."""
+    """Root mean square of errors `(data, latent)` without the contribution of noise, and its standard error."""
     square, se = _mean((errors**2 - noise**2).mean(1))
     root = math.sqrt(max(square, 0.0))
     return root, math.sqrt(square + se) - root if square > 0 else math.sqrt(max(se, 0.0))
@@ -198,7 +198,7 @@ def _root(errors: Array, noise: Array) -> tuple[float, float]:
 
 def results_table(rows: list[Tried], known: Array, method: str) -> xr.Dataset:
     kept = np.isfinite(known)
-    with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
+    with np.errstate(invalid="ignore"):  # the ELBO is −∞ if a guide leaves the support
         for row in rows:
             row.numbers |= _worth(row, rows[0], known, kept, method)
     names = [row.name for row in rows]
@@ -211,13 +211,13 @@ def results_table(rows: list[Tried], known: Array, method: str) -> xr.Dataset:
 
 
 def _worth(row: Tried, guide: Tried, known: Array, kept: npt.NDArray[np.bool_], method: str) -> dict[str, float]:
-    """ELBO, gap and what is recovered, over the same data for all."""
+    """ELBO, gap, gain and recovered share of a remedy, over the same data for all remedies."""
     if row.reached is None or guide.reached is None or not kept.any():
         return {}
     numbers = {}
     if row.weights is not None:
         numbers["elbo"], numbers["elbo_se"] = _mean(row.reached[kept])
-    elif method == "bound":  # which may be its own
+    elif method == "bound":  # the best bound, which may be that of resampling
         return {}
     gap, first = known[kept] - row.reached[kept], known[kept] - guide.reached[kept]
     numbers["gap"], numbers["gap_se"] = _mean(gap)

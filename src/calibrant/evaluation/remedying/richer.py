@@ -1,4 +1,4 @@
-"""Guides that are richer than the one that is judged, trained for the model as it is."""
+"""Guides that are richer than the guide that is judged, trained for the unchanged model."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from calibrant.progress import Progress
 from calibrant.streams import stream
 
 Family = dict[str, str]
-_SIMULATED = 5_000  # training data
-_BATCH, _LR, _LOWER_LR = 256, 5e-3, 1e-3  # of a training; the lower one where gradients overflow
+_SIMULATED = 5_000  # number of simulated training data, if none are given
+_BATCH, _LR, _LOWER_LR = 256, 5e-3, 1e-3  # batch size and learning rate; the lower rate is used if gradients overflow
 _RANKS = {"mean-field": 0, "faithful": 1, "program": 1, "full": 2, "collapsed": 3}
-_SMALL = 8  # entries of a site
-_FLEXIBLE = ("dense", "low-rank", "flow")  # families that "auto" may be poorer than
+_SMALL = 8  # largest number of entries of a site that gets a flow, if there are larger sites too
+_FLEXIBLE = ("dense", "low-rank", "flow")  # families that may be richer than those of "auto"
 
 
 def richer_guides(program: PyroModule, guide: PyroModule, data: Data, seed: int) -> dict[str, tuple[str, Family]]:
-    """Name → structure and families of every guide that is richer than this one and that the program allows."""
+    """Name → structure and families of every guide that is richer than a given guide and that the program allows."""
     is_ours = isinstance(guide, (AmortizedGuide, CollapsedGuide))
     spec: dict[str, Any] = guide.spec if is_ours else {"structure": "mean-field"}
     few = data[: min(len(data), 64)]
@@ -51,7 +51,7 @@ def richer_guides(program: PyroModule, guide: PyroModule, data: Data, seed: int)
     for name, (structure, family) in asked.items():
         if _RANKS[structure] < _RANKS[spec["structure"]]:
             continue
-        with suppress(ProgramError):  # the program has no such guide
+        with suppress(ProgramError):  # the program does not allow this guide
             made = _sites_of(amortize(program, few, structure, family, seed=seed).spec)
             if made not in seen:
                 found[name] = (structure, family)
@@ -60,9 +60,9 @@ def richer_guides(program: PyroModule, guide: PyroModule, data: Data, seed: int)
 
 
 def _flows(program: PyroModule, data: Data) -> Family:
-    """A flow for every small latent, such as a scale, or for all where none is small; classes and directions have none.
+    """A flow for every small latent, such as a scale, or for all if none is small; never for classes and directions.
 
-    A flow of many entries takes some ten times as long as a dense Normal, which is what the others are given.
+    A flow of many entries takes some ten times as long as a dense Normal, which large latents get.
     """
     found = {}
     for name, site in sites(program, *data.tensors()).items():
@@ -74,19 +74,19 @@ def _flows(program: PyroModule, data: Data) -> Family:
 
 
 def _sites_of(spec: Mapping[str, Any]) -> Any:
-    """What makes two guides the same but for their encoders."""
+    """The part of a guide's specification that two guides share if they differ only in their encoders."""
     parts = sorted((site["name"], tuple(site["parents"]), site["family"]) for site in spec.get("sites", []))
     return parts, sorted(spec.get("block", {}))
 
 
 def encoder_kind(guide: PyroModule) -> Any:
-    """The kind of encoder that a guide has, for the richer ones to differ by nothing else."""
+    """The kind of encoder of a guide; richer guides get the same kind."""
     return guide.spec["encoder"] if isinstance(guide, (AmortizedGuide, CollapsedGuide)) else None
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Data to train on, where they are from ("given", "simulated" or "nothing"), and why there are none."""
+    """Training data, their origin ("given", "simulated" or "nothing"), and the reason if there are none."""
 
     data: Data | None
     source: str
@@ -94,7 +94,7 @@ class TrainingData:
 
     @classmethod
     def of(cls, program: PyroModule, judged: Data, train: Mapping[str, Any] | Data | None, seed: int) -> TrainingData:
-        """Those that are given; else simulated, with the covariates of judged data drawn with replacement."""
+        """The given training data, else simulated ones, with covariates drawn with replacement from the judged data."""
         if train is not None:
             return cls(bind(program, train), "given")
         rows = np.random.default_rng(stream(seed, "covariates")).integers(len(judged), size=_SIMULATED)
@@ -116,7 +116,7 @@ def trained_guide(
     seed: int,
     progress: Progress,
 ) -> PyroModule:
-    """A new guide, trained for a copy of the program that nothing changes."""
+    """Train a new guide for a copy of the program, whose weights and buffers do not change."""
     data = training.data
     if data is None:
         raise InferenceError(training.reason)
@@ -139,5 +139,5 @@ def trained_guide(
 
 
 def has_weights(guide: PyroModule) -> bool:
-    """A collapsed guide without a scale is exact as it is."""
+    """Whether a guide has weights to train; a collapsed guide without a scale has none, and is exact."""
     return any(weight.requires_grad for weight in guide.parameters())

@@ -1,4 +1,4 @@
-"""What remedies do, in words."""
+"""Sentences about remedies: which of them help, and by how much."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scipy.stats import t as student
 
 from calibrant.evaluation.remedying.bench import GUIDE, REFINED, RESAMPLED
 
-FALSE_ALARM = 0.01  # of the sentences, over all remedies together
-LEAST = 0.01  # of the gap: less is no remedy, however well it is known
+FALSE_ALARM = 0.01  # probability that any remedy is said to help or harm by chance
+LEAST = 0.01  # share of the gap below which a gain is not called a remedy, however small its error
 _PHRASES = {
     REFINED: "refining every datum",
     RESAMPLED: "resampling by importance",
@@ -23,11 +23,11 @@ _PHRASES = {
 
 
 def remedy_sentences(result: xr.Dataset) -> list[str]:
-    """What `remedies` found, in plain language: what helps, the best first, then what does not.
+    """Describe the result of `remedies` in plain language: the remedies that help, the best first, then the rest.
 
-    A remedy helps, or harms, if its gain differs from zero at a level at which no remedy does so by chance in 99% of
-    all checks (Student's t over the data, Bonferroni over the remedies), and by 1% of the gap at least. "±" is one
-    standard error.
+    A remedy helps, or harms, if its gain is at least 1% of the gap and differs significantly from zero. In 99% of all
+    checks, no remedy does so by chance (Student's t over the data, Bonferroni over the remedies). "±" is one standard
+    error.
     """
     rows = {str(name): result.sel(remedy=name) for name in result["remedy"].values}
     guide = rows.pop(GUIDE)
@@ -114,7 +114,7 @@ def _khat(name: str, row: xr.Dataset) -> str:
 
 
 def _afterwards(result: xr.Dataset, guide: xr.Dataset, row: xr.Dataset) -> str:
-    """The verdicts of a remedy beside those of the guide."""
+    """The number of failed verdicts with a remedy, compared with that of the guide."""
     fails, unclear, before, checks = _of(row, "fails"), _of(row, "unclear"), _of(guide, "fails"), result.attrs["checks"]
     if not math.isfinite(fails):
         return ""
@@ -131,7 +131,7 @@ def _afterwards(result: xr.Dataset, guide: xr.Dataset, row: xr.Dataset) -> str:
 
 
 def _sds(guide: xr.Dataset, row: xr.Dataset, limit: float) -> str:
-    """Where the gap became smaller and the sds worse: the best of a family in KL(q ‖ p) is often too narrow."""
+    """A warning if the gap became smaller but the sds worse: the best guide in KL(q ‖ p) is often too narrow."""
     before, after = _of(guide, "sd_error"), _of(row, "sd_error")
     if not after - before > limit * math.hypot(_of(guide, "sd_error_se"), _of(row, "sd_error_se")):
         return ""
@@ -143,7 +143,7 @@ def _digits(value: float) -> int:
 
 
 def _nats(row: xr.Dataset, name: str, sign: str = "") -> str:
-    """With as many digits as the standard error has one of, two to four."""
+    """Value ± standard error, with two to four decimals: as many as give the standard error one digit."""
     value, se = _of(row, name), _of(row, f"{name}_se")
     digits = int(np.clip(-math.floor(math.log10(se)), 2, 4)) if math.isfinite(se) and se > 0 else 2
     return f"{value:{sign}.{digits}f} ± {se:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What would make a guide better: remedies, tried on the data of the check and measured, not guessed."""
+"""Remedies that could make a guide better, tried on the data of a check and measured."""
 
 from __future__ import annotations
 
@@ -40,43 +40,45 @@ def remedies(
 ) -> xr.Dataset:
     """Try what could make a guide better, and measure by how much.
 
-    The remedies: "refined", variational parameters of each datum's own (`guides.refine`); "resampled", Pareto-smoothed
-    importance resampling from ten times as many draws of the guide; and each structure or family richer than the
-    guide's that the program allows ("faithful", "full", "full, flow", "collapsed"), trained afresh for the model as it
-    is. A guide of the user's own is taken for the poorest, since its structure can't be read.
+    The remedies: "refined", separate variational parameters for each datum (`guides.refine`); "resampled",
+    Pareto-smoothed importance resampling from ten times as many draws of the guide; and each structure or family richer
+    than the guide's that the program allows ("faithful", "full", "full, flow", "collapsed"), newly trained for the
+    unchanged model. A user's own guide is treated as the poorest, since its structure cannot be inferred.
 
-    All are judged on `observed`. Gap = log p(x) − ELBO. log p(x) is exact where the program or the reference knows it,
-    else it is bridged to the reference from the remedy with the largest ELBO. Where more than 5% of the data have
-    neither, it is replaced by the best importance bound of any remedy: gaps are then too small and shares too large,
-    and that of resampling, whose bound it may be, is not given. Resampled draws have no ELBO; their gap is log p(x)
-    less the importance bound of the pool, which is no less than the divergence of a draw from the posterior (before
-    smoothing: Domke & Sheldon 2018, arXiv 1808.09034), so that what they recover is a lower bound.
+    All are judged on `observed`. Gap = log p(x) − ELBO. log p(x) is exact if the program or the reference gives it;
+    otherwise it is estimated by bridge sampling between the reference and the remedy with the largest ELBO. If more
+    than 5% of the data have neither, it is replaced by the best importance bound of any remedy: gaps are then too small
+    and shares too large, and the share of resampling, whose bound it may be, is not given. Resampled draws have no
+    ELBO; their gap is log p(x) minus the importance bound of the pool. This is no less than the divergence of a draw
+    from the posterior (before smoothing: Domke & Sheldon 2018, arXiv 1808.09034), so that the share that resampling
+    recovers is a lower bound.
 
     Args:
         model: the program, in `eval()`; neither it nor the guide is changed.
         guide: its guide, in `eval()`.
-        observed: site → tensor, or a `Data`: two data or more, which neither the guide nor `train` has.
+        observed: site → tensor, or a `Data`: two data or more, which are neither in the training data of the guide nor
+            in `train`.
         reference: a reference tree, joined on the coordinate `data`; without one, posteriors are not compared.
-        train: data to train richer guides on; None for data simulated from the model, which show less than real data
-            of another distribution would let a richer guide gain.
-        covariates: keyword → tensor, of `observed`.
-        draws: of each remedy, a datum.
-        steps: of the training of each richer guide, rounded up to whole epochs.
-        refine_steps: of `guides.refine`.
-        seed: of draws, trainings and simulated data.
+        train: data on which richer guides are trained; None for data simulated from the model. If real data have
+            another distribution, simulated data show a smaller gain of richer guides than real data would.
+        covariates: keyword → tensor, for `observed`.
+        draws: number of draws per datum for each remedy.
+        steps: number of training steps of each richer guide, rounded up to whole epochs.
+        refine_steps: number of steps of `guides.refine`.
+        seed: random seed for draws, trainings and simulated data.
         progress: called with (stage, done, total, text).
 
     Returns:
-        Dimension `remedy`, the guide as it is ("guide") first. In nats a datum: `elbo`; `gain`, by how much the gap is
-        smaller than the guide's; `gap`. `recovered`: gain over the guide's gap. Against the reference: `sd_error` (root
-        mean square log sd ratio) and `mean_error` (root mean square, in reference sd), both without the part of Monte
-        Carlo noise; `coverage`; `fails` and `unclear`, how many verdicts are "fail" and "cannot tell". Each `…_se` is a
-        standard error over the data, which holds the Monte Carlo error of each. `khat_good`: share of the data whose
-        k-hat can be relied on (of the pool, for resampling). `seconds` that the remedy took. `reason`: why a remedy
-        could not be tried; else empty.
-        Attributes: `data`, how many were judged; `left_out`, how many were not, for want of log p(x); `evidence`
-        ("exact", "bridge" or "bound"); `trained_on` ("given", "simulated" or "nothing"); `training_data`;
-        `checks`, how many verdicts there are; `comparison`, why there is none; the settings; `model_sha256`.
+        Dimension `remedy`, the unchanged guide ("guide") first. In nats per datum: `elbo`; `gain`, by how much the gap
+        is smaller than the guide's; `gap`. `recovered`: gain over the guide's gap. Against the reference: `sd_error`
+        (root mean square log sd ratio) and `mean_error` (root mean square, in reference sd), both without the
+        contribution of Monte Carlo noise; `coverage`; `fails` and `unclear`, the numbers of verdicts that are "fail"
+        and "cannot tell". Each `…_se` is a standard error over the data, which includes the Monte Carlo error of each
+        datum. `khat_good`: share of the data whose k-hat can be relied on (for resampling, the k-hat of the pool).
+        `seconds`: time that the remedy took. `reason`: why a remedy could not be tried; else empty.
+        Attributes: `data`, the number of data that were judged; `left_out`, the number of data without log p(x);
+        `evidence` ("exact", "bridge" or "bound"); `trained_on` ("given", "simulated" or "nothing"); `training_data`,
+        their number; `checks`, the number of verdicts; `comparison`, why there is none; the settings; `model_sha256`.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
@@ -88,7 +90,7 @@ def remedies(
 
 @dataclass(frozen=True)
 class RemedyPlan:
-    """How much is done to find out what a remedy is worth, as `remedies` takes it."""
+    """The budget for trying remedies: `draws`, `steps` and `refine_steps` of `remedies`."""
 
     draws: int = 1000
     steps: int = 2000
@@ -103,7 +105,7 @@ def remedies_of(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.Dataset:
-    """As `remedies`, of a problem that is checked."""
+    """Try remedies, like `remedies`, for a problem that is already checked."""
     of = partial(stream, seed, "remedies")
     if reference is not None:
         problem = problem.of_some(with_reference(problem.data, reference))

@@ -1,1 +1,1 @@
-"""The report: page, tables, style and pictures."""
+"""The report: an HTML page with tables and pictures."""

@@ -1,7 +1,6 @@
-"""Pictures of what a check finds beside means and sds, as PNG data URIs.
+"""Pictures of a check, as PNG data URIs: simulation-based calibration, importance weights, classifier test, pairs.
 
-Calibration by simulation, importance weights, the classifier test and pairs of latents. A function returns None where
-its picture can't be made.
+A function returns None if its picture can't be made.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-LEVEL = 0.95  # of bands
+LEVEL = 0.95  # probability that a band holds a whole curve
 
 _FUNCTIONS = (*DENSITIES, "tarp")
-_STEPS = 100  # of the grid on which distribution functions are drawn
+_STEPS = 100  # number of steps of the grid on which distribution functions are drawn
 _ACROSS = 3
-_ERRORS = 2.0  # standard errors, of bars and of the classifier's band
+_ERRORS = 2.0  # half width of error bars and of the classifier's band, in standard errors
 
 
 # -- bands of distribution functions -----------------------------------------------------------------------------------
@@ -54,19 +53,20 @@ _ERRORS = 2.0  # standard errors, of bars and of the classifier's band
 
 @lru_cache(maxsize=16)
 def ecdf_band(count: int, level: float = LEVEL, steps: int = _STEPS) -> tuple[Array, Array]:
-    """Simultaneous band of the distribution function of `count` uniform values.
+    """Simultaneous band for the distribution function of `count` uniform values.
 
-    At every point the band is a central interval of the Binomial distribution, all of one probability, which is chosen
-    so that the whole curve lies inside with probability `level` (Säilynoja, Bürkner & Vehtari 2022, Statistics and
-    Computing 32:32). That probability is found exactly: the counts are those of a Poisson process, given its last one.
+    At every point the band is a central interval of the Binomial distribution. All intervals have the same probability,
+    which is chosen so that the whole curve lies inside with probability `level` (Säilynoja, Bürkner & Vehtari 2022,
+    Statistics and Computing 32:32). It is found exactly: the counts are those of a Poisson process, given its last one.
 
     Args:
-        count: values, independent and uniform on (0, 1).
-        level: probability that no point of the grid is outside; slightly more, as counts are whole numbers.
-        steps: the grid is 1/steps, …, 1 − 1/steps.
+        count: number of values, independent and uniform on (0, 1).
+        level: probability that no point of the grid is outside; the actual one is slightly larger, since counts are
+            whole numbers.
+        steps: number of steps of the grid 1/steps, …, 1 − 1/steps.
 
     Returns:
-        Lower and upper end of F at the points of the grid, ends inside.
+        Lower and upper end of F at the points of the grid; the ends belong to the band.
     """
     grid = np.arange(1, steps) / steps
 
@@ -94,7 +94,7 @@ def _inside(count: int, low: npt.NDArray[np.int64], high: npt.NDArray[np.int64])
 
 
 def _ecdf(values: Array) -> Array:
-    """Distribution function of the values on the grid."""
+    """The empirical distribution function of values, on the grid."""
     return np.searchsorted(np.sort(values), np.arange(1, _STEPS) / _STEPS, side="right") / len(values)
 
 
@@ -102,9 +102,9 @@ def _ecdf(values: Array) -> Array:
 
 
 def calibration_bands(result: RunResult, most: int = 9) -> str | None:
-    """Difference between distribution function of the PIT and the uniform one: functions first, then the worst latents.
+    """Distribution functions of the PIT minus the uniform one: functions of the latents, then the worst latents.
 
-    The band holds all quantities of a calibration together, those that are not shown as well.
+    The band holds all quantities of a calibration together, including those that are not shown.
     """
     if result.calibration is None:
         return None
@@ -127,7 +127,7 @@ def calibration_bands(result: RunResult, most: int = 9) -> str | None:
 
 
 def _difference(axes: Axes, name: str, x: Array, y: Array, band: tuple[Array, Array]) -> None:
-    """A curve with its band; one that leaves it has another colour, and says so."""
+    """Draw a curve with its band; a curve that leaves its band has another colour and a label that says so."""
     outside = bool(((y < band[0] - 1e-9) | (y > band[1] + 1e-9)).any())
     axes.fill_between(x, *band, color=REFERENCE_FILL, alpha=0.6, lw=0)
     axes.axhline(0.0, color=INK, lw=0.8, ls="--")
@@ -136,12 +136,12 @@ def _difference(axes: Axes, name: str, x: Array, y: Array, band: tuple[Array, Ar
 
 
 def joint_band(found: xr.Dataset) -> tuple[Array, Array]:
-    """The band that holds all quantities of a calibration in 95% of checks of an exact guide (Bonferroni)."""
+    """The band that holds all quantities of a calibration in 95% of the checks of an exact guide (Bonferroni)."""
     return ecdf_band(int(found.attrs["simulations"]), 1.0 - (1.0 - LEVEL) / found.sizes["quantity"])
 
 
 def pit_columns(tree: xr.DataTree) -> dict[str, Array]:
-    """PIT values of every quantity of a calibration by its label, as in `uniformity`."""
+    """PIT values of every quantity of a calibration, by the labels of `uniformity`."""
     group, columns = tree["prior_sbc"].dataset, dict[str, Array]()
     for name in map(str, group.data_vars):
         array = group[name].transpose(*SAMPLE, ...).values.astype(np.float64)
@@ -151,7 +151,7 @@ def pit_columns(tree: xr.DataTree) -> dict[str, Array]:
 
 
 def _quantities(found: xr.Dataset, most: int) -> list[str]:
-    """Functions of the latents, a third of the places for those of the user, then the latents that are furthest off."""
+    """The quantities to show: functions of the latents (a third of them the user's), then the worst latents."""
     labels = found["quantity"].values.tolist()
     always = [name for name in ("log_joint", "log_likelihood", "hpd", "tarp") if name in labels]
     after = labels[labels.index(always[-1]) + 1 :][: most // 3] if always else []
@@ -192,14 +192,14 @@ def coverage_curves(result: RunResult) -> str | None:
 
 
 def _is_latent(found: xr.Dataset) -> npt.NDArray[np.bool_]:
-    """Which quantities are latents: they come before the functions."""
+    """Which quantities are latents; they come before the functions of the latents."""
     sites = found["site"].values.tolist()
     first = min(sites.index(name) for name in _FUNCTIONS if name in sites)
     return np.arange(len(sites)) < first
 
 
 def _reference_coverage(result: RunResult, most: int = 64) -> Array | None:
-    """Share of the reference's draws in central intervals of the guide, over the checked data and local latents."""
+    """The share of reference draws in central intervals of the guide, over the checked data and local latents."""
     comparison = result.comparison
     if comparison is None or result.reference is None or not comparison.sizes["data"] or not comparison.sizes["latent"]:
         return None
@@ -207,7 +207,8 @@ def _reference_coverage(result: RunResult, most: int = 64) -> Array | None:
     for site in dict.fromkeys(comparison["site"].values.tolist()):
         for ours, theirs in zip(*(_flat(t, site, labels) for t in (result.amortized, result.reference)), strict=True):
             rank = np.searchsorted(np.sort(ours), theirs[:: max(1, len(theirs) // _REFERENCE_DRAWS)]) / len(ours)
-            smallest = np.ceil(_STEPS * np.abs(2.0 * rank - 1.0)).clip(1, _STEPS)  # interval that holds the draw
+            # The smallest central interval of the guide that holds the draw, in steps of the grid.
+            smallest = np.ceil(_STEPS * np.abs(2.0 * rank - 1.0)).clip(1, _STEPS)
             inside += np.bincount(smallest.astype(int) - 1, minlength=_STEPS) / len(rank)
     return inside.cumsum()[:-1] / inside.sum()
 
@@ -216,16 +217,16 @@ _REFERENCE_DRAWS = 500
 
 
 def _flat(tree: xr.DataTree, site: str, labels: npt.NDArray[Any]) -> Array:
-    """Draws of a site's entries for some data, `(data · entries, draws)`."""
+    """The draws of a site's entries for some data, `(data · entries, draws)`."""
     draws = tree["posterior"][site].sel(data=labels).transpose(*SAMPLE, "data", ...).values.astype(np.float64)
     return draws.reshape(draws.shape[0] * draws.shape[1], -1).T
 
 
 def recovery(result: RunResult, named: int = 3) -> str | None:
-    """Size of the z-scores of simulated latents over the contraction of their posterior, a point a latent.
+    """Size of the z-scores of simulated latents against the contraction of their posterior, one point per latent.
 
-    Both are medians over the simulations, that of |z| in units of a standard Normal's; the bar is a 95% interval, by
-    order statistics. z-scores beyond a factor of 20, and contractions below −1, stand at the edge.
+    Both are medians over the simulations. The median of |z| is in units of that of a standard Normal; the bar is a 95%
+    interval, by order statistics. z-scores beyond a factor of 20, and contractions below −1, are drawn at the edge.
     """
     if result.calibration is None or "z_score" not in (found := result.calibration["recovery"].dataset):
         return None
@@ -261,7 +262,7 @@ _LARGEST = 20.0
 
 
 def _named(size: Array, contraction: Array, most: int) -> list[int]:
-    """The latents whose z-scores are furthest from 1, as far as their names don't overlap."""
+    """The latents with the z-scores furthest from 1, without those whose names would overlap."""
     found: list[int] = []
     for i in np.argsort(-np.abs(np.log(size)), kind="stable").tolist():
         near = [j for j in found if abs(contraction[i] - contraction[j]) < 0.1 and abs(np.log(size[i] / size[j])) < 0.4]
@@ -270,7 +271,7 @@ def _named(size: Array, contraction: Array, most: int) -> list[int]:
 
 
 def _typical_z(found: xr.Dataset) -> Array:
-    """Median of |z| with the ends of its interval, `(3, latent)`, 1 for a standard Normal."""
+    """The median of |z| with the ends of its interval, `(3, latent)`, in units of that of a standard Normal."""
     z = np.nan_to_num(found["z_score"].transpose("draw", "latent").values, posinf=1e6, neginf=-1e6)
     z = np.sort(np.abs(z), axis=0)
     count = len(z)
@@ -286,7 +287,7 @@ def _typical_contraction(found: xr.Dataset) -> Array:
 
 
 def importance(result: RunResult) -> str | None:
-    """k-hat of every datum, and the gap that the guide's own weights see, each the largest last."""
+    """k-hat of every datum, and the gap estimated from the guide's own draws, both sorted."""
     if result.weights is None or not result.weights.sizes["data"]:
         return None
     good = float(result.weights.attrs["good_k"])
@@ -298,7 +299,7 @@ def importance(result: RunResult) -> str | None:
 
 
 def _sorted_khat(axes: Axes, khat: Array, good: float, relied: npt.NDArray[np.bool_]) -> None:
-    """Sorted; what has no finite value stands at the edge, as a triangle that points out of the picture."""
+    """Draw sorted values of k-hat; those that are not finite are triangles at the edge that point outwards."""
     order = np.argsort(khat, kind="stable")
     khat, relied = khat[order], relied[order]
     finite = khat[np.isfinite(khat)]
@@ -328,7 +329,7 @@ def _sorted_gap(axes: Axes, gap: Array, error: Array) -> None:
 
 
 def classifier(result: RunResult) -> str | None:
-    """Accuracy of the classifier that tells guide from reference, sorted, with what chance gives."""
+    """Sorted accuracies of the classifier that tells guide from reference, with the accuracy that chance gives."""
     comparison = result.comparison
     if comparison is None or "c2st" not in comparison or not np.isfinite(comparison["c2st"].values).any():
         return None
@@ -352,9 +353,9 @@ def classifier(result: RunResult) -> str | None:
 
 
 def pairs(result: RunResult, most: int = 1000) -> str | None:
-    """Two pairs of latents of the worst and of a typical datum, draws of the guide over those of the reference.
+    """Two pairs of latents for the worst and for a typical datum, draws of the guide over draws of the reference.
 
-    The pair whose correlation is most wrong, and the two latents with the largest errors.
+    The pairs are the one with the largest error of its correlation, and the two latents with the largest errors.
     """
     comparison = result.comparison
     if comparison is None or result.reference is None or not comparison.sizes["data"]:
@@ -391,7 +392,7 @@ def _chosen_pairs(
 
 
 def _pair(axes: Axes, theirs: xr.Dataset, ours: xr.Dataset, most: int) -> None:
-    """Draws of two latents, the guide's over those of the reference."""
+    """Draw two latents, the guide's draws over those of the reference."""
     both = []
     for side, colour, label, alpha in ((theirs, "#777777", "reference", 0.5), (ours, GUIDE, "guide", 0.35)):
         draws = np.stack([values.values.ravel() for values in side.data_vars.values()])

@@ -37,14 +37,14 @@ def dictionary(result: RunResult) -> str | None:
 
 
 def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
-    """Observations next to draws from the model's prior predictive, on one grey scale."""
+    """Observations next to prior predictive draws of the model, on one grey scale."""
     for name, observed in result.amortized["observed_data"].data_vars.items():
         images = as_images(observed.transpose("data", ...).values[:count].astype(np.float64))
         if images is None:
             continue
         try:
             drawn = _prior_predictive(result, str(name), len(images), seed)
-        except CalibrantError:  # an improper prior or a factor: nothing to draw
+        except CalibrantError:  # a program with an improper prior or a factor cannot be simulated
             return None
         simulated = as_images(drawn)
         assert simulated is not None
@@ -66,7 +66,7 @@ def _tensors(result: RunResult, group: str, count: int) -> dict[str, Tensor]:
 
 
 def as_images(values: Array) -> Array | None:
-    """`(n, h, w)` or `(n, h, w, 3)` from `(n, *event)`; None where an event is no image."""
+    """Reshape `(n, *event)` to `(n, h, w)` or `(n, h, w, 3)`; None if an event is not an image."""
     if values.ndim == 4 and values.shape[1] in (1, 3):
         values = values[:, 0] if values.shape[1] == 1 else np.moveaxis(values, 1, -1)
     image = values.ndim == 3 or (values.ndim == 4 and values.shape[-1] == 3)
@@ -74,7 +74,7 @@ def as_images(values: Array) -> Array | None:
 
 
 def _limits(images: Array) -> tuple[float, float]:
-    """A grey scale that spares outliers, symmetric where the values have both signs."""
+    """The limits of a grey scale that ignores outliers; symmetric if the values have both signs."""
     low, high = np.quantile(images, [0.005, 0.995])
     if low < 0 < high:
         high = max(-low, high)
@@ -87,7 +87,7 @@ def _grey(images: Array, low: float, high: float) -> Array:
 
 
 def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
-    """Mosaics side by side; `(title, images in [0, 1], columns)`."""
+    """Mosaics side by side, each given as `(title, images in [0, 1], columns)`."""
     tiles = [_mosaic(images, columns) for _, images, columns in panels]
     height = WIDTH / sum(tile.shape[1] / tile.shape[0] for tile in tiles) + (
         0.35 if any(panel[0] for panel in panels) else 0.1
@@ -118,7 +118,7 @@ def _show(axes: Axes, picture: Array, title: str) -> None:
 
 
 def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | None:
-    """The data with the largest errors: the image, and their worst marginals, guide over reference."""
+    """The data with the largest errors: the image, and its worst marginals, guide over reference."""
     if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
         return None
     if not result.comparison.sizes["latent"]:
@@ -147,7 +147,7 @@ def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | Non
 
 
 def _caption(result: RunResult, label: Hashable) -> str:
-    """The datum's label, its k-hat, and how well a classifier tells its draws from those of the reference."""
+    """The label of a datum, its k-hat, and the accuracy with which a classifier tells guide from reference."""
     lines = [f"datum {plain_axes(label)}"]
     if result.weights is not None:
         lines.append(f"k-hat {float(result.weights['pareto_k'].sel(data=label)):.2f}")

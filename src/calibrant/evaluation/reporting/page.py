@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, verdicts first."""
+"""The report: one HTML file without external resources, verdicts first."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats
 
 
 def report(results: Sequence[RunResult], path: str | Path, command: str = "") -> Path:
-    """Write what was found as one HTML file without external resources.
+    """Write results as one HTML file without external resources.
 
     Args:
-        results: one a model.
-        path: the file; its folder is made if need be.
-        command: what makes the report again, as the reader would type it.
+        results: one result per model.
+        path: path of the file; its folder is created if it does not exist.
+        command: command line that writes the report again, which the report shows.
 
     Raises:
-        RunError: without results, or where the file can't be written.
+        RunError: without results, or if the file can't be written.
     """
     if not results:
         raise RunError("there is no result to report on")
@@ -69,7 +69,7 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
 
 
 def _checked(results: Sequence[RunResult]) -> str:
-    """By what the guides were checked, as far as they were."""
+    """The ways in which the guides were checked, in words."""
     ways = {
         "against the reference posterior of the same data, datum by datum": "comparison",
         "by its importance weights": "weights",
@@ -83,7 +83,7 @@ def _template() -> Any:
     from markupsafe import Markup, escape
 
     def prose(text: str) -> Markup:
-        """Names in backticks become code; everything else is escaped."""
+        """Mark names in backticks as code, and escape all other text."""
         return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
     environment = jinja2.Environment(
@@ -96,7 +96,7 @@ def _template() -> Any:
 
 @dataclass(frozen=True)
 class _Section:
-    """All that the page says of one model."""
+    """The content of the page for one model."""
 
     name: str
     equations: str
@@ -170,13 +170,13 @@ def _check_pictures(result: RunResult) -> dict[str, str | None]:
 def _card(name: str) -> tuple[str, str]:
     try:
         known = card(name)
-    except CalibrantError:  # a model in a file of the user's own
+    except CalibrantError:  # the model is in a user's own file
         return "", ""
     return known.equations, known.paper
 
 
 def _versions(results: Sequence[RunResult]) -> list[tuple[str, str]]:
-    """Of the run where it was stored, else of this process."""
+    """The versions stored in the run, else those of this process."""
     here = {
         "calibrant": __version__,
         "python": platform.python_version(),

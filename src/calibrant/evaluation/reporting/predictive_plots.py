@@ -1,4 +1,4 @@
-"""Pictures of predictive checks, as PNG data URIs. A function returns None where its picture can't be made."""
+"""Pictures of predictive checks, as PNG data URIs. A function returns None if its picture can't be made."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ CAPTIONS = {
         "fill. The outermost bars hold all that lies beyond."
     ),
 }
-_BARS = 2.0  # standard errors
+_BARS = 2.0  # half width of bands and error bars, in standard errors
 _ACROSS = 3
-_REACH = 2.0  # widths of the narrower side that the picture reaches beyond it
+_REACH = 2.0  # the picture extends beyond the narrower distribution by so many of its widths
 
 
 def entry_coverage(result: xr.Dataset) -> str | None:
-    """Coverage of central intervals of entries, and the difference of their PIT's distribution from uniform."""
+    """Coverage of central intervals of entries, and the distribution of their PIT minus the uniform one."""
     if not np.isfinite(result["coverage"].values).any():
         return None
     with new_figure(WIDTH, 3.2) as figure:
@@ -72,13 +72,13 @@ def entry_coverage(result: xr.Dataset) -> str | None:
         left.set(xlabel="level of the interval", ylabel="entries inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         right.set(xlabel="u (PIT)", ylabel="ECDF of the PIT, less u", xlim=(0, 1))
         handles, labels = left.get_legend_handles_labels()
-        shown = dict(zip(labels, handles, strict=True))  # the null of several sites once
+        shown = dict(zip(labels, handles, strict=True))  # names the null once, not for every site
         figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3)
         return data_uri(figure)
 
 
 def _coverage(left: Axes, right: Axes, one: xr.Dataset, end: str, style: Mapping[str, Any], label: str) -> None:
-    """Coverage over all levels, read from the ECDF of the PIT, and the ECDF itself."""
+    """Draw the coverage at all levels, which follows from the ECDF of the PIT, and the ECDF itself."""
     u, ecdf, error = (one[name].values for name in ("u", f"pit_ecdf{end}", f"pit_ecdf{end}_se"))
     middle = len(u) // 2
     left.plot(2.0 * u[middle:] - 1.0, ecdf[middle:] - ecdf[middle::-1], label=label, **style)
@@ -88,7 +88,7 @@ def _coverage(left: Axes, right: Axes, one: xr.Dataset, end: str, style: Mapping
 
 
 def prior_statistics(result: xr.Dataset, most: int = 9) -> str | None:
-    """Every statistic over the data, and over data that the model simulates."""
+    """Histograms of every statistic, for the data and for data that the model simulates."""
     if "prior_statistic" not in result or not result.sizes["statistic"]:
         return None
     labels = result["statistic"].values[:most].tolist()
@@ -97,7 +97,7 @@ def prior_statistics(result: xr.Dataset, most: int = 9) -> str | None:
 
 
 def aggregate_posterior(result: xr.Dataset, most: int = 9) -> str | None:
-    """The latents whose pooled guide draws are farthest from the prior, in the order of the model."""
+    """Histograms of the latents whose pooled guide draws differ most from the prior, in the order of the model."""
     if "aggregate_draw" not in result or not result.sizes["latent"]:
         return None
     excess = (result["aggregate_wasserstein"] - result["aggregate_wasserstein_null"]).fillna(-np.inf).values
@@ -140,7 +140,7 @@ def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: s
 
 
 def _bins(under: Array, over: Array) -> Array:
-    """Common bins: one an integer where there are few, else over both sides, in the scale of the narrower one."""
+    """Common bins: one per integer if there are few, else bins over both sides, as wide as suits the narrower side."""
     sides = np.quantile(under, [0.003, 0.997]), np.quantile(over, [0.003, 0.997])
     low, high = min(side[0] for side in sides), max(side[1] for side in sides)
     if high - low < 30 and all((side % 1 == 0).all() for side in (under, over)):

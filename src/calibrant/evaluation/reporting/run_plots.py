@@ -1,4 +1,4 @@
-"""Pictures of a run: training, contrast, agreement with the reference, gaps, posteriors by ArviZ."""
+"""Pictures of a run: training curves, contrast curves, agreement with the reference, gaps, ArviZ's plots."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float64]
 
 
 def training_curves(results: Sequence[RunResult]) -> str | None:
-    """ELBO of training and held-out data over epochs; the steep start is cut off."""
+    """ELBO of training and held-out data over epochs, without its steep start."""
     trained = [(i, r) for i, r in enumerate(results) if len(r.history) > 1]
     if not trained:
         return None
@@ -104,7 +104,7 @@ def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: 
     kind = "exact" if contrast.attrs["reference_method"] == "exact" else "reference"
     for source in ("exact", "amortized"):
         y, se = (contrast[f"{name}{end}"].sel(source=source).values / unit for end in ("", "_se"))
-        if log:  # what noise leaves below zero has no place on a logarithmic axis
+        if log:  # noise may leave values below zero, which a logarithmic axis cannot show
             y = np.where(y > 0, y, np.nan)
         if source == "exact":
             axes.plot(x, y, ls=cycled(LINES, i), color=cycled(COLOURS, i), lw=2.0, label=f"{kind}, {model}")
@@ -115,7 +115,7 @@ def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: 
 
 
 def agreement(result: RunResult, sites: int = 4) -> str | None:
-    """For every site: posterior means of guide against reference, and the ratios of their sds."""
+    """For every site: posterior means of the guide against those of the reference, and the ratios of their sds."""
     if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
         return None
     comparison = result.comparison
@@ -156,7 +156,7 @@ def _ratios(axes: Axes, ratio: Array, name: str) -> None:
 
 
 def gaps(result: RunResult) -> str | None:
-    """Both parts of the gap of every datum, one upon the other, the largest first."""
+    """Stacked bars of both parts of the gap of every datum, the largest first."""
     split = known_gaps(result)
     if split is None:
         return None
@@ -173,7 +173,7 @@ def gaps(result: RunResult) -> str | None:
 
 
 def known_gaps(result: RunResult) -> xr.Dataset | None:
-    """The data whose gap is known; None where there are none."""
+    """The gaps of the data for which they are known; None if there are none."""
     if result.gap is None:
         return None
     known = result.gap.isel(data=np.flatnonzero(np.isfinite(result.gap["gap"] + result.gap["approximation"])))
@@ -181,7 +181,7 @@ def known_gaps(result: RunResult) -> xr.Dataset | None:
 
 
 def scores(comparison: xr.Dataset) -> xr.DataArray:
-    """How far the guide is off, `(data, latent)`: the larger of |mean error| (reference sd) and |log sd ratio|."""
+    """The error of the guide, `(data, latent)`: the larger of |mean error| (in reference sd) and |log sd ratio|."""
     error, ratio = abs(comparison["mean_error"]), abs(np.log(comparison["sd_ratio"].clip(1e-12)))
     return error.where(error > ratio, ratio)
 
@@ -199,7 +199,7 @@ def scalar_draws(tree: xr.DataTree, label: Hashable, latents: Sequence[str]) -> 
 
 
 def typical_datum(comparison: xr.Dataset) -> Hashable:
-    """The datum whose largest error is the median one."""
+    """The datum whose largest error is the median over the data."""
     largest = scores(comparison).max("latent")
     return largest.sortby(largest)["data"].values[(largest.sizes["data"] - 1) // 2].item()
 
@@ -207,7 +207,7 @@ def typical_datum(comparison: xr.Dataset) -> Hashable:
 def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
     """ArviZ's own plots: `dist`, `forest` and `trace` of a typical datum, `ecdf_pit` over all data.
 
-    Those latents are shown whose errors are largest over all data.
+    The latents with the largest errors over all data are shown.
     """
     comparison = result.comparison
     if comparison is None or result.reference is None or not comparison.sizes["data"] or not comparison.sizes["latent"]:
@@ -241,7 +241,7 @@ def _size(height: float) -> dict[str, Any]:
 
 
 def _one_chain(draws: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
-    """As many draws as both sides have, evenly spaced, as one chain: ArviZ overlays trees of one shape."""
+    """Evenly spaced draws, as many as both sides have, as one chain: ArviZ overlays trees of the same shape."""
     count = min(side.sizes["chain"] * side.sizes["draw"] for side in (draws, other))
     flat = {name: value.values.ravel() for name, value in draws.data_vars.items()}
     thin = np.linspace(0, draws.sizes["chain"] * draws.sizes["draw"] - 1, count).astype(int)

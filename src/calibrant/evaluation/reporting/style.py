@@ -1,4 +1,4 @@
-"""How the report's pictures look, and pictures as text of a page."""
+"""The style of the report's pictures, and their conversion to text for a page."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ STYLE = {
     "font.family": "sans-serif",
     "figure.facecolor": "white",
 }
-WIDTH = 7.2  # inches
+WIDTH = 7.2  # width of a picture, in inches
 _DPI = 110
 
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure of its own, without pyplot and its global state."""
+    """A new figure, created without pyplot and its global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -56,5 +56,5 @@ def cycled(options: Sequence[Any], i: int) -> Any:
 
 
 def plain_axes(text: object) -> str:
-    """Text that matplotlib sets as it is: a dollar sign would start a formula."""
+    """Escape text for matplotlib, for which a dollar sign would start a formula."""
     return str(text).replace("$", r"\$")

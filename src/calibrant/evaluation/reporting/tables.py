@@ -1,4 +1,4 @@
-"""Numbers and tables of the report."""
+"""The numbers and tables of the report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.simulation_ranks import uniformity
 from calibrant.inference.references.gate import convergence_of
 
-_LISTED = 10  # data that failed the gate
-_QUANTITIES = 8  # of a calibration, in the table
+_LISTED = 10  # largest number of data that failed the gate in a list
+_QUANTITIES = 8  # largest number of quantities in the table of a calibration
 
 
 def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
-    """Exact log evidence and ELBO of the same data, and the standard error of the ELBO, means over data in nats.
+    """Exact log evidence, ELBO of the same data, and its standard error: means over data, in nats per datum.
 
-    None where the exact evidence is not known.
+    None if the exact evidence is not known.
     """
     if result.reference is None or "convergence" not in result.reference.children:
         return None
@@ -58,7 +58,7 @@ def number_rows(result: RunResult) -> list[tuple[str, str]]:
 
 
 def setting_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Data, model, guide and settings of a run, a line each."""
+    """Data, model, guide and settings of a run, one line each."""
     parts = {
         "data": config.get("data"),
         "model": (config.get("model") or {}).get("arguments"),
@@ -78,7 +78,7 @@ def site_names(comparison: xr.Dataset) -> list[str]:
 
 
 def site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> dict[str, str]:
-    """Statistics of one site over data and latents, and what the verdicts say of it."""
+    """Statistics of one site over data and latents, with the sentences of the verdicts on it."""
     prefix = "" if site in comparison["site"].values else "shared_"
     part = comparison.isel({f"{prefix}latent": np.flatnonzero(comparison[f"{prefix}site"].values == site)})
     ratio, error, se, coverage = (
@@ -101,7 +101,7 @@ def site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> dic
 
 
 def gap_table(result: RunResult) -> dict[str, Any] | None:
-    """Both parts of the gap over the data where they are known, and why they are not for others."""
+    """Both parts of the gap over the data with a known gap, and why it is not known for all other data."""
     if result.gap is None:
         return None
     known = run_plots.known_gaps(result)
@@ -154,7 +154,7 @@ def _quantity_row(row: xr.Dataset, name: str) -> dict[str, str]:
 
 
 def remedy_table(result: RunResult) -> dict[str, Any] | None:
-    """What the remedies that were tried do, a row each, and in words."""
+    """The results of the remedies that were tried, one row each, with their sentences."""
     if result.remedies is None:
         return None
     rows = [_remedy_row(result.remedies.sel(remedy=name), str(name)) for name in result.remedies["remedy"].values]
@@ -185,7 +185,7 @@ def _remedy_row(row: xr.Dataset, name: str) -> dict[str, str]:
 
 
 def gate_table(result: RunResult) -> dict[str, Any] | None:
-    """How many data have a reference posterior, why others have none, and how these differ."""
+    """The number of data with a reference posterior, and how and why all other data have none."""
     if result.reference is None:
         return None
     gate = convergence_of(result.reference)

@@ -1,1 +1,1 @@
-"""What is measured: arrays and trees in, xarray out."""
+"""Statistics of guides and models: functions of result trees and arrays that return xarray data."""

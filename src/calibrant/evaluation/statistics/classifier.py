@@ -1,12 +1,12 @@
 """Classifier two-sample test: can draws of the guide be told from draws of the reference, datum by datum?
 
 A classifier learns to tell the two apart and is judged on draws that it has not seen (Lopez-Paz & Oquab 2017, ICLR).
-Its accuracy is 1/2 where the joint posteriors agree, and the p-value is that of permuted labels, so that it holds for
-any classifier, number of draws and of latents.
+Its accuracy is 1/2 if the joint posteriors agree. The p-value comes from permuted labels, so that it is valid for any
+classifier and any number of draws and latents.
 
 The classifier is a ridge regression of the labels ±1 on features of all latents together, by kernels: its held-out
 scores are A y with a matrix A that does not depend on the labels y, and permutations are further columns of y. Nothing
-that is computed before the labels come in (ranks, whitening, bandwidth) knows which side a draw is from.
+that is computed before the labels are used (ranks, whitening, bandwidth) depends on which side a draw is from.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
-MAX_PERMUTATIONS = 2000  # of a datum that the first permutations do not reach
-FEW_REACH = 10  # so few permutations that reach the observed statistic call for more
+MAX_PERMUTATIONS = 2000  # largest number of permutations for a datum
+FEW_REACH = 10  # if fewer permutations reach the observed statistic, more are made
 
-_PENALTY = 10.0  # of the ridge, where the kernel's mean diagonal is 1
+_PENALTY = 10.0  # penalty of the ridge regression, for a kernel with a mean diagonal of 1
 _CONSTANT = 1e-12
 
 
@@ -53,30 +53,31 @@ def c2st(
     All local continuous latents of a datum are tested jointly. The trees are joined on the coordinate `data`; data
     whose reference fails the convergence gate are left out. Both sides give equally many draws, evenly spaced. Draws
     that are not independent (attribute `independent_draws` 0: Markov chains, resampled draws) are thinned to their
-    smallest effective sample size over the latents, their distances from the median and their principal axes, and folds
-    are contiguous parts of the draws, so that what is left of their correlation does not reach from the draws that
-    train to those that test.
+    smallest effective sample size over the latents, their distances from the median and their principal axes. Folds
+    are contiguous parts of the draws, so that the remaining correlation does not connect the draws that train a
+    classifier with those that test it.
 
     Args:
         post: tree to be judged, usually of `posterior`.
         ref: tree to judge by, usually of `reference`.
-        draws: of each side, at most; time grows with their third power.
-        folds: parts of the draws, each predicted by a classifier that has learned from the others.
-        permutations: of the labels, within folds. Where fewer than 10 of them reach the observed statistic, more are
-            made, up to data / fdr (at most 2,000), so that a single wrong datum can be flagged among all.
-        fdr: rate of false discoveries among the data flagged (Benjamini & Hochberg 1995).
-        seed: of the permutations.
+        draws: largest number of draws of each side; the time grows with its third power.
+        folds: number of parts of the draws; each is predicted by a classifier that has learned from all other parts.
+        permutations: number of permutations of the labels, within folds. If fewer than 10 of them reach the observed
+            statistic, more are made, up to data / fdr (at most 2,000), so that a single wrong datum can be flagged.
+        fdr: rate of false discoveries among the flagged data (Benjamini & Hochberg 1995).
+        seed: random seed for the permutations.
 
     Returns:
-        Dimension `data`: `c2st`, the cross-validated accuracy (1/2 where nothing can be told apart; it grows with the
-        draws towards that of the best classifier); `c2st_null` and `c2st_null_sd`, mean and standard deviation of the
-        accuracy with permuted labels; `c2st_p`, (1 + permutations that reach the observed statistic) / (1 +
-        permutations), where the statistic is the correlation of held-out scores and labels, which also counts how sure
-        the classifier is; `c2st_draws`, draws used of each side; `c2st_flagged`. A datum with fewer than `4 folds`
-        draws after thinning is not tested: NaN, and not flagged.
+        Dimension `data`: `c2st`, the cross-validated accuracy (1/2 if the two sides cannot be told apart; with more
+        draws it grows towards the accuracy of the best classifier); `c2st_null` and `c2st_null_sd`, mean and standard
+        deviation of the accuracy with permuted labels; `c2st_p`, (1 + permutations that reach the observed statistic) /
+        (1 + permutations), where the statistic is the correlation of held-out scores and labels, which also measures
+        how sure the classifier is; `c2st_draws`, the number of draws used from each side; `c2st_flagged`. A datum with
+        fewer than `4 folds` draws after thinning is not tested: its values are NaN, and it is not flagged.
 
     Raises:
-        InferenceError: as `compare`; without a local continuous latent, for settings out of range.
+        InferenceError: for trees that `compare` refuses, without a local continuous latent, or for settings out of
+            range.
     """
     _check_settings(draws, folds, permutations, fdr)
     check_same_problem(post, ref)
@@ -114,7 +115,7 @@ def _check_settings(draws: int, folds: int, permutations: int, fdr: float) -> No
     if folds < 2 or permutations < 20 or not 0.0 < fdr < 1.0 or draws < 4 * folds:
         raise InferenceError(
             f"draws={draws}, folds={folds}, permutations={permutations}, fdr={fdr}: give 2 folds and 20 permutations "
-            "or more, four draws a fold or more, and a rate of false discoveries between 0 and 1"
+            "or more, four draws per fold or more, and a rate of false discoveries between 0 and 1"
         )
 
 
@@ -125,7 +126,7 @@ def _local_latents(post: xr.DataTree, ref: xr.DataTree) -> list[str]:
     names = [name for name in local if not all(_is_discrete(side[name]) for side in (ours, theirs))]
     if not names:
         raise InferenceError(
-            f"of the latents {common} none is local and continuous: there are no draws of a datum to tell apart"
+            f"of the latents {common} none is local and continuous: the classifier test needs such a latent"
         )
     return names
 
@@ -136,7 +137,7 @@ def _is_discrete(draws: xr.DataArray) -> bool:
 
 
 def _labels(post: xr.DataTree, ref: xr.DataTree) -> np.ndarray:
-    """Labels of the joined data that pass the gate."""
+    """The labels of the joined data that pass the gate."""
     gate = convergence_of(ref)
     passed = set(gate["data"].values[gate["is_reference"].values].tolist()) & set(data_labels(ref).tolist())
     labels = data_labels(post)
@@ -144,7 +145,7 @@ def _labels(post: xr.DataTree, ref: xr.DataTree) -> np.ndarray:
 
 
 def _per_datum(tree: xr.DataTree, names: list[str], labels: np.ndarray) -> Iterator[Array]:
-    """Draws `(chain, draw, latent)` of every datum."""
+    """The draws of every datum in turn, `(chain, draw, latent)`."""
     place = {label: i for i, label in enumerate(data_labels(tree).tolist())}
     for block in draw_blocks(tree["posterior"].dataset, names, [place[label] for label in labels.tolist()]):
         yield from block
@@ -158,12 +159,12 @@ def _check_finite(guide: Array, latents: list[Latent], label: Hashable) -> None:
 
 
 def _usable(reference: Array) -> bool:
-    """`compare` leaves out data whose reference is not finite or does not vary, and so does this test."""
+    """Whether reference draws are finite and vary; `compare` and this test leave out all other data."""
     return bool(np.isfinite(reference).all() and (reference.max((0, 1)) > reference.min((0, 1))).all())
 
 
 def _nearly_independent(tree: xr.DataTree, draws: Array) -> Array:
-    """Draws `(draw, latent)`, thinned where those of the tree may be correlated."""
+    """Draws `(draw, latent)`, thinned if the draws of the tree may be correlated."""
     flat = draws.reshape(-1, draws.shape[2])
     return flat if tree["posterior"].attrs.get("independent_draws", 0) else _spaced(flat, _effective(draws))
 
@@ -171,8 +172,8 @@ def _nearly_independent(tree: xr.DataTree, draws: Array) -> Array:
 def _effective(draws: Array) -> int:
     """Smallest effective sample size of a posterior's draws `(chain, draw, latent)`.
 
-    A test of whole distributions sees spread and direction too: distances from the median, in each latent and over
-    all, and the principal axes.
+    Since a test of whole distributions also sees spread and direction, the sample size is the smallest over the
+    latents, the distances from the median (in each latent and over all), and the principal axes.
     """
     centred = (draws - np.median(draws, axis=(0, 1))) / np.maximum(draws.std((0, 1)), _CONSTANT)
     axes = centred @ np.linalg.eigh(np.cov(centred.reshape(-1, draws.shape[2]).T).reshape(draws.shape[2], -1))[1]
@@ -182,7 +183,7 @@ def _effective(draws: Array) -> int:
 
 
 def _alike(ours: Array, theirs: Array, most: int) -> tuple[Array, Array]:
-    """Equally many draws of both sides."""
+    """Select equally many draws of both sides."""
     count = min(len(ours), len(theirs), most)
     return _spaced(ours, count), _spaced(theirs, count)
 
@@ -208,8 +209,8 @@ def _test(
     if (statistics >= observed).sum() < FEW_REACH and most > permutations:
         more = _scores(predict, _permuted(side, fold, most - permutations, generator))[1]
         statistics = np.concatenate((statistics, more))
-    # Exact in two stages too: more permutations are made only where the p-value is below FEW_REACH / (1 + permutations)
-    # and they cannot make it smaller more often than they would if they were always made.
+    # The p-value is exact in two stages too: more permutations are made only if it is below FEW_REACH / (1 +
+    # permutations), and they make it smaller no more often than if they were always made.
     p = (1.0 + (statistics >= observed).sum()) / (1.0 + len(statistics))
     return _Test(float(accuracy[0]), float(null.mean()), float(null.std(ddof=1)), float(p), count)
 
@@ -217,7 +218,7 @@ def _test(
 def kernel(draws: Array) -> Array:
     """Similarity of draws `(draw, latent)` of both sides, `(draw, draw)`, centred, with a mean diagonal of 1.
 
-    The mean of three parts of equal weight, all of normal scores: Hermite polynomials up to degree 4 of each latent
+    It is the mean of three parts, all computed from normal scores: Hermite polynomials up to degree 4 of each latent
     (location, spread, skewness, tails); after whitening, squares and products of all pairs; and a Gaussian kernel with
     the median distance as its width (modes, shapes).
     """
@@ -242,7 +243,7 @@ def kernel(draws: Array) -> Array:
 
 
 def _whitened(scores: Array) -> Array:
-    """Scores with nearly the identity as covariance: errors along a narrow direction of the posterior become visible.
+    """Whiten scores, so that errors along a narrow direction of the posterior become visible.
 
     The covariance is shrunk for few draws of many latents (Ledoit & Wolf 2004, Journal of Multivariate Analysis 88(2)).
     """
@@ -259,7 +260,7 @@ def _centred(part: Array) -> Array:
 
 
 def held_out(similarity: Array, fold: npt.NDArray[np.intp]) -> Array:
-    """Matrix that takes labels to the scores of ridge regressions fitted without the fold that they score.
+    """The matrix that maps labels to the scores of ridge regressions, each fitted without the fold that it scores.
 
     With G = (K + λ)⁻¹, the residual of a fold F that was left out is G_FF⁻¹ (G y)_F: one inverse serves all folds.
     """
@@ -274,7 +275,7 @@ def held_out(similarity: Array, fold: npt.NDArray[np.intp]) -> Array:
 
 
 def _permuted(side: Array, fold: npt.NDArray[np.intp], permutations: int, generator: np.random.Generator) -> Array:
-    """Labels `(draw, permutation)`, permuted within folds: every fold stays half and half, as it was observed."""
+    """Labels `(draw, permutation)`, permuted within folds, so that every fold keeps half of its labels on each side."""
     labels = np.tile(side[:, None], (1, permutations))
     for part in np.unique(fold):
         inside = fold == part
@@ -283,7 +284,7 @@ def _permuted(side: Array, fold: npt.NDArray[np.intp], permutations: int, genera
 
 
 def _scores(predict: Array, labels: Array) -> tuple[Array, Array]:
-    """Accuracy, and correlation of scores and labels, of every column of labels `(draw, column)`."""
+    """Accuracy, and correlation of scores and labels, for every column of labels `(draw, column)`."""
     scores = predict @ labels
     agreement = scores * labels
     return (agreement > 0.0).mean(0), agreement.mean(0) / np.sqrt((scores**2).mean(0))

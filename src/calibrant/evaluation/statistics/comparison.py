@@ -2,9 +2,9 @@
 
 Every standard error is the delta method in influence-function form: a statistic of two samples changes to first order
 by the mean of one number per draw (its influence), so its Monte Carlo variance is the variance of that number divided
-by the effective number of draws, summed over both sides. This holds for any posterior shape (skewness and kurtosis
-enter by themselves) and for the joint error of numerator and reference sd. Independent draws count fully; for MCMC the
-effective sample size of the influence series itself is taken (arviz_stats).
+by the effective number of draws, summed over both sides. This holds for any posterior shape (skewness and kurtosis are
+accounted for) and for the joint error of numerator and reference sd. Independent draws count fully; for MCMC the
+effective sample size of the influence series itself is used (arviz_stats).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEFT_OUT_LIMIT = 0.05
 def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Dataset:
     """Compare amortized draws with reference draws of the same posteriors.
 
-    The trees are joined on the coordinate `data`. Data whose reference fails the convergence gate are left out of all
+    The trees are joined on the coordinate `data`. Data whose reference fails the convergence gate are excluded from all
     statistics and listed under `left_out`. Results are in units of the reference's posterior sd; each `…_se` is the
     Monte Carlo standard error from both sides.
 
@@ -48,8 +48,8 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     Returns:
         Dimensions `data` (the data kept) and `latent` (`scale`, `z[3]`, `z[1,2]`; coordinates `site`, `index`):
         `mean_error` (amortized − reference mean), `sd_ratio` (amortized / reference), `wasserstein` (1-Wasserstein
-        distance), `coverage` (mass of the reference in the amortized central interval), each with `…_se`. What equal
-        posteriors would give at these sample sizes is `wasserstein_null` ± `wasserstein_null_se` (noise alone makes the
+        distance), `coverage` (mass of the reference in the amortized central interval), each with `…_se`. Equal
+        posteriors would give, at these sample sizes, `wasserstein_null` ± `wasserstein_null_se` (noise alone makes the
         distance positive) and a coverage of `level` ± `coverage_null_se`.
         Per datum with two or more latents: `correlation_error`, the root-mean-square difference of the entries of the
         correlation matrices of all latents, with `correlation_error_se`. Both come from the unbiased mean square
@@ -59,14 +59,14 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
         Shared latents (no dimension `data`): `shared_mean_error` … along `shared_latent`.
         Along `left_out`: `reason`. Along `observed_site`: `observed_rms_kept`, `observed_rms_left_out`, the mean over
         data of the root-mean-square of each observed site.
-        Attributes: `n_joined`, `n_left_out`, `share_left_out`, `cannot_tell` (1 beyond 5% left out), `coverage_level`,
-        `discrete` (latents whose draws are whole numbers on both sides: they are not compared, since an sd means
-        nothing where one value is nearly certain), `amortized_method`, `reference_method`,
+        Attributes: `n_joined`, `n_left_out`, `share_left_out`, `cannot_tell` (1 if more than 5% are left out),
+        `coverage_level`, `discrete` (latents whose draws are whole numbers on both sides: they are not compared, since
+        an sd has no meaning if one value is nearly certain), `amortized_method`, `reference_method`,
         `amortized_draws`, `reference_draws` (per datum), `model_sha256`.
 
     Raises:
-        InferenceError: labels that are not unique or do not meet, different observations, covariates, weights, latents
-            or event shapes, draws that are too few or (amortized) not finite.
+        InferenceError: for labels that are not unique or have none in common; for trees of different observations,
+            covariates, weights, latents or event shapes; for draws that are too few or (amortized) not finite.
     """
     if not 0.0 < level < 1.0:
         raise InferenceError(f"`level` is {level}: give the mass of the central interval, between 0 and 1")
@@ -77,7 +77,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     names = [name for name in common if not all(is_discrete(side.posterior[name]) for side in (amortized, reference))]
     if not names:
         raise InferenceError(
-            f"the latents {common} are all discrete, and their means in posterior sds say nothing: compare the "
+            f"the latents {common} are all discrete, and their means in posterior sds have no meaning: compare the "
             'probabilities of their values, (tree["posterior"]["NAME"] == value).mean(("chain", "draw"))'
         )
     local = [name for name in names if "data" in reference.posterior[name].dims]
@@ -102,7 +102,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
 
 
 def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
-    """Why each joined datum has no reference posterior, empty where it has one."""
+    """The reason why each joined datum has no reference posterior; empty if it has one."""
     gate = convergence_of(ref)
     labels = gate["data"].values.tolist()
     passed = dict(zip(labels, gate["is_reference"].values.tolist(), strict=True))
@@ -116,7 +116,7 @@ def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
 def _local_statistics(
     amortized: Side, reference: Side, names: list[str], labels: np.ndarray, level: float
 ) -> tuple[list[dict[str, Array]], dict[Hashable, str]]:
-    """Statistics of every datum, and why data without usable reference draws have none."""
+    """Statistics of every datum with usable reference draws, and the reasons why all other data have none."""
     if not names:
         return [_EMPTY for _ in labels], {}
     latents = scalars(reference.posterior, names)
@@ -149,14 +149,14 @@ def _per_datum(side: Side, names: list[str], labels: np.ndarray) -> Iterator[Dra
 
 
 def _check_finite(draws: Draws, latents: list[Latent], what: str) -> None:
-    """A guide that gives NaN is at fault itself; leaving the datum out would hide that."""
+    """Refuse draws of the guide that are not finite: to leave the datum out would hide the guide's error."""
     finite = np.isfinite(draws.flat).all(0)
     if not finite.all():
         raise InferenceError(f"amortized draws of `{latents[int(finite.argmin())].label}` are not finite for {what}")
 
 
 def _defect(reference: Draws, latents: list[Latent]) -> str:
-    """Why statistics in units of the reference sd do not exist, empty if they do."""
+    """The reason why statistics in units of the reference sd do not exist; empty if they do."""
     finite = np.isfinite(reference.flat).all(0)
     if not finite.all():
         return f"draws that are not finite in `{latents[int(finite.argmin())].label}`"
@@ -203,7 +203,7 @@ def _latent_coords(latents: list[Latent], prefix: str) -> dict[str, tuple[str, n
 def _observed_difference(
     amortized: Side, reference: Side, joined: np.ndarray, kept: npt.NDArray[np.bool_]
 ) -> xr.Dataset:
-    """How large the observations of kept and of left-out data are, so that a biased selection shows."""
+    """The size of the observations of kept and of left-out data, which shows a biased selection."""
     side = reference if "observed_data" in reference.tree.children else amortized
     observed = side.group("observed_data")
     sites = [str(s) for s, v in observed.data_vars.items() if "data" in v.dims and np.issubdtype(v.dtype, np.number)]

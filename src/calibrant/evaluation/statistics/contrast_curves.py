@@ -1,8 +1,9 @@
 """The contrast experiment: how a posterior changes when the same image is shown at different contrasts.
 
-The main normative test of Catoni et al. (arXiv 2404.15390, Fig. 1): far below the noise an image tells nothing, so the
-posterior is the prior; the higher the contrast, the more certain the latents. Whether that happens is a property of the
-model, read off its exact posterior; whether the guide shows it is a property of the guide. The two are kept apart.
+The main normative test of Catoni et al. (arXiv 2404.15390, Fig. 1): far below the noise an image carries no
+information, so the posterior is the prior; the higher the contrast, the more certain the latents. Whether that happens
+is a property of the model, seen in its exact posterior; whether the guide follows it is a property of the guide. The
+two are kept apart.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ LEVELS = tuple(np.geomspace(0.1, 10.0, 13).tolist())
 SOURCES = ("exact", "amortized")
 STATISTICS = ("mean_norm", "signal_variance", "posterior_sd", "scale_cv")
 
-_BLANK = 1e-3  # of the data's root-mean-square contrast: what lies below holds nothing to be scaled
-_INFORMATIVE = 0.1  # prior sd by which the posterior mean of a latent varies over images
+_BLANK = 1e-3  # images with less contrast, relative to the data's root-mean-square contrast, cannot be scaled
+_INFORMATIVE = 0.1  # least sd over images of the posterior mean of an informative latent, in prior sds
 _PRIOR_DRAWS = 20_000
 _BATCH = 4096
-_TINY = 1e-150  # the sd of a point mass, so that a division by it is no error
+_TINY = 1e-150  # smallest sd that is divided by, for point masses
 
 Array = npt.NDArray[np.float64]
 
@@ -68,31 +69,30 @@ def contrast_experiment(
 ) -> xr.Dataset:
     """Posteriors of the same images at many contrasts, of the model (exact or reference) and of its guide.
 
-    An image has its own mean removed and is scaled to a root-mean-square contrast of `level` × σ, where σ is the
-    standard deviation of the model's noise: level 1 is the noise-equivalent contrast. Images without contrast take no
-    part. Only data whose reference passes the gate count, for both sources, level by level; one level is in memory at a
-    time.
+    Every image is shifted to mean 0 and scaled to a root-mean-square contrast of `level` × σ, where σ is the standard
+    deviation of the model's noise: level 1 is the noise-equivalent contrast. Images without contrast are not used. At
+    each level, only images whose reference passes the gate are used, for both sources. The levels are computed one by
+    one, to save memory.
 
-    Averages run over the *informative* latents, chosen once on the reference posterior of the images at their own
-    contrast: those whose posterior mean has a standard deviation over images above 0.1 of the prior's (all latents
-    where there is none).
+    Averages run over the *informative* latents: those whose posterior mean has a standard deviation over images above
+    0.1 of the prior's, by the reference posterior of the images at their own contrast (all latents if there is none).
 
     Args:
         model: the program, with one observed site.
         guide: its guide; both should be in `eval()`.
         observed: site → tensor (held-out images), or a `Data`.
-        levels: contrasts, in units of the noise-equivalent contrast; 13 from 0.1 to 10 where left out.
-        images: how many images, drawn at random from the data (all that have contrast, where there are fewer).
-        draws: draws a chain of the reference, and of the guide.
-        chains: chains of the reference.
-        noise: σ in data units; by default what `model.likelihood.noise_sd` says (over pixels: root mean square).
-        latent: the vector latent; needed where there is more than one.
-        scale: the positive scalar latent whose coefficient of variation is wanted; found where there is one.
-        seed: of the images and the draws.
-        method: of the reference.
+        levels: contrasts, in units of the noise-equivalent contrast; None for 13 levels from 0.1 to 10.
+        images: number of images, drawn at random from the data that have contrast (all of them if there are fewer).
+        draws: number of draws per reference chain, and of guide draws per image.
+        chains: number of reference chains.
+        noise: σ in data units; None for the result of `model.likelihood.noise_sd` (root mean square over pixels).
+        latent: name of the vector latent, if there is more than one.
+        scale: name of the positive scalar latent whose coefficient of variation is measured, if there is more than one.
+        seed: random seed for the choice of images and the draws.
+        method: method of `reference`.
         progress: called with (stage, done, total, text).
-        covariates: keyword → tensor.
-        warmup: adaptation steps of a chain (MCMC alone).
+        covariates: keyword → tensor, leading dimension data.
+        warmup: number of adaptation steps per reference chain (MCMC only).
 
     Returns:
         Dimensions `source` ("exact", "amortized"), `contrast`, `image` (the data's labels). Means over images, with
@@ -117,7 +117,7 @@ def contrast_experiment(
 
 @dataclass(frozen=True)
 class ContrastPlan:
-    """The arguments of `contrast_experiment`."""
+    """The settings of a contrast experiment: arguments of `contrast_experiment`."""
 
     levels: Sequence[float] | None = None
     images: int = 32
@@ -135,7 +135,7 @@ class ContrastPlan:
 
 
 def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: Progress = silent) -> xr.Dataset:
-    """As `contrast_experiment`, of a problem that is checked."""
+    """Run the contrast experiment, like `contrast_experiment`, for a problem that is already checked."""
     program, data, of = problem.program, problem.data, partial(stream, seed, "contrast")
     contrasts = _checked_levels(LEVELS if plan.levels is None else plan.levels)
     few = data.batch(torch.arange(min(len(data), 16)))
@@ -173,7 +173,7 @@ def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: P
 
 def _reference(shown: Problem, plan: ContrastPlan, seed: int) -> xr.DataTree:
     tree = reference_of(shown.program, shown.data, plan.reference, seed=seed)
-    if tree["posterior"].sizes["data"] < len(shown.data):  # Ctrl-C leaves the data that were finished
+    if tree["posterior"].sizes["data"] < len(shown.data):  # after Ctrl-C, only some data were finished
         raise KeyboardInterrupt
     return tree
 
@@ -189,7 +189,7 @@ class _Names(NamedTuple):
 
 @dataclass(frozen=True)
 class _Patches:
-    """Images `(image, *event)` as they are, and with mean 0 and root-mean-square 1."""
+    """Images `(image, *event)`, unchanged and with mean 0 and root mean square 1."""
 
     name: str
     original: Tensor
@@ -198,7 +198,7 @@ class _Patches:
     labels: np.ndarray
 
     def shown(self, contrast: float | None) -> Data:
-        """The images at a contrast in data units; None leaves them as they are."""
+        """The images at a contrast in data units; None for the unchanged images."""
         values = self.original if contrast is None else contrast * self.unit
         return Data({self.name: values}, self.covariates, coords={"data": self.labels})
 
@@ -217,22 +217,22 @@ def _checked_noise(noise: float) -> float:
 
 
 def _find_sites(found: Mapping[str, Site], data: Data, latent: str | None, scale: str | None) -> tuple[_Names, Site]:
-    """The sites of the experiment: as asked for, else the only ones there are."""
+    """The sites of the experiment: those that are given, else the only ones of their kind."""
     if len(data.observed_names) != 1:
         raise InferenceError(
-            f"the data hold the observations {list(data.observed_names)}: contrast is that of one site"
+            f"the data hold the observations {list(data.observed_names)}: the contrast experiment needs exactly one"
         )
     local = {name: site for name, site in found.items() if site.local}
     vectors = [name for name, site in local.items() if site.event_shape.numel() > 1]
     latent = _only("latent", "vector", vectors, latent)
     if not latent:
-        raise InferenceError(f"the program has no local vector latent to look at, only {list(local)}")
+        raise InferenceError(f"the contrast experiment needs a local vector latent, the program has only {list(local)}")
     scales = [n for n, site in local.items() if site.event_shape.numel() == 1 and is_positive(site.support)]
     return _Names(data.observed_names[0], latent, _only("scale", "positive scalar", scales, scale)), local[latent]
 
 
 def _only(argument: str, kind: str, names: list[str], asked: str | None) -> str:
-    """The site asked for, or the only one there is; "" where there is none."""
+    """The given site, else the only one of its kind; "" if there is none."""
     if asked is not None and asked not in names:
         raise InferenceError(f"{argument}={asked!r} is no {kind} among the local latents; such are {names}")
     if asked is None and len(names) > 1:
@@ -241,11 +241,11 @@ def _only(argument: str, kind: str, names: list[str], asked: str | None) -> str:
 
 
 def _choose(data: Data, name: str, images: int, seed: int) -> _Patches:
-    """Images with contrast, at random; the order of the data decides nothing."""
+    """Choose images with contrast at random, whatever the order of the data."""
     contrast = torch.cat([_contrast(data.batch(index)[0][name]) for index in torch.arange(len(data)).split(_BATCH)])
     usable = (contrast > _BLANK * contrast.square().mean().sqrt()).nonzero()[:, 0]
     if images < 2 or len(usable) < 2:
-        raise InferenceError(f"images={images}, of {len(data)} data {len(usable)} have contrast: two are the fewest")
+        raise InferenceError(f"images={images}, of {len(data)} data {len(usable)} have contrast: two are needed")
     order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed))
     index = usable[order[:images]].sort().values
     rows, cols = data.batch(index)
@@ -270,10 +270,10 @@ def _centred(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Summary:
-    """Posterior moments of every image, NaN where one is left out.
+    """Posterior moments of every image, NaN for images that are left out.
 
-    The posterior mean is `(image, latent)`, as is `mean_error`, its Monte Carlo variance; the others are `(image,)`,
-    `…_se` their Monte Carlo standard errors.
+    The posterior mean and `mean_error`, its Monte Carlo variance, are `(image, latent)`; all other fields are
+    `(image,)`, and `…_se` are their Monte Carlo standard errors.
     """
 
     mean: Array
@@ -285,7 +285,7 @@ class _Summary:
     passed: npt.NDArray[np.bool_]
 
     def where(self, passed: npt.NDArray[np.bool_]) -> _Summary:
-        """The same with only some of the images."""
+        """The same moments, with NaN for all images that did not pass."""
 
         def keep(values: Array) -> Array:
             return np.where(passed.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
@@ -295,10 +295,10 @@ class _Summary:
 
 
 def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | slice = slice(None)) -> _Summary:
-    """Moments of the latents that are used.
+    """Posterior moments of the latents that are used.
 
-    An sd's Monte Carlo error is that of the mean of its influence, ((x − mean)² / sd − sd) / 2 for a draw x; the
-    influence of an average over latents is the average of theirs, which takes their dependence into account.
+    The Monte Carlo error of an sd is that of the mean of its influence, ((x − mean)² / sd − sd) / 2 for a draw x. The
+    influence of an average over latents is the average of their influences, which accounts for their dependence.
     """
     group = tree["posterior"].dataset
     independent = bool(group.attrs["independent_draws"])
@@ -326,13 +326,13 @@ def _summarise(tree: xr.DataTree, names: _Names, used: npt.NDArray[np.bool_] | s
 
 
 def _draws(variable: xr.DataArray) -> Array:
-    """`(image, chain, draw, latent)`."""
+    """The draws of a latent, `(image, chain, draw, latent)`."""
     values = np.asarray(variable.transpose("data", "chain", "draw", ...).values, dtype=np.float64)
     return values.reshape(*values.shape[:3], -1)
 
 
 def _error(series: Array, independent: bool) -> Array:
-    """Monte Carlo standard error of the mean of series `(image, chain, draw, latent)`, `(image, latent)`."""
+    """Monte Carlo standard error `(image, latent)` of the mean of series `(image, chain, draw, latent)`."""
     size: Array | float = float(series.shape[1] * series.shape[2])
     if not independent:
         size = ess(np.moveaxis(series, 0, 2))
@@ -348,14 +348,14 @@ def _variation(scale: Array, independent: bool) -> tuple[Array, Array]:
 
 
 def _prior_sd(program: PyroModule, site: Site, patches: _Patches, seed: int) -> Array:
-    """Prior standard deviation of every latent: the site's own where nothing else moves it, else of simulated draws."""
+    """Prior standard deviation of every latent: of its own prior if it has no parents, else of simulated draws."""
     if is_improper(site.prior):
         raise InferenceError(f"latent {site.name!r} has an improper prior: there is no prior sd to compare with")
     if not (site.parents or patches.covariates):
         try:
             prior: Any = site.prior
             return prior.stddev[0].detach().double().cpu().numpy().reshape(-1)
-        except NotImplementedError:  # some families know no moments
+        except NotImplementedError:  # some families have no moments in closed form
             pass
     repeats = -(-_PRIOR_DRAWS // len(patches.labels))
     covariates = {name: torch.cat([value] * repeats) for name, value in patches.covariates.items()}
@@ -369,7 +369,7 @@ def _informative(natural: xr.DataTree, names: _Names, prior_sd: Array) -> npt.ND
     passed = summary.passed
     if passed.sum() < 2:
         raise InferenceError(
-            f"the reference of {(~passed).sum()} of {len(passed)} images fails the gate: take more draws, or another "
+            f"the reference of {(~passed).sum()} of {len(passed)} images fails the gate: use more draws, or another "
             "method="
         )
     signal = summary.mean[passed].var(0, ddof=1) - summary.mean_error[passed].mean(0)
@@ -393,7 +393,7 @@ def _assemble(rows: Mapping[str, list[_Summary]], levels: Array, labels: np.ndar
 
 
 def _per_image(summary: _Summary) -> dict[str, Array]:
-    """What the statistics are means of, one number an image."""
+    """The values of which the statistics are means, one per image."""
     mean, error, passed = summary.mean, summary.mean_error, summary.passed
     count = max(int(passed.sum()), 2)
     centre = mean[passed].mean(0) if passed.any() else np.nan
@@ -408,7 +408,7 @@ def _per_image(summary: _Summary) -> dict[str, Array]:
 
 
 def mean_and_error(values: Array) -> tuple[Array, Array]:
-    """Mean over the last axis and its standard error, NaN entries left out; NaN where fewer than two are left."""
+    """Mean over the last axis and its standard error, without NaN entries; NaN if fewer than two are left."""
     count = np.isfinite(values).sum(-1)
     enough = np.where(count >= 2, count, np.nan)
     mean = np.nansum(values, -1) / enough
@@ -417,7 +417,7 @@ def mean_and_error(values: Array) -> tuple[Array, Array]:
 
 
 def _spearman(result: xr.Dataset, source: str) -> float:
-    """Rank correlation of contrast and posterior sd; NaN where the sd takes one value only."""
+    """Rank correlation of contrast and posterior sd; NaN if the sd takes one value only."""
     sd = result["posterior_sd"].sel(source=source).values
     there = np.isfinite(sd)
     if there.sum() < 3 or np.ptp(sd[there]) == 0:

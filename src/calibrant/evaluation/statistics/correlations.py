@@ -1,4 +1,4 @@
-"""How far the correlations of a guide are from those of the reference."""
+"""Errors of the correlations of a guide, compared with those of the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[np.float64]
 
 
 def correlation_error(a: Draws, r: Draws) -> dict[str, Array]:
-    """Root-mean-square difference of the correlation matrices' entries, without the part that sampling noise adds.
+    """Root-mean-square difference of the correlation matrices' entries, without the contribution of sampling noise.
 
     The scatter of blocks gives the covariance V of the mean difference d, also for MCMC. Then |d|² − tr V is unbiased
     for the squared difference |δ|², with variance 2 tr V² + 4 δᵀVδ (normal d). The traces are taken from the Gram
@@ -41,7 +41,7 @@ def correlation_error(a: Draws, r: Draws) -> dict[str, Array]:
 
 
 def _correlation_rows(mean: Array, variance: Array, latents: int) -> dict[str, Array]:
-    """The same mean square for each latent's row of the matrix alone, and its noise: one wrong pair stays visible."""
+    """Mean square and noise for each latent's row of the correlation matrix, in which one wrong pair stays visible."""
     upper = np.triu_indices(latents, 1)
 
     def row(pairs: Array) -> Array:

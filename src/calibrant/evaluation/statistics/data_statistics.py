@@ -21,9 +21,9 @@ Array = npt.NDArray[np.float64]
 Function = Callable[[Tensor], Tensor]
 
 BANDS = ("power low", "power middle", "power high")
-_SMALLEST_SPECTRUM = 8  # pixels on the shorter side, so that every band has frequencies
-_SMALLEST_SHAPE = 8  # entries of an event whose kurtosis says something
-_FLOOR = 1e-6  # of the observed power: what the logarithm of an empty band stops at
+_SMALLEST_SPECTRUM = 8  # least number of pixels on the shorter side, so that every band has frequencies
+_SMALLEST_SHAPE = 8  # least number of entries of an event for which the kurtosis is a default statistic
+_FLOOR = 1e-6  # smallest power of a band, relative to the observed power, so that its logarithm is finite
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Statistic:
         if found.shape != rows.shape[:1]:
             raise InferenceError(
                 f"statistic {self.label!r} gives shape {tuple(found.shape)} for values {tuple(rows.shape)}, wanted "
-                f"({len(rows)},): one number a row"
+                f"({len(rows)},): one number per row"
             )
         if not found.isfinite().all():
             raise InferenceError(
-                f"statistic {self.label!r} is not finite for some data, observed or simulated: bound it (say, add a "
-                "small number before a logarithm or a division)"
+                f"statistic {self.label!r} is not finite for some data, observed or simulated: bound it (for example, "
+                "add a small number before a logarithm or a division)"
             )
         return found.double()
 
@@ -58,12 +58,12 @@ class Statistic:
 def choose_statistics(
     sites: Mapping[str, Any], observed: Values, own: Mapping[str, Function] | None
 ) -> list[Statistic]:
-    """The default statistics of every observed site, then the user's; of one label, the user's.
+    """The default statistics of every observed site, then the user's, which replace defaults with the same label.
 
     Args:
         sites: observed site → its distribution in a run of the program.
         observed: site → some observations.
-        own: name → function; applied to every observed site.
+        own: the user's statistics, name → function; they are applied to every observed site.
     """
     found: dict[str, Statistic] = {}
     for name, fn in sites.items():
@@ -113,18 +113,18 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 def _dispersion(x: Tensor) -> Tensor:
-    """Variance over mean: 1 for Poisson counts of one rate; 0 where all entries are 0."""
+    """Variance over mean: 1 for Poisson counts of one rate; 0 if all entries are 0."""
     return _flat(x).var(1, correction=0) / _mean(x).clamp_min(1e-12)
 
 
 def _kurtosis(x: Tensor) -> Tensor:
-    """E(x − m)⁴ / sd⁴ over the entries: 3 for a Normal; 0 where all entries are equal."""
+    """E(x − m)⁴ / sd⁴ over the entries: 3 for a Normal; 0 if all entries are equal."""
     centred = _flat(x) - _mean(x)[:, None]
     return (centred**4).mean(1) / (centred**2).mean(1).square().clamp_min(1e-24)
 
 
 def _spectrum(values: Tensor) -> dict[str, Function]:
-    """Log power (nats) in three bands of radial frequency, equally wide in its log; none where there is no image."""
+    """Log power (nats) in three bands of radial frequency, equally wide in its log; empty if there is no image."""
     event = values.shape[1:]
     if len(event) not in (2, 3):
         return {}
@@ -153,22 +153,22 @@ def _spectrum(values: Tensor) -> dict[str, Function]:
 
 
 def transport(ours: Array, theirs: Array) -> dict[str, float]:
-    """1-Wasserstein distance of a data set from its replicates, and what it is for each of these.
+    """1-Wasserstein distance of a data set from its replicates, and its distribution under the model.
 
-    W = ∫ |F − G| dx with F of one data set and G of all others together. Under the model a data set and its replicates
-    are exchangeable, and all are treated alike: W from the pool of all, which is R/(R + 1) times that from the others.
-    So the p-value (the share of data sets as far off) is exact, whatever the distribution.
+    W = ∫ |F − G| dx with F of one data set and G of all other data sets together. Under the model a data set and its
+    replicates are exchangeable, and all are treated alike: W is computed from the pool of all, and is R/(R + 1) times
+    the distance from all others. So the p-value (the share of data sets as far off) is exact for any distribution.
 
     Args:
-        ours: `(data,)`.
-        theirs: `(replicate, data)`.
+        ours: values of the data set, `(data,)`.
+        theirs: values of the replicates, `(replicate, data)`.
 
     Returns:
         `wasserstein` ± `wasserstein_se` (the error of the one data set, which means little near the null),
         `wasserstein_null` and `wasserstein_null_sd` (mean and sd over replicates), in the units of the values, and `p`.
     """
     sets = np.sort(np.concatenate([ours[None], theirs]), 1)
-    pool = np.sort(sets, axis=None).reshape(sets.shape[1], -1)  # row i is what the i-th value is matched with
+    pool = np.sort(sets, axis=None).reshape(sets.shape[1], -1)  # row i: the values matched with the i-th value
     distances = np.array([np.abs(values[:, None] - pool).mean() for values in sets]) * len(sets) / (len(sets) - 1)
     sign = np.sign(sets[0] - pool.mean(1))
     potential = np.concatenate([[0.0], np.cumsum(0.5 * (sign[1:] + sign[:-1]) * np.diff(sets[0]))])
@@ -184,7 +184,7 @@ def transport(ours: Array, theirs: Array) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and sd of values, and what every datum adds to the errors of the mean (in sd) and of the log sd."""
+    """Mean and sd of values, and the influence of every datum on the mean (in sd) and on the log sd."""
 
     mean: float
     sd: float
@@ -193,7 +193,7 @@ class Moments:
 
 
 def moments(values: Array, squares: Array | None = None) -> Moments:
-    """Moments of one value of every datum, or of several, of which the means and mean squares are given."""
+    """Moments of one value per datum, or of several values per datum, given their means and mean squares."""
     squares = values**2 if squares is None else squares
     mean = values.mean()
     deviation = squares - 2.0 * mean * values + mean**2

@@ -1,4 +1,4 @@
-"""What a guide's ELBO leaves of the log evidence, and why: its family, or its encoder."""
+"""The gap between log evidence and ELBO of a guide, split into the parts of its family and of its encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
-MAX_SE = 0.1  # nats
+MAX_SE = 0.1  # largest standard error of a log evidence that is reported, in nats
 
 
 def gap(
@@ -55,19 +55,19 @@ def gap(
         approximation = log p(x) − ELBO(q*)   = KL(q* ‖ p)
         amortization  = ELBO(q*) − ELBO(q)
 
-    Another family or structure helps against the first part; a larger encoder, more data or longer training against
-    the second.
+    Another family or structure reduces the approximation gap; a larger encoder, more data or longer training reduces
+    the amortization gap.
 
-    q* is the best found by an optimisation over elementwise affine maps, on the line, of q's continuous latents. So
-    `approximation` is an upper bound, up to its error, of what the best of these maps would leave, and `amortization` a
-    lower bound of what they could gain. Where the maps lead to the whole family, as for independent Normals, Laplaces
-    and LogNormals, that is the best of the family. What no map reaches stays as the encoder gave it and counts as
-    approximation: correlations, shapes, a flow's bends, angles, directions, probabilities of discrete latents. And a
-    map may lead out of a family (Gamma, Beta), to less than its best member leaves.
+    q* is found by an optimisation over elementwise affine maps, on the line, of q's continuous latents. So, up to its
+    error, `approximation` is an upper bound of the gap that the best of these maps would leave, and `amortization` a
+    lower bound of the gain. If the maps reach the whole family, as for independent Normals, Laplaces and LogNormals,
+    the bounds are about the best member of the family. Properties that no map changes stay as the encoder gave them and
+    count as approximation: correlations, shapes, a flow's bends, angles, directions, probabilities of discrete latents.
+    A map may also lead out of a family (Gamma, Beta), to a smaller gap than that of its best member.
 
-    log p(x) is exact where the reference is (closed form or quadrature). Else it is by bridge sampling between draws of
-    q* and of the reference (`inference.evidence.bridge`); where these two are too far from each other, between a
-    Normal fitted to half of the reference draws and the other half.
+    log p(x) is exact if the reference is (closed form or quadrature). Otherwise it is estimated by bridge sampling
+    between draws of q* and of the reference (`inference.evidence.bridge`), or, if these are too far from each other,
+    between a Normal fitted to half of the reference draws and the other half.
 
     Args:
         model: the program, in `eval()`, without shared latents.
@@ -75,24 +75,24 @@ def gap(
         observed: site → tensor, or a `Data`.
         reference: a tree of `inference.reference`, joined on the coordinate `data`; None to sample it.
         covariates: keyword → tensor.
-        draws: of the guide before and after refining, a datum.
-        steps: of `refine`.
-        lr: of `refine`.
-        max_se: the largest standard error with which a bridged log evidence is given, nats; 0.1 is that of about a
-            hundred effective draws, and with fewer the error itself is not known.
-        seed: of the draws.
+        draws: number of draws per datum of the guide, and of the refined guide.
+        steps: number of gradient steps of `refine`.
+        lr: initial learning rate of `refine`.
+        max_se: largest standard error, in nats, with which an estimated log evidence is reported; 0.1 corresponds to
+            about a hundred effective draws, and with fewer the error itself is not known.
+        seed: random seed for the refinement and the draws.
         progress: called with (stage, done, total, text).
 
     Returns:
-        Dimension `data` (those that the reference has), in nats, each with `…_se` (Monte Carlo standard error, of
-        paired draws in differences): `log_evidence`, `elbo`, `elbo_refined`, `gap`, `approximation`, `amortization`.
-        `method` is how log p(x) is known: "exact", "bridge" or "normal bridge". Where the reference fails the gate, or
-        no bridge has an error below `max_se`, it is empty, `reason` says why, and what needs log p(x) is NaN. These
-        data are no random part of all: they tend to be those with large gaps.
+        Dimension `data` (the data that the reference has), in nats, each with `…_se` (Monte Carlo standard error, for
+        differences that of paired draws): `log_evidence`, `elbo`, `elbo_refined`, `gap`, `approximation`,
+        `amortization`. `method` is the method that gave log p(x): "exact", "bridge" or "normal bridge". If the
+        reference fails the gate, or no bridge has an error below `max_se`, `method` is empty, `reason` says why, and
+        all variables that need log p(x) are NaN. These data are not a random part: they tend to have large gaps.
 
     Raises:
-        ProgramError, DataError: for a model, guide or data that break the contract; for a guide without a continuous
-            local site, which can't be refined.
+        ProgramError, DataError: for a model, guide or data that break the contract, and for a guide without a
+            continuous local site, which can't be refined.
         InferenceError: for a program with shared latents; a reference of other data or weights.
     """
     problem = Problem.of(model, guide, observed, covariates)
@@ -109,7 +109,7 @@ def gap_of(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.Dataset:
-    """As `gap`, of a problem that is checked."""
+    """Split the gap, like `gap`, for a problem that is already checked."""
     program, of = problem.program, partial(stream, seed, "gap")
     _refuse_shared(program, problem.data)
     if reference is None:
@@ -119,7 +119,7 @@ def gap_of(
     tree = posterior_of(problem, draws, seed=noise, progress=progress)
     check_same_problem(tree, reference)
     refined = refined_of(problem, steps, lr, of("refine"), progress)
-    # The same noise for both: what is common to them cancels in the difference.
+    # Both guides get the same noise, which cancels in their difference.
     other = posterior_of(problem.with_guide(refined), draws, seed=noise, progress=progress)
     amortized, best = log_weights(tree), log_weights(other)
     found = evidence(program, refined, data, reference, best, max_se, of("bridge"))
@@ -131,9 +131,9 @@ def gap_of(
 def _refuse_shared(program: PyroModule, data: Data) -> None:
     if shared := [n for n, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]:
         raise InferenceError(
-            f"latents {shared} are shared: evidence and ELBO are of all data together, so that no datum has a gap of "
-            "its own; hold them fixed in the program (a buffer with their posterior mean, say) to split the gap of "
-            "the others"
+            f"latents {shared} are shared: evidence and ELBO are those of all data together, so that no datum has its "
+            "own gap; fix these latents in the program (for example, at their posterior mean in a buffer) to split the "
+            "gap of the local latents"
         )
 
 
@@ -148,7 +148,7 @@ def with_reference(data: Data, reference: xr.DataTree) -> Data:
 
 
 def _split(found: Evidence, amortized: Array, best: Array) -> xr.Dataset:
-    """Estimates, and standard errors from what every draw adds to them and what the reference draws add."""
+    """Estimates, with standard errors from the influence of the guide's draws and of the reference draws."""
     known, elbo, refined = found.log_evidence, amortized.mean(1), best.mean(1)
     terms = {
         "log_evidence": (known, found.influence, found.variance),
@@ -162,7 +162,7 @@ def _split(found: Evidence, amortized: Array, best: Array) -> xr.Dataset:
         "method": ("data", found.method.astype(str)),
         "reason": ("data", found.reason.astype(str)),
     }
-    with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
+    with np.errstate(invalid="ignore"):  # the ELBO is −∞ if a guide leaves the support
         for name, (value, influence, rest) in terms.items():
             error = np.sqrt(influence.var(1, ddof=1) / influence.shape[1] + rest)
             variables[name] = ("data", value)

@@ -10,14 +10,14 @@ import xarray as xr
 from calibrant.errors import InferenceError
 from calibrant.inference.trees import data_labels, latent_names
 
-MIN_DRAWS = 80  # two in each block of `marginals.BLOCKS`
+MIN_DRAWS = 80  # least number of draws per datum: two in each block of `marginals.BLOCKS`
 
 
 def check_same_problem(post: xr.DataTree, ref: xr.DataTree) -> None:
-    """Refuse trees of other weights, observations, covariates or latents than each other's.
+    """Refuse two trees with different weights, observations, covariates or latents.
 
     Raises:
-        InferenceError: as `compare`.
+        InferenceError: for trees that `compare` would refuse.
     """
     amortized, reference = Side.read(post, "amortized"), Side.read(ref, "reference")
     require_same_problem(amortized, reference, joined_labels(amortized, reference))
@@ -26,7 +26,7 @@ def check_same_problem(post: xr.DataTree, ref: xr.DataTree) -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two trees, as far as a comparison needs it."""
+    """The parts of one of the two trees that a comparison needs."""
 
     name: str
     tree: xr.DataTree
@@ -59,7 +59,7 @@ class Side:
 
     @property
     def independent(self) -> bool:
-        """Draws of a tree that does not say otherwise may be correlated."""
+        """Whether the draws are independent; unless the tree says so, they may be correlated."""
         return bool(self.posterior.attrs.get("independent_draws", 0))
 
     @property
@@ -74,7 +74,7 @@ class Side:
         return self.tree[name].to_dataset() if name in self.tree.children else xr.Dataset()
 
     def rows(self, labels: np.ndarray) -> list[int]:
-        """Positions of these labels along `data`."""
+        """The positions of labels along `data`."""
         position = {label: i for i, label in enumerate(self.labels.tolist())}
         return [position[label] for label in labels.tolist()]
 
@@ -91,7 +91,7 @@ def joined_labels(amortized: Side, reference: Side) -> np.ndarray:
 
 
 def require_same_problem(amortized: Side, reference: Side, joined: np.ndarray) -> None:
-    """Refuse trees of other weights, observations or covariates than each other's, where both say."""
+    """Refuse trees with different weights, observations or covariates, if both trees store them."""
     a, r = amortized.model_sha256, reference.model_sha256
     if a and r and a != r:
         raise InferenceError(
@@ -111,7 +111,7 @@ def require_same_problem(amortized: Side, reference: Side, joined: np.ndarray) -
 
 
 def select_rows(values: xr.DataArray, side: Side, labels: np.ndarray) -> np.ndarray:
-    """Values of these data, data first; all of them if the variable has no dimension `data`."""
+    """The values of some data, data first; all values if the variable has no dimension `data`."""
     return values.isel(data=side.rows(labels)).transpose("data", ...).values if "data" in values.dims else values.values
 
 
@@ -132,7 +132,7 @@ def _check_same_values(group: str, site: str, ours: np.ndarray, theirs: np.ndarr
 
 
 def _equal(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Which entries agree, numbers up to the rounding of a tree stored in float32; at least one dimension."""
+    """Which entries agree, up to rounding to float32; the result has at least one dimension."""
     if not np.issubdtype(ours.dtype, np.number):
         return np.atleast_1d(ours == theirs)
     smallest = 1e-6 * float(np.nanmax(np.abs(theirs), initial=0.0))
@@ -140,7 +140,7 @@ def _equal(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def common_latents(amortized: Side, reference: Side) -> list[str]:
-    """The latents to compare: those that the trees name, else the variables that both have."""
+    """The latents to compare: those that the trees name, else all variables that both trees have."""
     named = {s.name: latent_names(s.posterior) for s in (amortized, reference) if "latents" in s.posterior.attrs}
     if len(named) == 2 and set(named["amortized"]) != set(named["reference"]):
         raise InferenceError(

@@ -12,21 +12,21 @@ from calibrant.inference.diagnostics import ess
 Array = npt.NDArray[np.float64]
 
 
-BLOCKS = 40  # contiguous parts of the draws; a chain that passes the gate has 10 or more effective draws in each
+BLOCKS = 40  # number of contiguous parts of the draws; chains that pass the gate have 10 effective draws in each
 _GRID = 40
-TINY = 1e-12  # a guide with a constant latent has this sd (in reference sd), so that its log stays finite
+TINY = 1e-12  # smallest sd (in reference sd), given to constant latents so that its log stays finite
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of one posterior from one tree, `(chain, draw, latent)`."""
+    """The draws of one posterior from one tree, `(chain, draw, latent)`."""
 
     values: Array
     independent: bool
 
     @property
     def flat(self) -> Array:
-        """`(chain · draw, latent)`, chain by chain."""
+        """The draws chain by chain, `(chain · draw, latent)`."""
         return self.values.reshape(-1, self.values.shape[-1])
 
     def size(self, series: Array) -> Array:
@@ -50,7 +50,7 @@ def marginal_statistics(a: Draws, r: Draws, level: float) -> dict[str, Array]:
 
 
 def _moments(a: Draws, r: Draws) -> dict[str, Array]:
-    """Errors of mean and sd; both sides in units where the reference has mean 0 and sd 1."""
+    """Errors of mean and sd, in units in which the reference has mean 0 and sd 1."""
     mean = a.flat.mean(0)
     sd = np.maximum(a.flat.std(0, ddof=1), TINY)
     log_sd_a = ((a.flat - mean) ** 2 / sd**2 - 1.0) / 2.0  # influence of a draw on the log of its side's sd
@@ -67,9 +67,9 @@ def _moments(a: Draws, r: Draws) -> dict[str, Array]:
 def _coverage(a: Draws, r: Draws, level: float) -> dict[str, Array]:
     """Mass of the reference between two quantiles of the guide.
 
-    Weibull's plotting positions make its expectation exactly `level` when both sides are equal. The guide's part of the
-    error is that of its quantiles times the ratio of the densities there, read off the reference mass in a narrow
-    bracket of guide quantiles.
+    With Weibull's plotting positions its expectation is exactly `level` if both sides are equal. The guide's part of
+    the error is that of its quantiles times the ratio of the densities there, which is estimated from the reference
+    mass in a narrow bracket of guide quantiles.
     """
     tail = (1.0 - level) / 2.0
     width = tail / 2.0
@@ -81,7 +81,7 @@ def _coverage(a: Draws, r: Draws, level: float) -> dict[str, Array]:
     influence = ratio_high * (1.0 - tail - (a.flat <= cuts[4])) - ratio_low * (tail - (a.flat <= cuts[1]))
     coverage = inside.mean(0)
     size = r.size(inside)
-    rounded = (coverage * size + 1.0) / (size + 2.0)  # a coverage of 0 or 1 is not known without error
+    rounded = (coverage * size + 1.0) / (size + 2.0)  # an observed coverage of 0 or 1 also has an error
     own = np.quantile(r.flat, [tail, 1.0 - tail], axis=0)
     null_size = r.size(((r.flat >= own[0]) & (r.flat <= own[1])).astype(np.float64))
     return {
@@ -92,11 +92,12 @@ def _coverage(a: Draws, r: Draws, level: float) -> dict[str, Array]:
 
 
 def _wasserstein(a: Draws, r: Draws) -> dict[str, Array]:
-    """1-Wasserstein distance in reference sd and its expectation for equal posteriors.
+    """1-Wasserstein distance in reference sd, and its expectation for equal posteriors.
 
     W = ∫ |F_a − F_r| dx. Far from equality its error is linear in the draws: ± the integral of the sign of F_a − F_r up
-    to a draw. Near equality |·| folds the noise, whose variance is smaller; the two meet as they do for the absolute
-    value of one normal variable, whose variance is close to 1 − (1 − v₀) (m₀ / m)² (m its mean, v₀ and m₀ at zero).
+    to a draw. Near equality |·| folds the noise, which reduces its variance. Between the two, the variance is taken to
+    change as that of the absolute value of one normal variable, which is close to 1 − (1 − v₀) (m₀ / m)² (m its mean,
+    v₀ and m₀ the values at zero).
     """
     distance, potential_a, potential_r = _transport(a.flat, r.flat)
     linear = a.variance(potential_a) + r.variance(potential_r - distance * (r.flat**2 - 1.0) / 2.0)
@@ -111,7 +112,7 @@ def _wasserstein(a: Draws, r: Draws) -> dict[str, Array]:
 
 
 def _transport(a: Array, r: Array) -> tuple[Array, Array, Array]:
-    """∫ |F_a − F_r| dx per column, and for every draw of both sides the integral of the sign of F_a − F_r up to it."""
+    """∫ |F_a − F_r| dx per latent, and for every draw of both sides the integral of the sign of F_a − F_r up to it."""
     pooled = np.concatenate((a, r))
     order = pooled.argsort(axis=0)
     width = np.diff(np.take_along_axis(pooled, order, axis=0), axis=0)
@@ -124,7 +125,7 @@ def _transport(a: Array, r: Array) -> tuple[Array, Array, Array]:
 
 
 def _null_wasserstein(a: Draws, r: Draws) -> tuple[Array, Array]:
-    """Mean and variance of W for two samples of the reference posterior, as many and as correlated as these.
+    """Mean and variance of W for two samples of the reference posterior with these sizes and correlations.
 
     F_a − F_r is then a normal process: E|·| = √(2/π) sd at every point, and the covariance of two absolute values is
     that of a bivariate normal. The grid is dense in the tails.
@@ -144,7 +145,7 @@ def _null_wasserstein(a: Draws, r: Draws) -> tuple[Array, Array]:
 def _cdf_covariance(draws: Draws, p: Array, cuts: Array) -> Array:
     """Covariance `(latent, cut, cut)` of the empirical distribution function at its quantiles `cuts` `(cut, latent)`.
 
-    A Brownian bridge for independent draws, the scatter of the blocks for MCMC.
+    It is that of a Brownian bridge for independent draws, and is estimated from the scatter of blocks for MCMC.
     """
     if draws.independent:
         bridge = np.minimum.outer(p, p) - np.outer(p, p)
@@ -155,6 +156,6 @@ def _cdf_covariance(draws: Draws, p: Array, cuts: Array) -> Array:
 
 
 def cut_into_blocks(x: np.ndarray) -> np.ndarray:
-    """Cut `(draw, latent)` into contiguous blocks `(block, draw, latent)`; the rest of the division is dropped."""
+    """Cut `(draw, latent)` into contiguous blocks `(block, draw, latent)`, dropping the remainder of the division."""
     size = len(x) // BLOCKS
     return x[: size * BLOCKS].reshape(BLOCKS, size, -1)

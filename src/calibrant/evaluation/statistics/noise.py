@@ -1,4 +1,4 @@
-"""The standard deviation of a model's noise, as its likelihood tells it."""
+"""The standard deviation of a model's noise, as its likelihood returns it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from calibrant.errors import InferenceError
 from calibrant.program.contract import Program, Values, as_program
 from calibrant.program.environment import defaults, seeded
 
-_SIMULATED = 16  # data, where there are no covariates whose number says how many
+_SIMULATED = 16  # number of simulated data, if there are no covariates that determine it
 
 
 def noise_sd(model: Program, covariates: Values | None = None) -> Tensor | None:
-    """What `model.likelihood.noise_sd` says of data that the model simulates: standard deviations in data units.
+    """The result of `model.likelihood.noise_sd` for data that the model simulates: standard deviations in data units.
 
     Args:
         model: the program.
         covariates: keyword → tensor, as the program takes them.
 
     Returns:
-        None for a program without such a likelihood, and for one that cannot be simulated.
+        The standard deviations; None for a program without such a likelihood, or one that cannot be simulated.
     """
     program, given = as_program(model), covariates or {}
     likelihood = getattr(program, "likelihood", None)
@@ -47,7 +47,7 @@ def noise_equivalent_contrast(model: Program, covariates: Values | None = None) 
     """The standard deviation of a model's noise, in data units; over pixels, the root mean square.
 
     Raises:
-        InferenceError: for a model whose likelihood does not tell it.
+        InferenceError: for a model whose likelihood does not return it.
     """
     found = noise_sd(model, covariates)
     if found is None:

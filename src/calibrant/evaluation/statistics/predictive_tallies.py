@@ -1,4 +1,4 @@
-"""What a predictive check runs: posterior and prior predictive draws, a block of data after the other."""
+"""Posterior and prior predictive draws for a predictive check, one block of data after the other."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Array = npt.NDArray[np.float64]
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 GRID = np.linspace(0.0, 1.0, 101)
 MIN_DRAWS = 20
-ELEMENTS = 2**21  # entries that one run of the program draws
-KEPT = 2**22  # entries of replicated statistics or prior draws that are kept
+ELEMENTS = 2**21  # largest number of entries that one run of the program draws
+KEPT = 2**22  # largest number of replicated statistics or prior draws that are kept
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What is run, and on what."""
+    """The model, guide, data and statistics of a predictive check."""
 
     model: Program
     guide: Program
@@ -41,7 +41,7 @@ class Runs:
     device: torch.device
     statistics: list[Statistic]
     latents: list[Latent]
-    entries: int  # of one run, a datum
+    entries: int  # number of entries per datum that one run draws
     levels: tuple[float, ...]
     level: float
     proper: bool
@@ -64,8 +64,8 @@ class Runs:
         nodes = sampled(run)
         if shared := [name for name in values if not is_local(nodes[name])]:
             raise InferenceError(
-                f"latents {shared} are shared: their draw moves all data at once, so that no replicate of a datum is "
-                "independent of the others; hold them fixed in the program (a buffer with their posterior mean, say) "
+                f"latents {shared} are shared: their draw changes all data at once, so that replicates of a datum are "
+                "not independent; fix these latents in the program (for example, at their posterior mean in a buffer) "
                 "to check the rest"
             )
         statistics = choose_statistics({name: nodes[name]["fn"] for name in rows}, rows, own)
@@ -89,18 +89,18 @@ class Runs:
         }
 
     def replicates(self, draws: int, columns: int) -> int:
-        """How many replicates of `columns` numbers a datum are kept."""
+        """The number of replicates that are kept, with `columns` numbers per datum."""
         return min(draws, max(MIN_DRAWS, KEPT // (len(self.data) * max(1, columns))))
 
     def blocks(self, draws: int) -> Iterator[tuple[Tensor, list[int]]]:
-        """Positions of data, and how many draws of each datum are made at once."""
+        """Blocks of data: their positions, and the numbers of draws per datum in each run."""
         rows = max(1, ELEMENTS // max(1, self.entries))
         parts = [min(rows, draws - done) for done in range(0, draws, rows)]
         for index in torch.arange(len(self.data), device="cpu").split(max(1, rows // draws)):
             yield index, parts
 
     def simulate(self, observed: Values, covariates: Values, repeats: int, from_guide: bool) -> Simulated:
-        """Latents of guide or prior, and what the program makes of them, each datum `repeats` times in a row."""
+        """Draw latents from the guide or the prior and simulate observations, `repeats` consecutive rows per datum."""
         rows, cols = (
             {name: value.repeat_interleave(repeats, 0) for name, value in part.items()}
             for part in (observed, covariates)
@@ -121,20 +121,20 @@ class Runs:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Draws of some data, those of a datum in a row."""
+    """Draws for some data; the draws for one datum are consecutive rows."""
 
     latents: Tensor  # (data · draws, latent)
     values: Values  # site → (data · draws, *event)
-    kept: Values  # the same, whether an entry is not masked
+    kept: Values  # site → whether each entry of the values is not masked
     repeats: int
 
     def by_datum(self, values: Tensor) -> Tensor:
-        """`(data, draws, …)`."""
+        """Reshape rows to `(data, draws, …)`."""
         return values.reshape(-1, self.repeats, *values.shape[1:])
 
 
 def _kept(site: Mapping[str, Any]) -> Tensor:
-    """Which entries of a site count: those that no mask, in its distribution or around it, takes out."""
+    """Which entries of a site are not masked, neither in its distribution nor around it."""
     value, fn = site["value"], site["fn"]
     kept = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [] if site["mask"] is None else [(site["mask"], site["fn"].batch_shape)]
@@ -146,7 +146,7 @@ def _kept(site: Mapping[str, Any]) -> Tensor:
 
 
 class Tally:
-    """What is known of some data after so many posterior draws: of entries, only how many draws lie below."""
+    """Running sums over the posterior draws for some data; for entries, the number of draws that lie below."""
 
     def __init__(self, runs: Runs, observed: Values) -> None:
         self.runs, self.observed = runs, observed
@@ -189,7 +189,7 @@ class Tally:
         return (below + torch.rand_like(below) * (ties + 1.0)) / (self.draws + 1)
 
     def _shares(self, name: str) -> tuple[Tensor, Tensor]:
-        """Of every datum: shares of entries with a PIT of at most each u, and inside each central interval."""
+        """For every datum, the shares of entries with a PIT of at most each u, and inside each central interval."""
         pit = self._pit(self.below[name], self.ties[name]).reshape(len(self.below[name]), -1)
         kept = self.kept[name].reshape(pit.shape)
         known = kept.sum(1).double()

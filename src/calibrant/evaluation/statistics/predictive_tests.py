@@ -1,4 +1,4 @@
-"""Does the model generate data like these? Predictive checks of a model and its guide on real data."""
+"""Predictive checks of a model and its guide on real data: does the model generate data like these?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 
-_SHOWN = 1000  # of them given back, for pictures
+_SHOWN = 1000  # number of simulated values that are returned, for pictures
 
 
 def predictive_check(
@@ -38,53 +38,54 @@ def predictive_check(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.Dataset:
-    """Compare real data with what the model generates, before and after it has seen them.
+    """Compare real data with data that the model generates, from its prior and from the posteriors of the data.
 
-    Four comparisons. Two of them test the model and the guide: under a true model with exact posteriors, the observed
-    and the simulated are draws of one distribution.
+    There are four comparisons. Two of them test the model and the guide: under a true model with exact posteriors,
+    observed and simulated values are draws of one distribution.
 
-    - *Prior predictive*: a statistic T over the data set against T over data that the model simulates.
-    - *Aggregate posterior*: a guide draw for every datum, pooled, against draws of the prior. A difference is an error
-      of the model or of the guide; simulated data, on which the guide can be judged alone, tell which.
+    - *Prior predictive*: a statistic T over the data set, compared with T over data that the model simulates.
+    - *Aggregate posterior*: one guide draw per datum, pooled, compared with draws of the prior. A difference is an
+      error of the model or of the guide; simulated data, on which the guide can be judged alone, show which.
 
-    The other two use each datum twice: to find its posterior, and to be compared with it.
+    Two comparisons use each datum twice: to find its posterior, and to be compared with it.
 
     - *Posterior predictive tails*: T of a datum among T of new data from its own posterior (Gelman, Meng & Stern 1996,
       Statistica Sinica 6). Even for the true model these probabilities are not uniform: they gather around 1/2. An
-      extreme one is a misfit; one that is not is no proof of a fit.
-    - *Entries*: where each entry (pixel) lies in its posterior predictive distribution. Intervals hold *more* than
-      their level even for the true model; where they hold less, the spread of the prediction is too small.
+      extreme probability is a misfit; one that is not extreme does not prove a fit.
+    - *Entries*: the position of each entry (pixel) in its posterior predictive distribution. Intervals hold *more* than
+      their level even for the true model; if they hold less, the spread of the prediction is too small.
 
-    What these two would be for a true model is therefore found by doing the same with data that the model simulates,
-    one for every datum (`…_null`; the idea of Hjort, Dahl & Steinbakk 2006, JASA 101). It is the guide's posterior of
-    data like the model's own, which may not be those that it was trained on: where the prior predictive is far from
-    the data, so may this null be.
+    The values of these two comparisons for a true model are therefore found by repeating them with data that the model
+    simulates, one for every datum (`…_null`; the idea of Hjort, Dahl & Steinbakk 2006, JASA 101). They use the guide's
+    posterior of the model's own data, on which the guide may not have been trained: if the prior predictive is far from
+    the data, this null may be far off too.
 
-    Default statistics, over the entries of an event: `mean`; of continuous ones `contrast` (sd), `minimum`, `maximum`,
-    `kurtosis` (from 8 entries); of counts and classes `dispersion` (variance over mean), `zeros` (share), `maximum`; of
-    images from 8 × 8 pixels `power low`, `power middle`, `power high`, the log power (nats) in bands of radial
-    frequency, equally wide on a log scale up to the Nyquist frequency. Of a scalar, its `value`.
+    Default statistics, over the entries of an event: `mean`; for continuous sites `contrast` (sd), `minimum`,
+    `maximum`, `kurtosis` (from 8 entries on); for counts and classes `dispersion` (variance over mean), `zeros`
+    (share), `maximum`; for images from 8 × 8 pixels on `power low`, `power middle`, `power high`, the log power (nats)
+    in bands of radial frequency, equally wide on a log scale up to the Nyquist frequency. For a scalar, its `value`.
 
-    Masked entries are left out: simulated data hold there what the observed ones hold. Simulation repeats the
-    covariates of the data.
+    Masked entries are ignored: simulated data have the observed values there. Simulations use the covariates of the
+    data.
 
     Args:
         model: the program, in `eval()`, without shared latents.
         guide: its guide, in `eval()`.
-        observed: site → tensor, or a `Data`; some hundreds of data, which the guide was not trained on.
-        covariates: keyword → tensor.
-        draws: posterior draws a datum, and replicates of the data set (fewer where they would take much memory).
-        statistics: name → function of a tensor `(rows, *event)` → `(rows,)`, float64, beside the default ones; applied
-            to every observed site.
-        level: of the central interval outside which a tail probability counts as extreme, and of entries.
-        seed: of the draws.
+        observed: site → tensor, or a `Data`: some hundreds of data on which the guide was not trained.
+        covariates: keyword → tensor, leading dimension data.
+        draws: number of posterior draws per datum, and of replicates of the data set (fewer if they would take much
+            memory).
+        statistics: further statistics, name → function of a float64 tensor `(rows, *event)` that returns `(rows,)`;
+            they are applied to every observed site.
+        level: mass of the central interval outside which a tail probability is extreme, and of the entries' intervals.
+        seed: random seed for the draws.
         progress: called with (stage, done, total, text).
 
     Returns:
         Dimensions `data`, `statistic`, `latent`, `observed` (site), `level`, `u`, `draw`; docs/checks.md has a table of
-        all variables. Standard errors `…_se` count data, not entries, as independent. A program with an improper prior
-        has no `…_null`, `prior_…` and `aggregate_…`; where a statistic or latent is constant over the data, what is
-        measured in its sd is NaN.
+        all variables. Standard errors `…_se` treat data, not entries, as independent. A program with an improper prior
+        has no `…_null`, `prior_…` and `aggregate_…`; if a statistic or latent is constant over the data, variables in
+        units of its sd are NaN.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract, or a program with a factor.
@@ -103,10 +104,10 @@ def predictive_check_of(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.Dataset:
-    """As `predictive_check`, of a problem that is checked."""
+    """Run a predictive check, like `predictive_check`, for a problem that is already checked."""
     program, data = problem.program, problem.data
     if not 0.0 < level < 1.0:
-        raise InferenceError(f"level={level}: the share that a central interval holds is between 0 and 1")
+        raise InferenceError(f"level={level}: give the mass of a central interval, between 0 and 1")
     if draws < MIN_DRAWS or len(data) < 2:
         raise InferenceError(f"{draws} draws of {len(data)} data: give draws >= {MIN_DRAWS} and two data or more")
     given, draws_of = data.batch([0])[0], seeded(stream(seed, "predictive check"))
@@ -131,9 +132,9 @@ Variables = dict[str, tuple[tuple[str, ...], Array]]
 
 
 def _after(runs: Runs, draws: int, progress: Progress, own: bool = False) -> dict[str, Array]:
-    """What `Tally` finds, a block of data after the other; leading dimension data.
+    """Posterior predictive results of `Tally`, computed block by block; leading dimension data.
 
-    With `own`, of data that the model simulates in place of the observed.
+    With `own`, they are those of data that the model simulates in place of the observed data.
     """
     stage = "posterior predictive" + " of simulated data" * own
     parts: list[dict[str, Array]] = []
@@ -159,7 +160,7 @@ def _tails(found: Mapping[str, Array], level: float) -> Variables:
 
 
 def _entries(found: Mapping[str, Array]) -> Variables:
-    """Averages over data of the shares of each, `(data, observed, …)`, which are NaN for a datum without entries."""
+    """Averages over data of the shares `(data, observed, …)`, which are NaN for data without unmasked entries."""
     variables: Variables = {"coverage_data": (("observed", "data", "level"), found["coverage"].transpose(1, 0, 2))}
     for name, dim in (("pit_ecdf", "u"), ("coverage", "level")):
         known = np.isfinite(found[name]).sum(0)
@@ -169,7 +170,7 @@ def _entries(found: Mapping[str, Array]) -> Variables:
 
 
 def _null(variables: Variables) -> Variables:
-    """The summaries of simulated data, under the names of what they are the null of."""
+    """The summaries of simulated data, named `…_null` after the variables that they belong to."""
     names = ("extreme", "coverage", "pit_ecdf")
     return {f"{name}_null{end}": variables[f"{name}{end}"] for name in names for end in ("", "_se")}
 
@@ -178,7 +179,7 @@ def _null(variables: Variables) -> Variables:
 
 
 def _before(runs: Runs, draws: int, found: Mapping[str, Array], progress: Progress) -> Variables:
-    """Replicates of the data set against the observed statistics, and of their latents against the guide's."""
+    """Compare replicates of the data set with the observed statistics, and their latents with the guide's."""
     simulated, latents = _replicates(runs, draws, progress)
     rows = []
     for ours, theirs in zip(found["observed_statistic"].T, simulated, strict=True):
@@ -223,7 +224,7 @@ def _columns(prefix: str, dim: str, rows: list[dict[str, float]]) -> Variables:
 
 
 def _thinned(values: Array) -> Array:
-    """Some of the replicated values, `(…, draw)`, of all replicates and data alike; as many whatever is replicated."""
+    """Some of the replicated values, `(…, draw)`, evenly spaced over all replicates and data."""
     flat = values.reshape(len(values), -1)
     count = min(_SHOWN, MIN_DRAWS * values.shape[2])
     return flat[:, np.linspace(0, flat.shape[1] - 1, count).astype(int)]

@@ -1,4 +1,4 @@
-"""Probability integral transform: where draws of the reference fall among the guide's."""
+"""Probability integral transform: the ranks of reference draws among the guide's draws."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from calibrant.streams import stream
 
 
 def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) -> xr.DataTree:
-    """PIT values of reference draws under the guide, in a group that `arviz_plots.plot_ecdf_pit` takes.
+    """PIT values of reference draws under the guide, in a group for `arviz_plots.plot_ecdf_pit`.
 
-    Each of `draws` reference draws, evenly spaced along the chains, is ranked among guide draws of its own, and its
-    value is drawn uniformly from the interval that the rank stands for: if guide and reference agree, the values of a
-    latent are exactly uniform on (0, 1), and independent as far as the reference draws are.
+    Each of `draws` reference draws, evenly spaced along the chains, is ranked among separate guide draws. Its value is
+    drawn uniformly from the interval that the rank stands for: if guide and reference agree, the values of a latent are
+    exactly uniform on (0, 1), and as independent as the reference draws are.
 
         tree = pit(post, ref)
         plot_ecdf_pit(tree, group="pit", sample_dims=["chain", "draw", "data"])             # over all data
@@ -27,12 +27,12 @@ def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) ->
     Args:
         post: the tree to be judged, usually of `posterior`.
         ref: the tree to judge by, usually of `reference`; data that fail the gate are left out.
-        draws: PIT values for every datum and latent.
-        seed: of the uniform parts.
+        draws: number of PIT values per datum and latent.
+        seed: random seed for the uniform parts of the values.
 
     Returns:
-        A tree with the group `pit`: every local latent that both have, `(chain, draw, data, …)` with one chain; the
-        attribute `guide_draws` says how many guide draws each value is ranked among.
+        A tree with the group `pit`: every local latent that both trees have, `(chain, draw, data, …)` with one chain;
+        the attribute `guide_draws` is the number of guide draws among which each value is ranked.
 
     Raises:
         InferenceError: for fewer guide or reference draws than asked for, or trees without data or latents in common.
@@ -72,6 +72,6 @@ def _ranks(ours: xr.DataArray, theirs: xr.DataArray, draws: int, generator: np.r
 
 
 def _flat(values: xr.DataArray, order: Sequence[Hashable]) -> np.ndarray:
-    """`(chain · draw, data, …)`."""
+    """The draws chain by chain, `(chain · draw, data, …)`."""
     array = values.transpose("chain", "draw", *order).values
     return array.reshape(-1, *array.shape[2:])

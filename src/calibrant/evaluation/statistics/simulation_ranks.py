@@ -1,4 +1,4 @@
-"""Simulation-based calibration: is the guide right on average over data that the model itself makes?
+"""Simulation-based calibration: is the guide right on average over data that the model simulates?
 
 Latents θ ~ p(θ) and data x ~ p(x | θ) are simulated. If the guide is the posterior, θ and its draws given x have the
 same distribution, so that the rank of any quantity f(θ, x) among its values at the draws is uniform (Talts, Betancourt,
@@ -46,8 +46,8 @@ Quantity = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 DENSITIES = ("log_likelihood", "log_joint", "hpd")
 MIN_SIMULATIONS, MIN_DRAWS = 100, 50
 
-_ROWS = 4096  # of a run: they stay in the processor's cache
-_RECORDED_FROM = 40  # runs
+_ROWS = 4096  # number of rows of a run, few enough for the processor's cache
+_RECORDED_FROM = 40  # least number of runs for which they are recorded as a graph
 
 
 def calibration(
@@ -64,19 +64,19 @@ def calibration(
 ) -> xr.DataTree:
     """Ranks of simulated latents, and of functions of them, among the guide's draws for the simulated data.
 
-    Everything runs in the dtype of the program's weights: only comparisons matter.
+    Everything is computed in the dtype of the program's weights, because only comparisons matter.
 
     Args:
         model: the program, in `eval()`; all latents local, no factors and no improper priors.
         guide: its guide, in `eval()`.
-        observed: site → tensor, or a `Data`: which sites are observed. The values take no part, but covariates are
-            drawn from these data, with replacement.
-        simulations: data sets of one datum each.
-        draws: of the guide for each of them.
-        covariates: keyword → tensor.
+        observed: site → tensor, or a `Data`, which tells the observed sites. The values are not used, but covariates
+            are drawn from these data, with replacement.
+        simulations: number of simulated data.
+        draws: number of guide draws per simulated datum.
+        covariates: keyword → tensor, leading dimension data.
         quantities: name → function of (latents, observations), each a dict of tensors with leading dimension `rows`,
-            that returns a number a row: a functional whose uncertainty matters to you.
-        seed: of everything random.
+            that returns one number per row: a quantity whose uncertainty matters to you.
+        seed: random seed for the simulations and all draws.
         progress: called with (stage, done, total, text).
 
     Returns:
@@ -86,14 +86,14 @@ def calibration(
         the coverage of highest-density regions of the guide; `tarp`, the rank of the distance from a point that is
         drawn from the prior, in prior sds (Lemos, Coogan, Hezaveh & Perreault-Levasseur 2023, arXiv 2302.03026); and
         the `quantities`. `arviz_plots.plot_ecdf_pit(tree)` takes it.
-        Group `recovery`, dimensions `draw` and `latent` (discrete ones left out): `z_score`, (truth − mean) / sd of
+        Group `recovery`, dimensions `draw` and `latent` (continuous latents only): `z_score`, (truth − mean) / sd of
         the draws, and `contraction`, 1 − variance of the draws / prior variance.
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract, or a program that can't be
             simulated.
-        InferenceError: for shared latents; fewer than 100 simulations or 50 draws; a quantity that is no number a row
-            or has a name that is taken; simulated data that are not finite, or anything that is NaN.
+        InferenceError: for shared latents; fewer than 100 simulations or 50 draws; a quantity that is not one number
+            per row or has a name that is taken; simulated data that are not finite, and values that are NaN.
     """
     problem = Problem.of_kind(model, guide, observed, covariates)
     return calibration_of(problem, simulations, draws, quantities, seed, progress)
@@ -107,7 +107,7 @@ def calibration_of(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
-    """As `calibration`, of a problem that is checked."""
+    """Calibrate, like `calibration`, for a problem that is already checked."""
     _check_counts(simulations, draws)
     program, guide, data, of = problem.program, problem.guide, problem.data, partial(stream, seed, "calibration")
     few = data.batch(torch.arange(min(len(data), 4)))
@@ -130,21 +130,21 @@ def calibration_of(
 
 
 def uniformity(tree: xr.DataTree) -> xr.Dataset:
-    """How far the PIT values of a calibration are from uniform, quantity by quantity.
+    """Measure and test how far the PIT values of each quantity of a calibration are from uniform.
 
-    With s = Φ⁻¹(PIT), a standard Normal if all is well: where truth and draws of a quantity are Normal, the mean of s
-    is the error of the draws' mean in posterior sds (truth − draws), and its sd is the posterior's sd over the draws':
-    1.25 where the guide is too narrow by a fifth.
+    For an exact guide, s = Φ⁻¹(PIT) is a standard Normal. If truth and draws of a quantity are Normal, the mean of s is
+    the error of the draws' mean in posterior sds (truth − draws), and its sd is the posterior's sd over the draws',
+    which is 1.25 if the guide is too narrow by a fifth.
 
     Args:
-        tree: of `calibration`.
+        tree: the result of `calibration`.
 
     Returns:
         Dimension `quantity` (labels such as `z[3]`, `log_joint`; coordinate `site`): `bias` ± `bias_se` and `spread` ±
         `spread_se`, mean and sd of s; `ecdf_difference`, the largest distance between the PIT's distribution function
-        and the uniform one; `p_value` of uniformity, for one quantity at a time: by the mean of s, its sd, and the
-        largest distance (Kolmogorov and Smirnov), all exact, three times the smallest. Attributes: `simulations`,
-        `guide_draws`, and `latents`, how many numbers all of them are.
+        and the uniform one; `p_value` of uniformity, for one quantity at a time: three times the smallest of the exact
+        p-values of the mean of s, its sd, and the largest distance (Kolmogorov and Smirnov). Attributes: `simulations`,
+        `guide_draws`, and `latents`, the number of entries of all latents.
     """
     group = tree["prior_sbc"].dataset
     names = [str(name) for name in group.data_vars]
@@ -181,23 +181,23 @@ def uniformity(tree: xr.DataTree) -> xr.Dataset:
 def _check_counts(simulations: int, draws: int) -> None:
     if simulations < MIN_SIMULATIONS or draws < MIN_DRAWS:
         raise InferenceError(
-            f"{simulations} simulations with {draws} draws each are too few to tell anything: take {MIN_SIMULATIONS} "
-            f"and {MIN_DRAWS} at least, 2,000 and 1,000 for a verdict"
+            f"{simulations} simulations with {draws} draws each are too few to tell anything: use at least "
+            f"{MIN_SIMULATIONS} and {MIN_DRAWS}, and 2,000 and 1,000 for a verdict"
         )
 
 
 def _refuse_shared(found: Mapping[str, Site]) -> None:
     if shared := [name for name, site in found.items() if not site.local]:
         raise InferenceError(
-            f"latents {shared} are shared: the guide has learned their posterior given one data set, and knows "
-            "nothing of simulated ones; compare it with inference.reference, or hold them fixed in the program (a "
-            "buffer with their posterior mean, say) to calibrate the guide of the others"
+            f"latents {shared} are shared: the guide has learned their posterior for one data set, not for simulated "
+            "data; compare it with inference.reference, or fix these latents in the program (for example, at their "
+            "posterior mean in a buffer) to calibrate the guide of the local latents"
         )
 
 
 def _check_names(quantities: Mapping[str, Quantity], found: Mapping[str, Site]) -> None:
     if taken := sorted(set(quantities) & {*found, *DENSITIES, "tarp"}):
-        raise InferenceError(f"quantities {taken}: these names are taken, by latents or by what is always computed")
+        raise InferenceError(f"quantities {taken}: these names are taken by latents or by built-in quantities")
 
 
 # -- simulation --------------------------------------------------------------------------------------------------------
@@ -212,13 +212,13 @@ def _simulated(
         if not finite.all():
             raise InferenceError(
                 f"the program simulates values of {name!r} that are not finite, {int((~finite).sum())} of {size} "
-                "times: its prior reaches where it can't be computed; narrow the prior, or bound what overflows"
+                "times: narrow the prior, or bound the values that overflow"
             )
     return {name: values[name] for name in (*latents, *observed)}
 
 
 def _prior_sd(truth: Values, found: Mapping[str, Site]) -> dict[str, Tensor]:
-    """Of every entry of the continuous latents; those without any spread stay in their own units."""
+    """The prior sd of every entry of the continuous latents; 1 for entries without any spread."""
     spreads = {n: truth[n].double().std(0) for n, site in found.items() if not site.support.is_discrete}
     return {name: torch.where(sd > 0, sd, 1.0).to(truth[name].dtype) for name, sd in spreads.items()}
 
@@ -238,7 +238,7 @@ def tarp_distance(theta: Tensor, reference: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is done with the simulations of one batch."""
+    """The computation for one batch of simulations."""
 
     program: PyroModule
     guide: PyroModule
@@ -257,8 +257,8 @@ class _Run:
         return [*self.found, *DENSITIES, *tarp, *self.quantities]
 
     def __call__(self, given: Values, covariates: Values) -> tuple[Tensor, ...]:
-        """Of everything in `ranked`: draws less than the truth, equal to it, and whether any is NaN. Then mean and
-        variance of the continuous latents' draws."""
+        """For everything in `ranked`: the numbers of draws less than and equal to the truth, and whether any is NaN;
+        then mean and variance of the draws of the continuous latents."""
         size = len(next(iter(given.values())))
         truth = {name: given[name] for name in self.found}
         points = {name: given[f"point/{name}"] for name in self.continuous}
@@ -310,12 +310,12 @@ class _Run:
             found[name] = function(dict(values), dict(observed))
             if not isinstance(found[name], Tensor) or found[name].shape != (size,):
                 shape = tuple(getattr(found[name], "shape", ()))
-                raise InferenceError(f"quantity {name!r} has shape {shape}, wanted one number a row, ({size},)")
+                raise InferenceError(f"quantity {name!r} has shape {shape}, wanted one number per row, ({size},)")
         return found
 
 
 def _run_all(run: _Run, given: Values, covariates: Values, size: int, progress: Progress) -> list[Array]:
-    """The outputs of `run` for all simulations, a batch at a time; the last batch is filled up."""
+    """The outputs of `run` for all simulations, batch by batch; the last batch is padded."""
     step = max(1, _ROWS // run.draws)
     recorded, parts = Recorded(nn.Module(), run), []
     batches = list(_batches(given, covariates, size, step))

@@ -56,11 +56,11 @@ def load_checkpoint(folder: str | Path, state: TrainingState) -> None:
         state: fresh state of a training with the same modules, settings and data.
 
     Raises:
-        RunError: if there is no checkpoint, or it is damaged or belongs to other modules, settings or data.
+        RunError: if there is no checkpoint, or it is damaged, or belongs to other modules, settings or data.
     """
     path = Path(folder) / CHECKPOINT_FILE
     if not path.is_file():
-        raise RunError(f"there is no checkpoint in {folder} to go on from: start without resume")
+        raise RunError(f"there is no checkpoint in {folder} to resume from: start without resume")
     tensors, training = _read_checkpoint(path)
     _check_same_training(path, training["settings"], state.settings)
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "adam": {}}
@@ -94,8 +94,8 @@ def _check_same_training(path: Path, there: dict[str, Any], here: dict[str, Any]
     ]
     if differ:
         raise RunError(
-            f"{path} is of another training ({'; '.join(differ)}): go on with the settings and data that it was made "
-            "with, or start in another folder"
+            f"{path} belongs to another training ({'; '.join(differ)}): resume with the settings and data of that "
+            "training, or start in another folder"
         )
 
 

@@ -13,8 +13,8 @@ from calibrant.program.contract import Values
 from calibrant.program.environment import seeded
 from calibrant.streams import stream
 
-SHARED_DRAWS = 8  # for each draw that local latents alone would take
-EVALUATED = 4096  # held-out data at once
+SHARED_DRAWS = 8  # with shared latents, number of draws for each draw that local latents alone would need
+EVALUATED = 4096  # number of held-out data that are evaluated at a time
 
 
 def verify_evaluation(state: TrainingState, held: Data) -> None:
@@ -29,8 +29,9 @@ def all_rows(data: Data, modules: Modules) -> tuple[Values, Values]:
 def held_out_elbo(
     state: TrainingState, held: Data, plan: Plan, total: int, draws: int = 1, purpose: str = "epoch"
 ) -> tuple[float, float, float]:
-    """ELBO per datum, its standard error, and the score by which weights are chosen; all calls for one purpose use the
-    same random stream.
+    """The ELBO per datum, its standard error, and the score by which weights are chosen.
+
+    All calls for one purpose use the same random stream.
 
     The shared terms are divided by `total`, the number of training data, as in training: held-out data measure the
     guide on new data, not a guide that was trained on the held-out data alone. If there are shared latents, more draws

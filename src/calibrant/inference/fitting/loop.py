@@ -34,7 +34,7 @@ from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
-_VERIFIED = 40  # steps after which a graph is compared with the program, or an epoch of more
+_VERIFIED = 40  # steps between comparisons of a graph with the program; in longer epochs, once per epoch
 
 
 def fit(
@@ -82,16 +82,16 @@ def fit(
         device: device on which to train, to which the modules are moved; None trains on their current device.
         compile: "auto" records the first step as a graph, which later steps run without Python, if there are 500 steps
             or more, and discards the graph if the program turns out to change; True also compiles it, which takes some
-            ten seconds; False runs the program in every step, as a program needs that counts its calls in Python.
+            ten seconds; False runs the program in every step, which a program needs that counts its calls in Python.
         run_dir: a folder for checkpoints, which are written every epoch, or every few epochs if an epoch has fewer than
             ten steps; an interrupted training can be resumed with `resume=True`.
         resume: continue from the checkpoint in `run_dir`; the result is that of a training without interruption.
-        seed: of the split, the minibatches and the draws.
+        seed: random seed for the split, the minibatches and the draws.
         progress: called with (stage, done, total, text).
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
-        InferenceError: for an unknown objective, or where there is nothing to train.
+        InferenceError: for an unknown objective, or if there is nothing to train.
         NonFiniteLoss: for a loss or gradient that is not finite; the error has the labels of the minibatch. The best
             weights are restored (`run_dir` holds those of the last checkpoint).
         RunError: for a checkpoint that would be overwritten, or that is missing, damaged, or of another training.
@@ -121,7 +121,7 @@ def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
 
 
 def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Path | None, progress: Progress) -> None:
-    """All epochs that are left, then the held-out ELBO of the best weights, which the modules have afterwards."""
+    """Train for all remaining epochs, restore the best weights, and evaluate their held-out ELBO."""
     modules, given = state.modules, train.batch([0], state.modules.device)[0]
     with defaults(modules, given), pyro.validation_enabled(False):
         try:
@@ -159,13 +159,13 @@ def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Pa
     """Load or write the first checkpoint; returns the folder of the checkpoints, or None without `run_dir`."""
     if run_dir is None:
         if resume:
-            raise RunError("resume=True needs the folder of the training: run_dir=")
+            raise RunError("resume=True needs the folder of the training: give run_dir=")
         return None
     folder = Path(run_dir) / CHECKPOINTS
     if resume:
         load_checkpoint(folder, state)
     elif has_checkpoint(folder):
-        raise RunError(f"there is a checkpoint in {folder}: go on with resume=True, or give another folder")
+        raise RunError(f"there is a checkpoint in {folder}: continue it with resume=True, or give another folder")
     else:
         save_checkpoint(folder, state)
     return folder

@@ -27,7 +27,7 @@ from calibrant.program.latents import Site
 from calibrant.program.supports import is_masked
 from calibrant.program.tracing import TERM, guide_trace, is_local, is_weighted, latent_values, sampled, trace
 
-_ROWS = 65_536  # of a run in which discrete latents are summed out
+_ROWS = 65_536  # largest number of rows of a run in which discrete latents are summed out
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def doubly_reparameterized(
         ProgramError: for shared latents, or a latent whose draws carry no gradient.
     """
     drawn = _particles(guide, observed, size, covariates, particles)
-    # The hooks are on copies: a draw that other draws of the guide are made from is weighted once.
+    # The hooks are on copies, so that a draw on which later draws of the guide depend is weighted once.
     values = {name: value.clone() for name, value in drawn.values.items()}
     log_weights = _log_weights(model, drawn, values, _density_at(_frozen(guide), drawn, values), size)
     shares = log_weights.detach().softmax(1)
@@ -246,7 +246,7 @@ def _particles(guide: PyroModule, observed: Values, size: int, covariates: Value
     run = _reparameterized(guide_trace(guide, observed, size * particles, covariates))
     if shared := [name for name, site in sampled(run).items() if not is_local(site)]:
         raise ProgramError(
-            f"latents {shared} are shared: a draw of them has one weight for all data together, not one a datum, so "
+            f"latents {shared} are shared: a draw of them has one weight for all data together, not one per datum, so "
             "that 'iwae' and 'dreg' would weight minibatches by chance: use objective='stl'"
         )
     return _Drawn(observed, covariates, size * particles, run)
@@ -274,7 +274,7 @@ def elbo_terms(model: Program, guide: Program, observed: Values, size: int, cova
     if discrete := _discrete(run):
         try:
             table = combinations(discrete)
-        except InferenceError:  # too many values: they are drawn
+        except InferenceError:  # too many values to sum over: they are drawn instead
             return _elbo(model, drawn, density_of(run, size, drawn.values))
         count = len(next(iter(table.values())))
         if size > 1 and size * count > _ROWS:

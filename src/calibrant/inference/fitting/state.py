@@ -19,9 +19,9 @@ from calibrant.inference.fitting.objectives import MULTI_SAMPLE, OBJECTIVES, Elb
 from calibrant.inference.graphs.of_modules import Gradient, Recorded
 from calibrant.program.contract import Values
 
-_RISE = 0.03  # of all steps
-RECORDED_FROM = 500  # steps, or passes over the held-out data
-_SAVED = 10  # steps between checkpoints, or an epoch of more
+_RISE = 0.03  # share of all steps in which the learning rate rises
+RECORDED_FROM = 500  # least number of steps, or of passes over the held-out data, for which a graph is recorded
+_SAVED = 10  # steps between checkpoints; in longer epochs, one per epoch
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.particles < 1:
-            raise InferenceError(f"particles={self.particles}: give the number of draws a datum, 1 or more")
+            raise InferenceError(f"particles={self.particles}: give the number of draws per datum, 1 or more")
 
     def steps(self, total: int) -> int:
         """Number of steps in all epochs."""

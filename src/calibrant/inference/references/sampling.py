@@ -33,7 +33,7 @@ from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
 METHODS = ("auto", "exact", "nuts", "pyro-nuts")
-_COMPILED_FROM = 1000  # iterations: compiling takes about as long as so many without it
+_COMPILED_FROM = 1000  # iterations per chain from which on the step is compiled: compiling takes about as long as these
 
 
 def reference(
@@ -76,7 +76,7 @@ def reference(
         compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations per chain on.
         covariates: keyword → tensor, leading dimension data.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
-        seed: of the draws.
+        seed: random seed for the draws.
         progress: called with (stage, done, total, text).
 
     Returns:
@@ -132,13 +132,13 @@ def reference_of(
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
-    """As `reference`, of a program and data that are checked."""
+    """Sample a reference, like `reference`, for a program and data that are already checked."""
     chains, draws = plan.chains, plan.draws
     structure = structure_of(program, data) if plan.method in ("auto", "exact") else None
     if plan.method == "exact" and structure is None:
         raise InferenceError(
-            f"{type(program).__name__} has no exact posterior that is known here (affine decoder, Gaussian noise, "
-            "Gaussian local latents, at most one scale, no covariates): use method='nuts'"
+            f"{type(program).__name__} has no exact posterior that is known here (it takes an affine decoder, Gaussian "
+            "noise, Gaussian local latents, at most one scale, and no covariates): use method='nuts'"
         )
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
     require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data")
@@ -162,7 +162,7 @@ def exact_structure(model: Program, observed: Mapping[str, Any] | Data) -> Linea
 
 
 def structure_of(program: PyroModule, data: Data) -> LinearGaussian | None:
-    """As `exact_structure`, of data that are bound."""
+    """Like `exact_structure`, for a program with data that are already bound."""
     return detect(program, *data.batch(torch.arange(min(len(data), 16))))
 
 
@@ -176,7 +176,7 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
 
 
 def log_evidence_of(program: PyroModule, data: Data) -> Tensor:
-    """As `log_evidence`, of data that are bound."""
+    """Like `log_evidence`, for a program with data that are already bound."""
     structure = structure_of(program, data)
     if structure is None:
         raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")

@@ -1,1 +1,1 @@
-"""Parts that any model takes: likelihoods, priors, decoders."""
+"""Parts that models share: likelihoods, priors, decoders."""

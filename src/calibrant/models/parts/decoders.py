@@ -1,6 +1,6 @@
-"""Decoders: latents `(size, latents)` → what the likelihood needs.
+"""Decoders: modules that map latents `(size, latents)` to the input of a likelihood.
 
-That is a tensor `(size, *shape)` where the likelihood has one output, and a tuple of tensors where it has several.
+That is a tensor `(size, *shape)` for a likelihood with one output, and a tuple of tensors for one with several.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from calibrant.errors import ProgramError
 
 
 class LinearDecoder(nn.Module):
-    """`W z + b`.
+    """The affine map `W z + b`.
 
     Args:
         latents: number of latents.
         shape: event shape of the output.
-        column_norm: the fixed norm of every column of W; None leaves it free.
-        bias: whether there is a b.
+        column_norm: fixed norm of every column of W; None for columns of any norm.
+        bias: whether there is a bias b.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LinearDecoder(nn.Module):
 
 
 class MLPDecoder(nn.Sequential):
-    """Two hidden layers with SiLU."""
+    """A multilayer perceptron with two hidden layers and SiLU activations."""
 
     def __init__(self, latents: int, shape: tuple[int, ...], hidden: int = 256) -> None:
         super().__init__(
@@ -75,18 +75,18 @@ class ConvDecoder(nn.Sequential):
 
 
 class LinearDecoders(nn.ModuleList):
-    """A linear decoder for each output."""
+    """A linear decoder for each output of a likelihood."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
         return tuple(decoder(latents) for decoder in self)
 
 
 class SplitDecoder(nn.Module):
-    """One network, whose last layer is cut into the outputs.
+    """One network, whose last layer is split into the outputs of a likelihood.
 
     Args:
-        network: latents → `(size, entries, …)`.
-        entries: how many entries of the last layer (channels, of a convolutional network) each output has.
+        network: module that maps latents to `(size, entries, …)`.
+        entries: number of entries of the last layer (channels of a convolutional network) for each output.
         shapes: event shapes of the outputs.
     """
 
@@ -109,13 +109,13 @@ def make_decoder(
     outputs: Mapping[str, tuple[int, ...]],
     column_norm: float | None = None,
 ) -> nn.Module:
-    """A decoder from its name, or as it is.
+    """Build a decoder from its name; a module is returned unchanged.
 
     Args:
         decoder: a name of `DECODERS`, or a module.
         latents: number of latents.
-        outputs: names and event shapes of what the likelihood needs.
-        column_norm: norm of the columns of the linear decoder's first output; the other decoders ignore it.
+        outputs: names and event shapes of the outputs that the likelihood needs.
+        column_norm: norm of the columns of the linear decoder's first output; "mlp" and "conv" ignore it.
 
     Raises:
         ProgramError: for an unknown name, or an output that the decoder cannot return.

@@ -1,5 +1,5 @@
-"""Priors of latents, by name. Each is a function without arguments, called inside the program: its constants follow
-the default device and dtype."""
+"""Priors of latents, by name. Each is a function without arguments that the program calls, so that its constants
+follow the default device and dtype."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def vector_prior(prior: str, latents: int) -> Prior:
     if prior not in VECTOR_PRIORS:
         raise ProgramError(f"unknown latent prior {prior!r}; known: {sorted(VECTOR_PRIORS)}")
     if latents < 1:
-        raise ProgramError(f"latents={latents}: a model has one or more")
+        raise ProgramError(f"latents={latents}: a model needs at least one latent")
     return lambda: VECTOR_PRIORS[prior](0.0, 1.0).expand([latents]).to_event(1)

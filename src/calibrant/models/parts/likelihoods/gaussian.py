@@ -26,9 +26,9 @@ class Gaussian(Likelihood):
     """Normal noise around the decoder's output.
 
     Args:
-        scale: standard deviation of the noise, in data units; the start value where it is learned.
-        learn: whether it is learned.
-        shape: `()` for one scale shared by all entries, the event shape for one scale each (factor analysis).
+        scale: standard deviation of the noise, in data units; its initial value if it is learned.
+        learn: whether the scale is learned.
+        shape: `()` for one scale shared by all entries, the event shape for one scale per entry (factor analysis).
     """
 
     log_scale: Tensor
@@ -36,7 +36,7 @@ class Gaussian(Likelihood):
     def __init__(self, scale: float = 0.4, learn: bool = True, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         if not scale > 0:
-            raise ProgramError(f"the noise scale is {scale}: a standard deviation is positive")
+            raise ProgramError(f"the noise scale is {scale}: a standard deviation must be positive")
         log_scale = torch.full(tuple(shape), float(scale)).log()
         if learn:
             self.log_scale = nn.Parameter(log_scale)

@@ -1,4 +1,4 @@
-"""What a likelihood is: the distribution of an observation, given what a decoder returns."""
+"""The protocol of likelihoods: the distribution of an observation, given the output of a decoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 Shape = tuple[int, ...]
-Output = Any  # a tensor, or a tuple of tensors where a likelihood has several outputs
+Output = Any  # a tensor, or a tuple of tensors if a likelihood has several outputs
 
 
 class Likelihood(nn.Module):
@@ -21,7 +21,7 @@ class Likelihood(nn.Module):
 
     Any other module that maps a decoder's output to such a distribution can stand in for a likelihood. The decoder then
     returns one tensor with the shape of the observations, and the noise is unknown unless the module has a method
-    `noise_sd` like the one below.
+    `noise_sd` with the signature given here.
 
     Attributes:
         support: the values that an entry of an observation may have.
@@ -30,9 +30,9 @@ class Likelihood(nn.Module):
     support: Any = constraints.real
 
     def outputs(self, shape: Shape) -> dict[str, Shape]:
-        """Names and event shapes of what the decoder returns, for observations of an event shape.
+        """Names and event shapes of the outputs that the decoder must return, for observations of an event shape.
 
-        The first output is the one that a model's scale may multiply. It is called `logits` where it holds log odds: a
+        The first output is the one that a model's scale may multiply. It is called `logits` if it holds log odds: a
         scale of 0 then means that every value is equally probable.
         """
         raise NotImplementedError
@@ -44,16 +44,16 @@ class Likelihood(nn.Module):
     def noise_sd(self, output: Output) -> Tensor | None:
         """Standard deviation of an observation around its mean, in data units, in a shape that broadcasts to it.
 
-        None where it is infinite, or where an observation is no signal plus noise.
+        None if it is infinite, or if an observation is not a signal plus noise.
         """
         return None
 
 
 def outputs_of(likelihood: nn.Module, shape: Shape) -> dict[str, Shape]:
-    """Names and event shapes of what a decoder returns for a likelihood, or for a module of a user's own."""
+    """Names and event shapes of the outputs that a decoder returns for a likelihood, or for a user's own module."""
     return likelihood.outputs(shape) if isinstance(likelihood, Likelihood) else {"output": shape}
 
 
 def takes_logits(likelihood: nn.Module, shape: Shape) -> bool:
-    """Whether the first output holds log odds."""
+    """Whether the first output of a likelihood holds log odds."""
     return next(iter(outputs_of(likelihood, shape))) == "logits"

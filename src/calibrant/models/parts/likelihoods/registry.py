@@ -17,15 +17,16 @@ Class = TypeVar("Class", bound=type[Likelihood])
 
 @dataclass(frozen=True)
 class LikelihoodCard:
-    """What is known of a registered likelihood.
+    """The description of a registered likelihood.
 
     Attributes:
         name: name that users give.
-        cls: its class.
-        density_of: what it is a density of, such as "real numbers" or "the grey values 0 to 255".
-        equations: its density.
-        paper: where it comes from; empty where it is common knowledge.
-        cases: examples that all tests of likelihoods run on. One of them has observations of a single entry.
+        cls: class of the likelihood.
+        density_of: the values that it is a density of, such as "real numbers" or "the grey values 0 to 255".
+        equations: the density, in one line.
+        paper: source of the likelihood; empty for well-known distributions.
+        cases: example constructions, on which all tests of likelihoods run. One of them has observations of a single
+            entry.
     """
 
     name: str
@@ -42,7 +43,7 @@ LIKELIHOODS: Registry[LikelihoodCard] = Registry("likelihood", ProgramError, "A 
 def register_likelihood(
     name: str, *, density_of: str, equations: str, paper: str = "", cases: tuple[Case, ...] = ()
 ) -> Callable[[Class], Class]:
-    """Class decorator that makes a likelihood known by name; the arguments are those of `LikelihoodCard`.
+    """Class decorator that makes a likelihood known by name; the arguments are the attributes of `LikelihoodCard`.
 
     Raises:
         ProgramError: for a name that another class has.
@@ -61,7 +62,7 @@ def list_likelihoods(pattern: str = "*") -> list[LikelihoodCard]:
 
 
 def make_likelihood(likelihood: str | Mapping[str, Any] | nn.Module) -> nn.Module:
-    """A likelihood from its name, from `{"name": …, **arguments}`, or as it is.
+    """Build a likelihood from its name or from `{"name": …, **arguments}`; a module is returned unchanged.
 
     Raises:
         ProgramError: for an unknown name or argument.
