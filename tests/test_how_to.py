@@ -88,9 +88,7 @@ def files(page: str) -> dict[str, str]:
 
 def lines(page: str) -> list[tuple[str, str, str]]:
     """The lines that a page says to save as the first ones of a table: (file, table, lines)."""
-    pattern = (
-        r"[Ss]ave [^`]*`(src/[^`]+)`, as the first ones? of `(\w+)`[^`]*(?:`[^`\n]+`[^`]*)*:\n\n```text\n(.*?)```"
-    )
+    pattern = r"[Ss]ave [^`]*`(src/[^`]+)`, as the first ones? of `(\w+)`[^`]*(?:`[^`\n]+`[^`]*)*:\n\n```text\n(.*?)```"
     return re.findall(pattern, page, re.DOTALL)
 
 
