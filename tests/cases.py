@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 import calibrant as cal
+from calibrant.program import covariate_names
 from calibrant.program.environment import seeded
 from calibrant.registries import Case
 
@@ -23,9 +24,16 @@ class ModelCase:
     case: Case
 
     def build(self, seed: int = 3) -> PyroModule:
-        """The model, with the first weights that a seed gives."""
+        """The model, with the first weights that a seed gives; what is wrong with the card is said first."""
         with seeded(seed):
-            return cal.models.create(self.model, **self.case.arguments)
+            model = cal.models.create(self.model, **self.case.arguments)
+        where, taken = f"the case {self.case.name!r} of the model {self.model!r}", covariate_names(model)
+        assert self.case.observed, f"{where} says no observed sites: Case(arguments, {{'x': shape}})"
+        assert set(taken) == set(self.case.covariates), (
+            f"{where} gives the covariates {sorted(self.case.covariates)}, its forward takes {sorted(taken)}: "
+            "Case(..., covariates={NAME: function of the number of data})"
+        )
+        return model
 
     def covariates(self, size: int, seed: int = 0) -> dict[str, Tensor]:
         """The keyword tensors of so many data."""

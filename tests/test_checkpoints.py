@@ -1,5 +1,6 @@
 """Checkpoints: trainings go on as if they had not been interrupted, and what can't go on is refused."""
 
+import json
 import shutil
 import sys
 
@@ -117,6 +118,17 @@ def test_trainings_that_cannot_go_on_are_refused(tmp_path, one_epoch):
         train(tmp_path, resume=True, epochs=1, validation=rows(30))
     with pytest.raises(RunError, match="does not fit"):
         train(tmp_path, resume=True, epochs=1, name="ppca")
+
+
+def test_a_training_of_a_version_with_other_random_streams_is_refused(tmp_path, one_epoch):
+    """It would be resumed with another split: data that it was trained on would be held out."""
+    shutil.copytree(one_epoch, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoints" / "training.safetensors"
+    tensors, training = checkpoints._read_checkpoint(path)
+    del training["settings"]["random streams"]
+    path.write_bytes(safetensors.torch.save(tensors, {"training": json.dumps(training)}))
+    with pytest.raises(RunError, match="random streams was None, is named by purpose"):
+        train(tmp_path, resume=True, epochs=1)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "no training"])

@@ -144,7 +144,7 @@ def test_register_data(monkeypatch, tmp_path):
     (tmp_path / "noise").mkdir()
     assert entry.state(tmp_path) == "ready"
     assert list_data("x*") == []
-    with pytest.raises(DataError, match="'noise' is registered already"):
+    with pytest.raises(DataError, match="'noise' is given to two"):
         register_data("noise", **about)(lambda root, download: {})
 
     register_data("bad", **about)(lambda root, download: {"train": Data({"x": np.zeros(2)})})

@@ -103,5 +103,5 @@ def test_missing_files_say_where_they_belong(card, tmp_path):
 def test_a_name_is_registered_once():
     card = CARDS[0]
     about = {"description": "none", "source": "none", "licence": "none"}
-    with pytest.raises(DataError, match=f"'{card.name}' is registered already"):
+    with pytest.raises(DataError, match=f"'{card.name}' is given to two"):
         cal.data.register_data(card.name, **about)(lambda root, download: {})

@@ -269,7 +269,7 @@ def test_a_module_of_a_users_own_is_taken_as_it_is():
 
 def test_a_name_is_registered_once_and_unknown_ones_are_told():
     about = {"density_of": "real numbers", "equations": "none"}
-    with pytest.raises(ProgramError, match="'gaussian' is registered already"):
+    with pytest.raises(ProgramError, match="'gaussian' is given to two"):
         cal.models.register_likelihood("gaussian", **about)(Mine)
     with pytest.raises(ProgramError, match="unknown likelihood 'gausian'; did you mean gaussian"):
         cal.models.make_likelihood("gausian")

@@ -217,7 +217,7 @@ def test_a_name_is_registered_once():
         return type("Another", (torch.nn.Module,), {"__module__": module})
 
     about = {"paper": "none", "equations": "none", "licence": "none"}
-    with pytest.raises(ProgramError, match="'vae' is registered already"):
+    with pytest.raises(ProgramError, match="'vae' is given to two"):
         cal.models.register_model("vae", **about)(another("somewhere.else"))
     assert cal.models.card("vae").cls is cal.models.VAE
     card = cal.models.card("vae")  # a notebook cell that is run again registers the same class anew

@@ -201,7 +201,9 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        if text[:1] in "{[":
+            raise CalibrantError(f"--set: {text} is no valid JSON ({error}); strings stand in double quotes") from error
         return text
 
 
@@ -251,7 +253,7 @@ def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
     trained = store.read_config(outcome.folder)["fit"]
     for note in outcome.notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"held-out ELBO {_number(trained['elbo'], trained['elbo_se'])} nats after {trained['epochs']} epochs")
+    typer.echo(f"held-out ELBO {_number(trained['elbo'], trained['elbo_se'])} nats ({trained['epochs']} epochs)")
     typer.echo(f"{outcome.folder}: check it with `calibrant check {shlex.quote(str(outcome.folder))}`")
 
 

@@ -63,7 +63,9 @@ class Registry(Generic[Card]):
         """
         origin = f"{registered.__module__}.{registered.__qualname__}"
         if self._origins.setdefault(name, origin) != origin:
-            raise self.error(f"a {self.kind} {name!r} is registered already, by {self._origins[name]}")
+            raise self.error(
+                f"the name {name!r} is given to two: {self._origins[name]} and {origin}; rename one {self.kind}"
+            )
         self._cards[name] = card
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -84,6 +86,15 @@ class Registry(Generic[Card]):
 
 
 def import_all(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that each registers what it defines."""
+    """Import every module of a package, so that each registers what it defines.
+
+    Raises:
+        CalibrantError: for a module that gives its card wrong or missing fields.
+    """
     for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")
+        try:
+            importlib.import_module(f"{package}.{module.name}")
+        except TypeError as error:
+            if "register_" not in str(error):
+                raise
+            raise CalibrantError(f"{package}.{module.name}: {error}; correct the card in that file") from error

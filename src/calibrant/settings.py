@@ -149,15 +149,15 @@ class Request:
         metadata=option("NAME=VALUE: an argument of the model, JSON or a plain word", "model", flag="--set"),
     )
     settings: dict[str, Any] = field(default_factory=dict, metadata=option("the fields of `Settings` that were given"))
-    chosen: dict[str, Any] = field(
-        default_factory=dict, metadata=option("other fields of `Settings`, chosen to suit the data")
-    )
+    quick: bool = field(default=False, metadata=option("small run, to see that everything works", "folder"))
     out: Path | None = field(default=None, metadata=option("run folder", "folder", shown="runs/MODEL-DATA-N"))
     overwrite: bool = field(
         default=False, metadata=option("replace the run in --out (a folder of anything else is kept)", "folder")
     )
     resume: bool = field(default=False, metadata=option("continue the run in --out", "folder"))
-    quick: bool = field(default=False, metadata=option("small run, to see that everything works", "folder"))
+    chosen: dict[str, Any] = field(
+        default_factory=dict, metadata=option("other fields of `Settings`, chosen to suit the data")
+    )
 
     def asked(self) -> dict[str, Any]:
         """The settings that were given, including those of a quick run."""

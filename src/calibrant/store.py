@@ -25,7 +25,14 @@ from calibrant.folders.tensors import check_fits, class_name, read_weights, set_
 from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.amortizing import from_spec
 from calibrant.guides.collapsed import CollapsedGuide
-from calibrant.inference.fitting.checkpoints import CHECKPOINT_FILE, CHECKPOINTS, FIT_FIELDS, has_checkpoint
+from calibrant.inference.fitting.checkpoints import (
+    CHECKPOINT_FILE,
+    CHECKPOINTS,
+    FIT_FIELDS,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from calibrant.models.registry import create
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import seeded
@@ -56,12 +63,14 @@ __all__ = [
     "clear_run",
     "has_checkpoint",
     "load",
+    "load_checkpoint",
     "load_dataset",
     "load_history",
     "load_result",
     "load_tree",
     "read_any_config",
     "read_config",
+    "save_checkpoint",
     "save_dataset",
     "save_run",
     "save_tree",

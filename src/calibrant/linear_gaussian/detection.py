@@ -196,7 +196,7 @@ def _may_be_gaussian(fn: Any) -> bool:
 
 
 def _scale(name: str, prior: Any, draws: Tensor) -> _Scale:
-    if draws.dim() > 1:
+    if draws.dim() > 1 or is_mixture(prior):  # a grid may miss a narrow component
         raise _Unknown
     return _Scale(name, prior, from_line(prior.support).inv(draws).clamp(-_FURTHEST, _FURTHEST))
 

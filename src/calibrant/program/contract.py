@@ -76,3 +76,25 @@ def check_values(observed: Values, covariates: Values) -> None:
         raise DataError(
             f"leading dimensions {lengths}: all observations and covariates need the same number of data, at least one"
         )
+
+
+def check_arguments(program: PyroModule, covariates: Values) -> None:
+    """Refuse a program that does not take the number of data and these covariates.
+
+    Raises:
+        ProgramError: for arguments that no program has.
+        DataError: for covariates that are missing or unknown.
+    """
+    given = arguments(program)
+    if not given:
+        raise ProgramError("a program takes the number of data as its first argument: def forward(self, size, ...)")
+    if any(p.kind is p.VAR_KEYWORD for p in given):
+        raise ProgramError(f"the program takes **{given[-1].name}: name each covariate, def forward(self, size, label)")
+    names = {p.name for p in given[1:]}
+    if missing := {p.name for p in given[1:] if p.default is p.empty} - set(covariates):
+        found = f" (given: {sorted(covariates)})" if covariates else ""
+        raise DataError(
+            f"the program takes the covariates {sorted(missing)}, which were not given{found}: covariates={{...}}"
+        )
+    if unknown := set(covariates) - names:
+        raise DataError(f"the program takes no covariates {sorted(unknown)}; its own are {sorted(names)}")

@@ -13,13 +13,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import nn
 
 from calibrant.errors import DataError, ProgramError
-from calibrant.program.contract import PLATE, Program, Values, arguments, as_program, check_values
+from calibrant.program.contract import PLATE, Program, Values, as_program, check_arguments, check_values
 from calibrant.program.environment import cast, defaults, in_double, seeded
 from calibrant.program.independence import DATA_COMPARED, IN_DOUBLE, check_independence
 from calibrant.program.latents import few
 from calibrant.program.modules import buffers_kept, check_modules, dotted
 from calibrant.program.running import running
-from calibrant.program.supports import anywhere, bounds, innermost, inside
+from calibrant.program.supports import anywhere, bounds, innermost, inside, is_made_from_angles
 from calibrant.program.tracing import (
     TERM,
     batch_error,
@@ -70,7 +70,7 @@ def check_program(model: Program, observed: Values, covariates: Values | None = 
 
 def _refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
     """All checks of `check_program` except those of `check_values`."""
-    _check_arguments(program, covariates)
+    check_arguments(program, covariates)
     check_modules(program)
     with torch.no_grad(), seeded(0), buffers_kept(program), pyro.validation_enabled(True):
         with defaults(program, {**observed, **covariates}) as place:
@@ -102,19 +102,6 @@ def _runs(program: PyroModule, covariates: Values) -> list[Trace]:
     return runs
 
 
-def _check_arguments(program: PyroModule, covariates: Values) -> None:
-    given = arguments(program)
-    if not given:
-        raise ProgramError("a program takes the number of data as its first argument: def forward(self, size, ...)")
-    if any(p.kind is p.VAR_KEYWORD for p in given):
-        raise ProgramError(f"the program takes **{given[-1].name}: name each covariate, def forward(self, size, label)")
-    names = {p.name for p in given[1:]}
-    if missing := {p.name for p in given[1:] if p.default is p.empty} - set(covariates):
-        raise DataError(f"the program takes the covariates {sorted(missing)}, which were not given: covariates={{...}}")
-    if unknown := set(covariates) - names:
-        raise DataError(f"the program takes no covariates {sorted(unknown)}; its own are {sorted(names)}")
-
-
 def _check_kind(name: str, site: Mapping[str, Any], observed: Values) -> None:
     if site["is_observed"]:
         raise ProgramError(
@@ -124,6 +111,8 @@ def _check_kind(name: str, site: Mapping[str, Any], observed: Values) -> None:
         raise ProgramError(f"a site is called {name!r}, a name that results can't contain: rename the site")
     if isinstance(innermost(site["fn"]), dist.Delta):
         raise ProgramError(f"site {name!r} is a point mass: record it with pyro.deterministic({name!r}, ...)")
+    if is_made_from_angles(site["fn"]):
+        raise ProgramError(f"site {name!r} transforms angles: sample the angle, and transform its value in the program")
     if name in observed and not is_local(site):
         plates = [frame.name for frame in site["cond_indep_stack"]]
         where = f"the plate {plates[0]!r}" if plates else "no plate"

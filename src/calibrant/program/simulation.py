@@ -7,7 +7,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from calibrant.errors import ProgramError
-from calibrant.program.contract import Program, Values, as_program
+from calibrant.program.contract import Program, Values, as_program, check_arguments
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.supports import is_improper
 from calibrant.program.tracing import factors, messages, sampled, trace
@@ -29,8 +29,10 @@ def sample_prior(
 
     Raises:
         ProgramError: for a program with an improper prior or a factor, which cannot be simulated.
+        DataError: for covariates that are missing or unknown.
     """
     program, covariates = as_program(model), covariates or {}
+    check_arguments(program, covariates)
     with torch.no_grad(), seeded(seed), defaults(program, covariates) as place:
         run = trace(program, size, cast(covariates, *place))
     refuse_factors(run)

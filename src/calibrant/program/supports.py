@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, biject_to
 from torch.distributions.transforms import Transform
 
+from calibrant.errors import ProgramError
+
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises)
+_BOUNDS = ("lower_bound", "upper_bound")
 _DRESS = (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)  # change shapes and weights, not values
 
 # -- distributions -----------------------------------------------------------------------------------------------------
@@ -52,13 +55,21 @@ def is_masked(fn: Any) -> bool:
 
 
 def is_mixture(fn: Any) -> bool:
-    """Whether a distribution is a mixture whose components are summed out."""
-    return isinstance(undressed(fn), MixtureSameFamily)
+    """Whether a distribution is a mixture whose components are summed out, or is made from one."""
+    return any(isinstance(layer, MixtureSameFamily) for layer in layers(fn))
 
 
 def is_circular(fn: Any) -> bool:
-    """Whether the entries of a site are angles, whose support is the real line according to torch."""
-    return isinstance(undressed(fn), _CIRCULAR)
+    """Whether the entries of a site are angles, whose support torch calls the real line."""
+    plain = undressed(fn)
+    if isinstance(plain, MixtureSameFamily):
+        return is_circular(plain.component_distribution)
+    return isinstance(plain, _CIRCULAR)
+
+
+def is_made_from_angles(fn: Any) -> bool:
+    """Whether a site transforms angles, so that its density is not normalised on the support that it declares."""
+    return not is_circular(fn) and any(is_circular(layer) for layer in layers(fn))
 
 
 def is_direction(fn: Any) -> bool:
@@ -69,7 +80,7 @@ def is_direction(fn: Any) -> bool:
 def bounds(support: Any) -> list[Tensor]:
     """The bounds of a support as far as it has any, the lower one first."""
     base = base_support(support)
-    return [torch.as_tensor(getattr(base, b)) for b in ("lower_bound", "upper_bound") if hasattr(base, b)]
+    return [torch.as_tensor(getattr(base, name)) for name in _BOUNDS if hasattr(base, name)]
 
 
 # -- supports ----------------------------------------------------------------------------------------------------------
@@ -85,11 +96,28 @@ def base_support(support: Any) -> Any:
 def usual_support(support: Any) -> Any:
     """The same support as a constraint that torch can map: a mixture has the support of its components."""
     if _is_of_mixture(support):
-        return usual_support(support.base_constraint)
+        return usual_support(_of_all_components(support.base_constraint))
     if isinstance(support, constraints.independent):
         base = usual_support(support.base_constraint)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
     return support
+
+
+def _of_all_components(support: Any) -> Any:
+    """The support of the components of a mixture, without the dimension of the components."""
+    if isinstance(support, constraints.independent):
+        base = _of_all_components(support.base_constraint)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    found = [getattr(support, name) for name in _BOUNDS if hasattr(support, name)]
+    if not any(isinstance(bound, Tensor) and bound.dim() for bound in found):
+        return support
+    values = [torch.as_tensor(bound).unique() for bound in found]
+    if any(len(value) > 1 for value in values):
+        raise ProgramError(
+            f"a mixture has components with different supports ({support}): give all components the same bounds, or "
+            "sample the component as a discrete latent"
+        )
+    return type(support)(*(float(value) for value in values))
 
 
 def _is_of_mixture(support: Any) -> bool:
@@ -130,6 +158,6 @@ def anywhere(fn: Any) -> Tensor | None:
 def inside(fn: Any, value: Tensor) -> Tensor:
     """Whether a value lies in the support of a distribution, for each entry that the support checks."""
     try:
-        return usual_support(fn.support).check(value if value.is_floating_point() else value.double())
+        return fn.support.check(value if value.is_floating_point() else value.double())
     except NotImplementedError:  # torch cannot check this support
         return torch.ones(value.shape[:1], dtype=torch.bool, device=value.device)

@@ -39,9 +39,14 @@ def match_sites(
         if left or not set(wanted) & set(shapes):
             raise DataError(
                 f"the model has no place for {', '.join(left or keys)}; {_names(shapes, covariates, keys)}: say which "
-                "key belongs to which site, --site NAME=KEY; all other keys are then ignored"
+                f"key belongs to which site, --site NAME=KEY{_example(shapes, keys)}; all other keys are then ignored"
             )
     return {split: part.select(wanted) for split, part in splits.items()}, wanted, notes
+
+
+def _example(shapes: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    same = [name for name in shapes if name in keys]
+    return f" (such as --site {same[0]}={same[0]})" if same else ""
 
 
 def _names(shapes: Mapping[str, Any], covariates: tuple[str, ...], keys: tuple[str, ...]) -> str:

@@ -109,7 +109,7 @@ def _fault(verdict: Verdict) -> str:
         return {
             "too narrow": f"it is too sure of itself {by}",
             "too wide": f"it is less sure than it could be {by}",
-        }.get(verdict.direction, f"how sure it is of single data is wrong {by}")
+        }.get(_direction(verdict), f"how sure it is of single data is wrong {by}")
     if verdict.quantity == "mean":
         return f"its best guesses are off{_entry(verdict)}"
     return {
@@ -118,6 +118,11 @@ def _fault(verdict: Verdict) -> str:
         "k-hat": "for many data it is so far from the posterior that weighing its draws can't mend it",
         "log joint": "on data that the model makes itself, its draws don't lie where the truth does",
     }[verdict.quantity]
+
+
+def _direction(verdict: Verdict) -> str:
+    """The direction of an error of the sd; by its sign where the verdict does not say it."""
+    return verdict.direction or ("too narrow" if verdict.effect < 0 else "too wide")
 
 
 def _entry(verdict: Verdict) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -31,12 +32,17 @@ def noise_sd(model: Program, covariates: Values | None = None) -> Tensor | None:
     if not isinstance(likelihood, nn.Module) or told is None:
         return None
     outputs: list[object] = []
-    handle = likelihood.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0]))
+
+    def keep(module: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
+        outputs.extend([*inputs, *named.values()][:1])
+
+    handle = likelihood.register_forward_pre_hook(keep, with_kwargs=True)
     size = len(next(iter(given.values()), range(_SIMULATED)))
     try:
-        with torch.no_grad(), seeded(0), defaults(program, given):
+        with torch.no_grad(), seeded(0), pyro.validation_enabled(False), defaults(program, given):
             program(size, **given)
-            return told(outputs[-1]) if outputs else None
+            found = told(outputs[-1]) if outputs else None
+            return found if found is not None and bool(found.isfinite().all()) else None
     except NotImplementedError:  # an improper prior has no draws
         return None
     finally:

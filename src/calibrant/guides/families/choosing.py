@@ -12,7 +12,7 @@ from calibrant.errors import ProgramError
 from calibrant.guides.families import densities, finite, on_spheres
 from calibrant.guides.families.densities import ENTRIES, Family
 from calibrant.guides.families.support_text import describe
-from calibrant.program.supports import base_support, is_circular, undressed
+from calibrant.program.supports import base_support, is_circular, undressed, usual_support
 
 
 def _flow(event_shape: tuple[int, ...], support: str) -> Family:
@@ -100,7 +100,7 @@ def choose_family(name: str, support: constraints.Constraint, prior: Any, asked:
 
 def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     """The families that cover a site, the default one first."""
-    support, own = base_support(support), undressed(prior)
+    support, own = base_support(usual_support(support)), undressed(prior)
     if is_circular(prior):
         return ["vonmises"]
     if type(support) is type(dist.constraints.sphere):

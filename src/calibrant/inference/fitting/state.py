@@ -129,7 +129,12 @@ def initial_state(modules: Modules, plan: Plan, train: Data, held: Data) -> Trai
     gradient = Gradient(modules, partial(_objective, modules, plan, len(train)))
     if not gradient.weights:
         raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
-    settings = {**asdict(plan), "training data": len(train), "held-out data": len(held)}
+    settings = {
+        **asdict(plan),
+        "random streams": "named by purpose",
+        "training data": len(train),
+        "held-out data": len(held),
+    }
     evaluation = Recorded(modules, partial(_evaluation, modules, plan))
     return TrainingState(modules, gradient, evaluation, gradient.adam(plan.lr), copy_of_weights(modules), settings)
 

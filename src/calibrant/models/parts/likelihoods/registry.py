@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -70,9 +71,15 @@ def make_likelihood(likelihood: str | Mapping[str, Any] | nn.Module) -> nn.Modul
     if isinstance(likelihood, nn.Module):
         return likelihood
     arguments = {"name": likelihood} if isinstance(likelihood, str) else dict(likelihood)
-    name = str(arguments.pop("name", ""))
+    if "name" not in arguments:
+        raise ProgramError(f"likelihood={arguments!r} lacks the name: give {{'name': …, **arguments}}")
+    name = str(arguments.pop("name"))
     cls = LIKELIHOODS[name].cls
     try:
         return cls(**arguments)
     except TypeError as error:
-        raise ProgramError(f"likelihood {name!r}: {error}") from error
+        wanted = ", ".join(inspect.signature(cls).parameters) or "none"
+        raise ProgramError(
+            f"likelihood {name!r}: {error}; its arguments are: {wanted}. Give them beside the name, as in "
+            f'likelihood={{"name": "{name}", ARGUMENT: VALUE}}'
+        ) from error
