@@ -300,6 +300,7 @@ CASES = {
         dirichlet_multinomial_evidence,
         lambda x: dist.Dirichlet(x + x.new_tensor(SHARES)),
         lambda: Small(6, lambda x: torch.cat([(x - 4) / 4, x.log1p() - 1], -1)),
+        epochs=30,
     ),
     "von mises": Case(
         circular,
