@@ -126,7 +126,7 @@ def improper_scores(tree: xr.DataTree, least: int = 400) -> np.ndarray:
 
 
 def run_improper() -> xr.DataTree:
-    return reference(improper, WAITS, "pyro-nuts", warmup=100, draws=700)
+    return reference(improper, WAITS, "pyro-nuts", warmup=200, draws=1000)
 
 
 def test_nuts_with_an_improper_prior(monkeypatch):
