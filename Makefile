@@ -10,7 +10,7 @@ ARGS ?=
 # Two processes with one thread each: more threads than cores are slower than one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test truth check format clean FORCE
+.PHONY: help demo test truth parts check format clean FORCE
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -24,6 +24,9 @@ test: $(VENV)/.stamp-test ## run the default tests
 
 truth: $(VENV)/.stamp-test ## run the tests of statistical truth, which take longer than the default ones
 	$(PYTEST) -m truth $(ARGS)
+
+parts: $(VENV)/.stamp-test ## write the page of models, likelihoods and data sets from their cards
+	$(BIN)/python docs/make_parts.py
 
 check: $(VENV)/.stamp-test ## run all that a change must pass: ruff, mypy, the default tests
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ import importlib
 import os
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -192,6 +193,11 @@ def test_files_that_are_named_exist():
         if not any((base / path).exists() for base in (ROOT, PACKAGE, page.parent))
     ]
     assert missing == []
+
+
+def test_the_page_of_parts_is_made_from_their_cards():
+    page = runpy.run_path(str(ROOT / "docs/make_parts.py"))
+    assert page["PAGE"].read_text() == page["text"](), "make parts writes docs/parts.md anew"
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
