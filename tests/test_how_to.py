@@ -86,6 +86,11 @@ def files(page: str) -> dict[str, str]:
     return dict(re.findall(r"[Ss]ave this as `(src/[^`]+)`:\n\n```python\n(.*?)```", page, re.DOTALL))
 
 
+def scripts(page: str) -> list[str]:
+    """The Python blocks that a page does not say to save."""
+    return [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if text not in files(page).values()]
+
+
 def lines(page: str) -> list[tuple[str, str, str]]:
     """The lines that a page says to save as the first ones of a table: (file, table, lines)."""
     pattern = r"[Ss]ave [^`]*`(src/[^`]+)`, as the first ones? of `(\w+)`[^`]*(?:`[^`\n]+`[^`]*)*:\n\n```text\n(.*?)```"
@@ -139,4 +144,6 @@ def test_a_page_is_followed_literally(name, tmp_path):
     for command in commands(page):
         printed = run(tmp_path, *command.split())
         assert (" passed" in printed) if "pytest" in command else (NAMES[name] in printed), printed
+    for script in scripts(page):
+        run(tmp_path, "python", "-c", script)
     run(tmp_path, "python", "-c", CHECKS[name])
