@@ -286,8 +286,8 @@ def test_latents_depend_on_which_sites_are_observed():
     assert sites(program, {"z": X})["x"].parents == ()
 
 
-@pytest.mark.parametrize("name", cal.models.list_models())
-def test_sites_of_the_registered_models(name):
+@pytest.mark.parametrize("name", ["ea-vae", "gsm", "ppca", "vae"])
+def test_sites_of_the_models_of_images(name):
     model = cal.models.create(name, shape=(1, 8, 8), latents=3)
     latent = sites(model, {"x": torch.randn(4, 1, 8, 8)})
     assert all(site.local and "x" in site.children for site in latent.values())

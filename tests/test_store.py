@@ -43,7 +43,7 @@ class Mine(PyroModule):
 
 # -- load --------------------------------------------------------------------------------------------------------------
 
-CASES = [(name, {}) for name in cal.models.list_models()] + [
+CASES = [(name, {}) for name in ("ea-vae", "gsm", "ppca", "vae")] + [  # test_models.py stores the cases of all cards
     ("ea-vae", {"prior": "laplace", "decoder": "mlp", "scale_prior": {"name": "gamma", "rate": 0.7}}),
     ("ea-vae", {"likelihood": {"name": "gaussian", "scale": 0.3, "learn": False}}),
     ("gsm", {"dictionary": torch.randn(PIXELS, 4), "covariance": torch.eye(4) + 0.1}),
