@@ -1,7 +1,7 @@
 """Programs whose posterior can be sampled exactly, and guides with planted defects, in batches of plain tensors.
 
-Draws are `(draws, data, latents)`, observations `(data, pixels)`, log densities `(draws, data)`, up to a constant for
-every datum: ranks, k-hat and evidence gap don't see it. Nothing here knows of checks.
+Draws are `(draws, data, latents)`, observations `(data, pixels)`, log densities `(draws, data)`: those of a program up
+to a constant for every datum, those of all its guides up to one constant. Nothing here knows of checks.
 """
 
 from __future__ import annotations
@@ -100,19 +100,25 @@ class Affine:
         spread = noise @ self.root.T
         if self.factor is not None:
             spread *= self.factor(x)
-        return self._centre(x) + spread, self._of_noise(noise)
+        return self._centre(x) + spread, self._of_noise(noise) - self._log_det(x)
 
     def log_q(self, theta: Tensor, x: Tensor) -> Tensor:
         """See `Guide`."""
         noise = _whitened(theta - self._centre(x), self.root)
-        return self._of_noise(noise / self.factor(x) if self.factor is not None else noise)
+        scaled = noise / self.factor(x) if self.factor is not None else noise
+        return self._of_noise(scaled) - self._log_det(x)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        found = self.root.diagonal().log().sum().expand(len(x))
+        return found if self.factor is None else found + len(self.root) * self.factor(x)[:, 0].log()
 
     def _centre(self, x: Tensor) -> Tensor:
         return x @ self.gain.T + self.shift
 
     def _of_noise(self, noise: Tensor) -> Tensor:
         if self.uniform:
-            return torch.where((noise.abs() <= math.sqrt(3)).all(-1), 0.0, -math.inf)
+            density = noise.shape[-1] * 0.5 * math.log(2 * math.pi / 12)  # relative to a Normal's at its mean
+            return torch.where((noise.abs() <= math.sqrt(3)).all(-1), density, -math.inf)
         return -0.5 * _square(noise)
 
 
@@ -205,7 +211,7 @@ class HalfNormals:
         """See `Guide`."""
         mean, sd = self._moments(x)
         density = -0.5 * ((theta[..., 0].abs() - mean) / sd).square()
-        return density if self.both else torch.where(theta[..., 0] > 0, density, -math.inf)
+        return density if self.both else torch.where(theta[..., 0] > 0, density + math.log(2), -math.inf)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, float]:
         return x[:, 0] / (1 + self.noise**2), self.noise / math.sqrt(1 + self.noise**2)
@@ -263,11 +269,14 @@ class ScaleGuide:
     def log_q(self, theta: Tensor, x: Tensor) -> Tensor:
         """See `Guide`."""
         if self.prior:
-            return self.program.log_prior(theta)
+            return self.program.log_prior(theta) - math.log(self.program.prior_sd) - 0.5 * math.log(2 * math.pi)
         log_scale = theta[..., 0].log()
         mean, precision = self.program.coefficients(log_scale, x)
         given = 0.5 * (precision.log() - precision * (theta[..., 1:] - mean).square()).sum(-1)
-        return self.program.log_scale_posterior(self._back(log_scale, x), x) - log_scale + given
+        factor = self._affine(x)[2]
+        stretch = factor.log() if isinstance(factor, Tensor) else math.log(factor)
+        before = self.program.log_scale_posterior(self._back(log_scale, x), x)
+        return before - self.program.log_total(x) - stretch - log_scale + given
 
     def _exact(self, x: Tensor, draws: int, generator: Generator) -> Tensor:
         cumulated, _, _ = self.program.on_grid(x)
@@ -337,6 +346,11 @@ class ScaleMixture:
         evidence = -0.5 * (x.square() / variance + variance.log()).sum(-1)
         return evidence - 0.5 * (log_scale / self.prior_sd).square()
 
+    def log_total(self, x: Tensor) -> Tensor:
+        """Log of the integral of `log_scale_posterior` over log s, `(data,)`."""
+        step = self.grid[1] - self.grid[0]
+        return self.log_scale_posterior(self.grid[:, None].expand(-1, len(x)), x).logsumexp(0) + step.log()
+
     def on_grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distribution function of log s given x on the grid, `(data, grid)`, and its mean and sd."""
         density = self.log_scale_posterior(self.grid[:, None].expand(-1, len(x)), x).T.softmax(1)
@@ -347,7 +361,7 @@ class ScaleMixture:
         return cumulated / cumulated[:, -1:], mean, sd
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PLANTED: dict[str, Callable[[], Problem]] = {
     "pair": pair,
     "two modes": TwoModes,
     "gsm": ScaleMixture,

@@ -23,8 +23,9 @@ from torch import Tensor
 
 import calibrant as cal
 from benchmarks.planted import contrast_factor, low_threshold
-from calibrant.evaluation import calibration
-from calibrant.inference import fit, posterior, reference
+from calibrant.evaluation import calibration, informed_directions
+from calibrant.inference import fit, posterior
+from calibrant.inference import reference as sample_reference
 from calibrant.program import sample_prior
 
 AS_TRAINED = "as trained"
@@ -191,16 +192,18 @@ class Trained:
         self.guide.eval()
 
     def sampled(
-        self, defect: str, data: int, draws: int, simulations: int, seed: int
-    ) -> tuple[xr.DataTree, xr.DataTree, xr.DataTree]:
-        """Draws of the guide and of the reference for new data, and a calibration."""
+        self, defect: str, data: int, draws: int, simulations: int, reference: int, ranked: int, seed: int
+    ) -> tuple[xr.DataTree, xr.DataTree, xr.Dataset, xr.DataTree]:
+        """Draws of the guide and of the reference for new data, informed directions, and a calibration."""
         seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(4)]  # no stream is used twice
         held = {"x": sample_prior(self.model, data, {}, seed=seeds[0])["x"]}
         guide = self.planted(defect)
+        theirs = sample_reference(self.model, held, draws=reference, seed=seeds[2])
         return (
             posterior(self.model, guide, held, draws, seed=seeds[1]),
-            reference(self.model, held, draws=1000, seed=seeds[2]),
-            calibration(self.model, guide, held, simulations, draws, seed=seeds[3]),
+            theirs,
+            informed_directions(self.model, held, theirs),
+            calibration(self.model, guide, held, simulations, ranked, seed=seeds[3]),
         )
 
     def planted(self, defect: str) -> PyroModule:

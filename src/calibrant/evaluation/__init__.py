@@ -14,6 +14,7 @@ from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.evaluation.statistics.contrast_curves import contrast_experiment
 from calibrant.evaluation.statistics.gaps import gap
+from calibrant.evaluation.statistics.informed import informed_directions
 from calibrant.evaluation.statistics.predictive_tests import predictive_check
 from calibrant.evaluation.statistics.ranks import pit
 from calibrant.evaluation.statistics.simulation_ranks import calibration, uniformity
@@ -32,6 +33,7 @@ __all__ = [
     "contrast_experiment",
     "contrast_verdicts",
     "gap",
+    "informed_directions",
     "pit",
     "predictive_check",
     "predictive_sentences",

@@ -27,6 +27,7 @@ from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.evaluation.statistics.contrast_curves import LEVELS, ContrastPlan, contrast_of
 from calibrant.evaluation.statistics.gaps import gap_of
+from calibrant.evaluation.statistics.informed import informed_of
 from calibrant.evaluation.statistics.noise import noise_sd
 from calibrant.evaluation.statistics.predictive_tests import predictive_check_of
 from calibrant.evaluation.statistics.simulation_ranks import calibration_of
@@ -66,7 +67,9 @@ class Check:
 
     def summary(self) -> str:
         """The conclusion, a line for every verdict, and a line for every remedy that was tried."""
-        rows = [(verdict.status, verdict.sentence) for verdict in self.verdicts]
+        rows = [
+            ("" if verdict.answer == "describes" else verdict.answer, verdict.sentence) for verdict in self.verdicts
+        ]
         width = max((len(status) for status, _ in rows), default=0)
         tried = remedy_sentences(self.result.remedies) if self.result.remedies is not None else []
         lines = [f"  {status:<{width}}  {sentence}" for status, sentence in rows]
@@ -155,7 +158,7 @@ def examine(
     """Run all parts of a check; `keep(field, value)` is called with each part of the result once it is computed."""
     amortized = posterior_of(problem, effort.draws, seed=stream(seed, "posterior"), progress=progress)
     keep("amortized", amortized)
-    comparison = _compared(amortized, reference, stream(seed, "c2st"), progress)
+    comparison = _compared(problem, amortized, reference, stream(seed, "c2st"), progress)
     keep("comparison", comparison)
     result = RunResult(name, problem.program, {"notes": []}, amortized, reference, comparison)
     parts: Parts = {"weights": ("no diagnosis of importance weights", partial(weights, amortized))}
@@ -202,10 +205,12 @@ def _or_note(without: str, function: Callable[[], Found], notes: list[str]) -> F
         return None
 
 
-def _compared(amortized: xr.DataTree, reference: xr.DataTree, seed: int, progress: Progress) -> xr.Dataset:
+def _compared(
+    problem: Problem, amortized: xr.DataTree, reference: xr.DataTree, seed: int, progress: Progress
+) -> xr.Dataset:
     """The comparison with the reference, with the classifier test for the data that have a reference."""
     progress("compare", 0, 2)
-    comparison = compare(amortized, reference)
+    comparison = compare(amortized, reference, informed=_informed(problem, reference))
     progress("compare", 1, 2)
     try:
         tested = c2st(amortized, reference, draws=_C2ST_DRAWS, seed=seed)
@@ -214,6 +219,14 @@ def _compared(amortized: xr.DataTree, reference: xr.DataTree, seed: int, progres
     finally:
         progress("compare", 2, 2)
     return comparison.merge(tested, join="left").assign_attrs({**comparison.attrs, **tested.attrs})
+
+
+def _informed(problem: Problem, reference: xr.DataTree) -> xr.Dataset | None:
+    """The directions that the likelihood informs; None without continuous local latents or without any reference."""
+    try:
+        return informed_of(problem.program, problem.data, reference)
+    except CalibrantError:
+        return None
 
 
 def _name(program: PyroModule) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,10 @@ import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Status, Verdict
 from calibrant.evaluation.judgements.without_reference import LEAST_DATA
+
+# A budget with which an exact guide passes (benchmarks/power.py).
+FULL_DATA, FULL_DRAWS, FULL_SIMULATIONS, FULL_ESS = 128, 1000, 2000, 1000
+SHARED_DRAWS, SHARED_ESS = 20_000, 8000
 
 
 @dataclass(frozen=True)
@@ -45,44 +50,57 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
         return Conclusion("fail", [*_wrong(failed), *_where(comparison)])
     if open_ or not deciding:
         return Conclusion("cannot tell", _unknown(open_, deciding, comparison))
-    if unseen := _unseen(comparison):
-        return Conclusion("cannot tell", [f"Nothing speaks against the guide, but {unseen}."])
+    if unseen := _unseen(deciding, comparison):
+        return Conclusion("cannot tell", [f"No question fails, but {unseen}."])
     assert comparison is not None
     return Conclusion("pass", [*_right(comparison), *_not_asked(deciding), *_single(comparison)])
 
 
-def _unseen(comparison: xr.Dataset | None) -> str:
+def _unseen(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
     """The errors that no verdict can see; empty if there are none."""
     if comparison is None:
-        return "without a reference, errors that its own draws don't show stay unseen"
+        return "without a reference, errors that its own draws do not show stay unseen"
     if discrete := comparison.attrs.get("discrete", ""):
         return f"{discrete}, whose values are whole numbers, could not be compared"
+    if not any(verdict.quantity in _OF_SHAPE for verdict in deciding):
+        return "no question about the shape of its distributions was asked"
     return ""
 
 
+_OF_SHAPE = ("shape", "log joint")
+
+
 def _right(comparison: xr.Dataset) -> list[str]:
-    return [
-        f"You can believe the guide's uncertainty about the {comparison.sizes['data']} data that were checked: on "
-        "average over them, its best guesses, how sure it is of them, and its intervals agree with the reference "
-        "posterior."
+    left_out = int(comparison.attrs["n_left_out"])
+    besides = f", and {left_out} more without a reference" if left_out else ""
+    found = [
+        f"You can trust the guide's uncertainty on the {comparison.sizes['data']} data that were checked{besides}: its "
+        "means, sds, intervals, shapes and dependencies agree with the reference posterior, on average over the data "
+        "and for the worst of them."
     ]
+    if comparison.attrs["cannot_tell"]:
+        found.append("For the data without a reference, the ranks of every latent on simulated data are right.")
+    expected = float(comparison.attrs.get("expected_wrong", 0.0))
+    if expected >= 0.01:
+        found.append(f"The reference itself may have missed a mode of {expected:.2g} of these data (expected number).")
+    return found
 
 
 def _not_asked(deciding: Sequence[Verdict]) -> list[str]:
     asked = {verdict.quantity for verdict in deciding}
-    parts = {"k-hat": "its importance weights", "log joint": "data that the model makes itself"}
+    parts = {"k-hat": "its importance weights", "log joint": "simulated data"}
     absent = [words for quantity, words in parts.items() if quantity not in asked]
     return [f"Not checked: {' and '.join(absent)} (the notes say why)."] if absent else []
 
 
 def _single(comparison: xr.Dataset) -> list[str]:
-    """Say that the guide may be wrong for single data although it is right on average."""
+    """Say that a classifier sees errors that are smaller than the margins."""
     flagged, count = _flagged(comparison)
     if not flagged:
         return []
     return [
         f"For {_count(flagged, count)} of the {count} data a classifier can still tell it from the reference: by "
-        "errors that are small, or in these data alone."
+        "errors smaller than the margins, or of a kind that the verdicts do not ask about."
     ]
 
 
@@ -91,33 +109,43 @@ def _wrong(failed: Sequence[Verdict]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for verdict in failed:
         lines.setdefault(verdict.site, []).append(_fault(verdict))
-    # Coverage follows from mean and sd: it is mentioned only if nothing else is wrong.
-    told = [fault for faults in lines.values() for fault in ([f for f in faults if f != _COVERAGE] or faults[:1])]
+    # Coverage and shape follow from mean and sd: they are mentioned only if nothing else is wrong.
+    told = [fault for faults in lines.values() for fault in ([f for f in faults if f not in _FOLLOWS] or faults[:1])]
     faults: list[str] = []
     for site, found in lines.items():
         kept = dict.fromkeys(fault for fault in found if fault in told)
-        faults += kept if site == "all latents" else [f"about `{site}`: {' and '.join(kept)}"]
-    return [f"You can't believe the guide's uncertainty as it is. {'. '.join(_capital(fault) for fault in faults)}."]
+        faults += kept if site == "all latents" else [f"`{site}`: {' and '.join(kept)}"]
+    return [f"Do not trust the guide's uncertainty as it is. {'. '.join(_capital(fault) for fault in faults)}."]
 
 
-_COVERAGE = "its intervals hold the truth less or more often than they say"
+_COVERAGE = "its intervals contain the truth less or more often than they say"
+_SHAPE = "its distribution has the wrong shape"
+_FOLLOWS = (_COVERAGE, _SHAPE)
+_PLAIN = {
+    "coverage": _COVERAGE,
+    "shape": _SHAPE,
+    "correlation": "it does not see how the latents depend on each other",
+    "direction": "it is wrong about sums of latents, although single latents may look right",
+    "evidence gap": "its ELBO is too far below the log evidence",
+    "k-hat": "for many data it is too far from the posterior for reweighting its draws",
+    "log joint": "on simulated data, its draws do not lie where the true latents do",
+    "log likelihood": "on simulated data, its draws explain the data worse or better than the true latents do",
+    "ranks": "on simulated data, the ranks of the true latents are wrong",
+}
 
 
 def _fault(verdict: Verdict) -> str:
     if verdict.quantity == "sd":
         by = f"by {abs(verdict.effect):.0%}{_entry(verdict)}"
         return {
-            "too narrow": f"it is too sure of itself {by}",
-            "too wide": f"it is less sure than it could be {by}",
-        }.get(_direction(verdict), f"how sure it is of single data is wrong {by}")
+            "too narrow": f"its posterior sd is too small {by}",
+            "too wide": f"its posterior sd is too large {by}",
+        }.get(_direction(verdict), f"its posterior sd is wrong for single data, {by}")
     if verdict.quantity == "mean":
-        return f"its best guesses are off{_entry(verdict)}"
-    return {
-        "coverage": _COVERAGE,
-        "correlation": "it does not see how the latents depend on each other",
-        "k-hat": "for many data it is so far from the posterior that weighing its draws can't mend it",
-        "log joint": "on data that the model makes itself, its draws don't lie where the truth does",
-    }[verdict.quantity]
+        return f"its posterior mean is off{_entry(verdict)}"
+    if verdict.quantity == "single data":
+        return f"it is wrong for single data (the worst: {verdict.sentence})"
+    return _PLAIN[verdict.quantity]
 
 
 def _direction(verdict: Verdict) -> str:
@@ -139,11 +167,9 @@ def _where(comparison: xr.Dataset | None) -> list[str]:
     flagged, count = _flagged(comparison)
     if comparison is None or not flagged:
         return []
-    rate = comparison.attrs["c2st_fdr"]
-    return [
-        f"It is visibly wrong for {_count(flagged, count)} of the {count} data (of those named, at most {rate:.0%} "
-        "wrongly, on average)."
-    ]
+    alarms = math.ceil(comparison.attrs["c2st_fdr"] * flagged)
+    false = "one of these to be a false alarm" if alarms == 1 else f"{alarms} of these to be false alarms"
+    return [f"For {flagged} of {count} data the guide is clearly wrong (expect at most {false})."]
 
 
 def _flagged(comparison: xr.Dataset | None) -> tuple[int, int]:
@@ -164,17 +190,37 @@ def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict], comparison: 
     asked = [v.quantity if v.site == "all latents" else f"{v.quantity} of `{v.site}`" for v in open_]
     shown = ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
     known = len(deciding) - len(open_)
-    passed = f" {known} of {len(deciding)} questions are answered well." if known else ""
-    if comparison is not None and comparison.attrs["cannot_tell"]:
+    passed = f" {known} of {len(deciding)} questions pass." if known else ""
+    if comparison is not None and comparison.attrs["cannot_tell"] and not _ranked(deciding):
         left_out = comparison.attrs["share_left_out"]
         return [
-            f"Not known yet: nothing is plainly wrong, but {left_out:.0%} of the data have no reference posterior, and "
-            f"might be those where the guide errs.{passed} Sample the reference with more warmup and draws."
+            f"Cannot tell yet: no question fails, but {left_out:.0%} of the data have no reference posterior, and may "
+            f"be those where the guide errs.{passed} Sample the reference with more warmup and draws."
         ]
-    weighed = any(verdict.quantity == "k-hat" for verdict in deciding)
-    few = weighed and comparison is not None and comparison.sizes["data"] < LEAST_DATA
-    least = f" ({LEAST_DATA} at least)" if few else ""
-    return [
-        f"Not known yet: nothing is plainly wrong, but these data and draws can't settle {shown}.{passed} Check more "
-        f"data{least}, with more draws and simulations."
-    ]
+    return [f"Cannot tell yet: no question fails, but {shown} cannot be decided.{passed} {_advice(open_, comparison)}"]
+
+
+def _ranked(deciding: Sequence[Verdict]) -> bool:
+    return any(verdict.quantity == "ranks" for verdict in deciding)
+
+
+def _advice(open_: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
+    """What decides the open questions."""
+    if comparison is None:
+        return "Use more data, draws and simulations."
+    shared = set(comparison["shared_site"].values.tolist()) if "shared_site" in comparison.coords else set()
+    advice = []
+    if any(verdict.site in shared for verdict in open_):
+        advice.append(
+            f"Shared latents are one datum: use about {SHARED_DRAWS:,} draws of the guide and reference draws with an "
+            f"ESS of {SHARED_ESS:,}."
+        )
+    weighed = any(verdict.quantity == "k-hat" for verdict in open_)
+    if weighed and comparison.sizes["data"] < LEAST_DATA:
+        advice.append(f"Use at least {LEAST_DATA} data: with fewer, all may have good weights by chance.")
+    if any(verdict.site not in shared for verdict in open_) and not advice:
+        advice.append(
+            f"Use at least {FULL_DATA} data, {FULL_DRAWS:,} guide draws and {FULL_SIMULATIONS:,} simulations, and "
+            f"reference draws with an ESS of at least {FULL_ESS:,}; if they were used, an error lies near its margin."
+        )
+    return " ".join(advice)

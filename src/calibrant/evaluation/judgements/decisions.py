@@ -7,9 +7,9 @@ square, each latent by itself. Each has an effect, a margin that the effect may 
   those of a question are combined by Bonferroni, and the questions of a check by Holm's procedure, so that all of them
   together raise a false alarm in at most 5% of checks, even for a guide exactly at the margins. An exact guide is far
   inside them.
-- `pass`: every effect lies inside its margin, with its simultaneous interval (over all statistics of the comparison,
-  k-hat and the log joint). So a guide with any effect outside its margin passes all of them, and with them the check,
-  in at most one check of 1,000.
+- `pass`: every effect lies inside its margin, with its interval, which misses the effect in 1 of 1,000 cases. A guide
+  with any effect outside its margin passes only if the interval of that effect misses it, and so in at most one check
+  of 1,000, however many questions are asked: the intervals need no correction for their number.
 - `cannot tell`: neither; more data or draws can decide.
 """
 
@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-Status = Literal["pass", "fail", "cannot tell"]
+Status = Literal["pass", "fail", "cannot tell", "describes"]
 Direction = Literal["too narrow", "too wide", "off", ""]
 
 FALSE_ALARM = 0.05
@@ -35,10 +35,11 @@ class Verdict:
 
     Attributes:
         site: latent site; `all latents` for joint quantities.
-        quantity: "sd", "mean", "coverage", "correlation", "k-hat", "log joint" or "evidence gap"; the quantities of the
-            contrast experiment have their own names.
+        quantity: "sd", "mean", "coverage" or "shape" of a site; "correlation", "direction", "single data", "evidence
+            gap", "k-hat", "log joint" or "log likelihood" of all latents; "ranks" of a site on simulated data. The
+            quantities of the contrast experiment have their own names.
         status: "pass" if the error lies inside the margin, "fail" if it lies outside, else "cannot tell", with the
-            error rates of `evaluation.judgements.decisions`.
+            error rates of `evaluation.judgements.decisions`; "describes" for a quantity without a margin.
         effect: the error that decided: sd ratio − 1, mean error in reference sd, coverage − level, or the
             root mean square of one of these; for other quantities, the number in `sentence`. NaN without data.
         se: standard error of `effect`.
@@ -48,6 +49,7 @@ class Verdict:
         direction: direction of an error in an sd: "too narrow" or "too wide" on average over the data, or "off" for a
             root mean square, whose sign may differ from datum to datum; "" for other quantities.
         entry: the latent whose own error decided, such as `z[3]`; "" if the error of the whole site decided.
+        datum: the data whose own error decided, for "single data"; else "".
     """
 
     site: str
@@ -60,11 +62,17 @@ class Verdict:
     primary: bool = True
     direction: Direction = ""
     entry: str = ""
+    datum: str = ""
+
+    @property
+    def answer(self) -> Status:
+        """The status to show: that of a verdict that decides, else "describes"."""
+        return self.status if self.primary else "describes"
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One effect with its standard error and its simultaneous interval, in the units of its margin.
+    """One effect with its standard error and its interval, in the units of its margin.
 
     Attributes:
         label: site or latent, as the sentence names it.
@@ -74,6 +82,7 @@ class Statistic:
         margin: the largest effect that passes.
         signed: whether the effect has a direction.
         entry: the latent, if the statistic is about one of many; else "".
+        datum: the data, if the statistic is about single data; else "".
     """
 
     label: str
@@ -86,6 +95,7 @@ class Statistic:
     margin: float
     signed: bool = True
     entry: str = ""
+    datum: str = ""
 
     @property
     def is_inside(self) -> bool:
@@ -153,13 +163,11 @@ def holm(p_values: Sequence[float], level: float = FALSE_ALARM) -> list[bool]:
     return rejected
 
 
-def limit(statistics: int) -> float:
-    """Half width, in standard errors, of the simultaneous intervals of so many statistics."""
-    return float(-ndtri(FALSE_PASS / (2 * max(statistics, 1))))
+WIDTH = float(-ndtri(FALSE_PASS / 2))  # half width of the intervals, in standard errors
 
 
-def normal_statistic(label: str, note: str, effect: float, se: float, margin: float, width: float) -> Statistic:
-    """A statistic with a direction and a Normal error; `width` is the `limit` for all statistics together."""
+def normal_statistic(label: str, note: str, effect: float, se: float, margin: float) -> Statistic:
+    """A statistic with a direction and a Normal error."""
     scale = max(se, 1e-300)
     p_value = float(ndtr(-(abs(effect) - margin) / scale) + ndtr(-(abs(effect) + margin) / scale))
-    return Statistic(label, note, effect, se, effect - width * se, effect + width * se, p_value, margin)
+    return Statistic(label, note, effect, se, effect - WIDTH * se, effect + WIDTH * se, p_value, margin)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.special import ndtri
 
-from calibrant.evaluation.judgements.against_reference import SD_MARGIN
 from calibrant.evaluation.judgements.decisions import Status, Verdict
+from calibrant.evaluation.judgements.on_marginals import SD_MARGIN
 from calibrant.evaluation.statistics.comparison import LEFT_OUT_LIMIT
 
 ERROR = 1e-5  # probability that any of the statements is wrong

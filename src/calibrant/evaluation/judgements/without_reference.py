@@ -1,8 +1,10 @@
-"""Verdicts that need no reference: on the importance weights of a guide, and on the ranks of simulated latents."""
+"""Verdicts that need no reference: on the importance weights of a guide, and on ranks on simulated data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -14,7 +16,6 @@ from calibrant.evaluation.judgements.decisions import (
     Statistic,
     Status,
     Verdict,
-    limit,
     normal_statistic,
 )
 from calibrant.evaluation.judgements.wording import ceil, number
@@ -23,39 +24,61 @@ from calibrant.inference.reweighting import reliable
 
 SHARE_MARGIN = 0.1  # largest share of the data with a large k-hat that passes
 LEAST_DATA = math.ceil(math.log(FALSE_PASS / 2) / math.log(1 - SHARE_MARGIN))  # with fewer, all may be good by chance
-JOINT_MARGIN = 0.15  # largest error of the log joint that passes: of its mean in sds, for two latents, and of its sd
-GAP_MARGIN = 0.1  # largest evidence gap that passes, in nats per datum
+RANK_MARGIN = 0.15  # largest error of ranks that passes: of their mean in sds, for two dimensions, and of their sd
 
 
-def questions(weights: xr.Dataset | None, calibration: xr.DataTree | None) -> list[Question]:
-    """The questions that decide: is k-hat small for nearly all data, and is the log joint where it should be?"""
+def questions(
+    weights: xr.Dataset | None, calibration: xr.DataTree | None, dimensions: float | None, sites: Sequence[str]
+) -> list[Question]:
+    """The questions that need no reference.
+
+    Args:
+        weights: result of `weights`: is k-hat small for nearly all data?
+        calibration: result of `calibration`: are log joint and log likelihood where they should be?
+        dimensions: number of dimensions that the likelihood informs; None if it is not known, and then the log
+            likelihood is not asked about.
+        sites: local sites whose ranks are asked about, because too many data have no reference.
+    """
     found = []
     if weights is not None:
         found.append(Question("all latents", "k-hat", [_large_khat(weights)]))
-    if calibration is not None:
-        found.append(Question("all latents", "log joint", _log_joint(calibration)))
+    if calibration is None:
+        return found
+    ranks = uniformity(calibration)
+    row = ranks.sel(quantity="log_joint")
+    found.append(Question("all latents", "log joint", _bias_and_spread(row, "", ranks.attrs["latents"])))
+    if dimensions is not None:
+        row = ranks.sel(quantity="log_likelihood")
+        found.append(Question("all latents", "log likelihood", _bias_and_spread(row, "", dimensions)))
+    for site in sites:
+        entries = ranks.isel(quantity=np.flatnonzero(ranks["site"].values == site))
+        rows = [entries.isel(quantity=i) for i in range(entries.sizes["quantity"])]
+        found.append(Question(site, "ranks", [s for row in rows for s in _bias_and_spread(row, _label(row), 2)]))
     return found
 
 
+def _label(row: xr.Dataset) -> str:
+    return f"`{row['quantity'].item()}`"
+
+
 def verdict(question: Question, status: Status, decisive: Statistic) -> Verdict:
-    """The verdict on k-hat or on the log joint, with its sentence."""
-    words = _khat_words if question.quantity == "k-hat" else _joint_words
-    effect, se, sentence = decisive.effect, decisive.se, words(status, decisive)
-    return Verdict(question.site, question.quantity, status, effect, se, decisive.margin, sentence)
+    """The verdict on k-hat, or on a quantity of simulated data, with its sentence."""
+    words = _khat_words if question.quantity == "k-hat" else _rank_words
+    sentence = words(question, status, decisive)
+    effect, se, margin = decisive.effect, decisive.se, decisive.margin
+    return Verdict(question.site, question.quantity, status, effect, se, margin, sentence, entry=decisive.entry)
 
 
 def descriptions(weights: xr.Dataset | None) -> list[Verdict]:
-    """The verdict on the evidence gap, which only describes: it is estimated from the guide's own draws."""
+    """The evidence gap as far as the guide's own draws tell it, which only describes."""
     if weights is None:
         return []
     values, errors = weights["gap"].values, weights["gap_se"].values
     mean, se = float(values.mean()), float(np.sqrt((errors**2).sum()) / len(errors))
-    low, high = mean - limit(1) * se, mean + limit(1) * se
-    status: Status = "fail" if low > GAP_MARGIN else "pass" if high < GAP_MARGIN else "cannot tell"
-    sentence = f"the ELBO is {number(mean, se)} nats a datum below the log evidence, as far as its own weights see"
+    sentence = f"evidence gap, estimated from the guide's own draws: {number(mean, se)} nats per datum"
     if not np.isfinite(mean):
-        sentence = "the ELBO is −∞: draws of the guide lie outside the model's support"
-    return [Verdict("all latents", "evidence gap", status, mean, se, GAP_MARGIN, sentence, primary=False)]
+        sentence = "the ELBO is −∞: some draws of the guide lie outside the support of the model"
+    return [Verdict("all latents", "evidence gap", "describes", mean, se, np.nan, sentence, primary=False)]
 
 
 # -- k-hat -------------------------------------------------------------------------------------------------------------
@@ -74,48 +97,57 @@ def _large_khat(weights: xr.Dataset) -> Statistic:
     return Statistic(f"{large} of {count}", note, share, se, low, high, p_value, SHARE_MARGIN, False)
 
 
-def _khat_words(status: Status, found: Statistic) -> str:
-    head = f"the importance weights can't be relied on for {found.label} data (k-hat above {found.note})"
+def _khat_words(question: Question, status: Status, found: Statistic) -> str:
+    head = f"importance weights are unreliable for {found.label} data (k-hat above {found.note})"
     if status == "fail":
-        return f"{head}: their tail is too heavy for weighing to mend the guide"
+        return f"{head}: the guide is too far from the posterior for reweighting"
     if status == "pass":
-        return f"{head}: weighing the guide's draws works for nearly all data"
-    return f"{head}: cannot tell whether that is less than {SHARE_MARGIN:.0%} of all"
+        return f"{head}: reweighting works for nearly all data"
+    return f"{head}: cannot tell whether these are fewer than {SHARE_MARGIN:.0%} of all data"
 
 
-# -- the log joint -----------------------------------------------------------------------------------------------------
+# -- simulated data ----------------------------------------------------------------------------------------------------
 
 
-def _log_joint(calibration: xr.DataTree) -> list[Statistic]:
-    """The mean of the true log joint among the draws' in sds, and the log of its sd relative to theirs.
+def _bias_and_spread(row: xr.Dataset, entry: str, dimensions: float) -> list[Statistic]:
+    """The mean of the true value among the draws' in sds, and the log of its sd relative to theirs.
 
-    An error of 7.5% in the sds of all d latents moves it by 0.075 √(2d) sd, and widens it by 15%.
+    An error of 7.5% in the sds of all d latents moves the log joint by 0.075 √(2d) sd, and widens it by 15%.
     """
-    found = uniformity(calibration)
-    row, latents = found.sel(quantity="log_joint"), max(2, found.attrs["latents"])
     bias, bias_se, spread, spread_se = (float(row[name]) for name in ("bias", "bias_se", "spread", "spread_se"))
-    width = limit(2)
-    return [
-        normal_statistic("bias", "", bias, bias_se, JOINT_MARGIN * np.sqrt(latents / 2), width),
-        normal_statistic("spread", "", float(np.log(spread)), spread_se / spread, JOINT_MARGIN, width),
+    margin = RANK_MARGIN * np.sqrt(max(2.0, dimensions) / 2)
+    found = [
+        normal_statistic("bias", entry, bias, bias_se, margin),
+        normal_statistic("spread", entry, float(np.log(spread)), spread_se / spread, RANK_MARGIN),
     ]
+    return [replace(one, entry=entry.strip("`")) for one in found]
 
 
-def _joint_words(status: Status, found: Statistic) -> str:
-    head = "on data that the model makes, the log joint of the truth"
+def _rank_words(question: Question, status: Status, found: Statistic) -> str:
+    what = found.note or {"log joint": "log joint", "log likelihood": "log likelihood"}[question.quantity]
+    if status == "pass":
+        unit = "sd" if found.label == "bias" else "in the log of the spread"
+        name = f"`{question.site}`" if question.quantity == "ranks" else what
+        return f"on simulated data the guide is calibrated ({name} within {ceil(found.reach, 2):.2f} {unit})"
     if found.label == "bias":
         where = "above" if found.effect > 0 else "below"
-        effect = f"lies {number(abs(found.effect), found.se)} sd {where} that of the guide's draws"
-        off = "the guide draws where the density is low (it is too wide, off, or ignores a dependency)"
-        why = f": {off}" if found.effect > 0 else ": the guide keeps too close to the peak (it is too narrow)"
+        said = f"the true {what} lies {number(abs(found.effect), found.se)} sd {where} that of the guide's draws"
     else:
         ratio, se = float(np.exp(found.effect)), float(np.exp(found.effect) * found.se)
-        effect = f"scatters {number(ratio, se)} times as widely as that of the guide's draws"
-        why = ": how wide the guide is depends on the wrong things"
-    if status == "pass":
-        bound = ceil(found.reach, 2)
-        unit = "sd" if found.label == "bias" else "on the log scale"
-        return f"{head} lies among those of the guide's draws as it should, within {bound:.2f} {unit}"
-    return (
-        f"{head} {effect}{why}" if status == "fail" else f"{head} {effect}: cannot tell whether that is more than noise"
-    )
+        said = f"the true {what} varies {number(ratio, se)} times as much as among the guide's draws"
+    doubt = "; cannot tell whether that is within the margin"
+    return f"on simulated data, {said}{doubt if status == 'cannot tell' else _why(question, found)}"
+
+
+def _why(question: Question, found: Statistic) -> str:
+    if question.quantity == "ranks":
+        return ""
+    if found.label == "spread":
+        return ": the guide's uncertainty varies in the wrong way between data"
+    if found.effect < 0:
+        return ": the guide stays too close to the peak (its uncertainty is too small)"
+    if question.quantity == "log likelihood":
+        return (
+            ": the guide's draws explain the data worse than the truth does (too wide, off, or a dependency is missing)"
+        )
+    return ": the guide draws where the density is low (too wide, off, or a dependency is missing)"

@@ -9,14 +9,14 @@ effective sample size of the influence series itself is used (arviz_stats).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from calibrant.errors import InferenceError
-from calibrant.evaluation.statistics.correlations import CORRELATION_ROWS, PER_DATUM, correlation_error
+from calibrant.evaluation.statistics.directions import covariance, halves_of_draws, own
+from calibrant.evaluation.statistics.draws import Draws
+from calibrant.evaluation.statistics.heavy_tails import tails_of
 from calibrant.evaluation.statistics.joining import (
     Side,
     common_latents,
@@ -25,15 +25,26 @@ from calibrant.evaluation.statistics.joining import (
     require_same_problem,
     select_rows,
 )
-from calibrant.evaluation.statistics.marginals import Draws, marginal_statistics
+from calibrant.evaluation.statistics.local_statistics import (
+    MARGINAL,
+    Sides,
+    check_finite,
+    defect,
+    latent_coords,
+    local_statistics,
+    quantiles_of_heavy,
+    units,
+)
+from calibrant.evaluation.statistics.marginals import marginal_statistics, moments
+from calibrant.evaluation.statistics.shapes import Shapes
 from calibrant.inference.references.gate import convergence_of
-from calibrant.inference.trees import Latent, draw_blocks, scalars, shared_draws
+from calibrant.inference.trees import Latent, scalars, shared_draws
 
 Array = npt.NDArray[np.float64]
 LEFT_OUT_LIMIT = 0.05
 
 
-def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Dataset:
+def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: xr.Dataset | None = None) -> xr.Dataset:
     """Compare amortized draws with reference draws of the same posteriors.
 
     The trees are joined on the coordinate `data`. Data whose reference fails the convergence gate are excluded from all
@@ -44,6 +55,8 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
         post: tree to be judged, usually of `posterior`; group `posterior`, variables `(chain, draw, data, …)`.
         ref: tree to judge by, usually of `reference`; without group `convergence` the gate is computed from its draws.
         level: mass of the central interval whose coverage is measured.
+        informed: result of `informed_directions` for the reference; without it, the direction about which the
+            likelihood of a datum says most is not compared.
 
     Returns:
         Dimensions `data` (the data kept) and `latent` (`scale`, `z[3]`, `z[1,2]`; coordinates `site`, `index`):
@@ -85,12 +98,11 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
 
     reasons = _gate_reasons(ref, joined)
     candidates = joined[[not reason for reason in reasons]]
-    rows, defects = _local_statistics(amortized, reference, local, candidates, level)
+    sides = Sides(amortized, reference, local, together=bool(shared))
+    result, defects = local_statistics(sides, candidates, level, informed)
     reasons = [defects.get(label, reason) for label, reason in zip(joined.tolist(), reasons, strict=True)]
     kept = np.array([not reason for reason in reasons], dtype=bool)
 
-    latents = scalars(reference.posterior, local)
-    result = _assemble(rows, latents, joined[kept])
     if shared:
         statistics = _shared_statistics(amortized, reference, shared, level) if kept.any() else {}
         result = result.merge(_assemble_shared(statistics, scalars(reference.posterior, shared)))
@@ -98,7 +110,10 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9) -> xr.Datas
     result = result.assign(reason=("left_out", np.array([reason for reason in reasons if reason], dtype=str)))
     result = result.merge(_observed_difference(amortized, reference, joined, kept))
     left = [name for name in common if name not in names]
-    return result.assign_attrs(_attributes(amortized, reference, kept, level), discrete=", ".join(left))
+    if gap := _evidence_gap(amortized, reference, joined[kept]):
+        result = result.assign({name: ("data", values) for name, values in gap.items()})
+    attrs = _attributes(amortized, reference, kept, level) | _dimensions(informed)
+    return result.assign_attrs(attrs, discrete=", ".join(left))
 
 
 def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
@@ -113,91 +128,33 @@ def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
     ]
 
 
-def _local_statistics(
-    amortized: Side, reference: Side, names: list[str], labels: np.ndarray, level: float
-) -> tuple[list[dict[str, Array]], dict[Hashable, str]]:
-    """Statistics of every datum with usable reference draws, and the reasons why all other data have none."""
-    if not names:
-        return [_EMPTY for _ in labels], {}
-    latents = scalars(reference.posterior, names)
-    ours, theirs = _per_datum(amortized, names, labels), _per_datum(reference, names, labels)
-    rows: list[dict[str, Array]] = []
-    defects: dict[Hashable, str] = {}
-    for label, a, r in zip(labels.tolist(), ours, theirs, strict=True):
-        _check_finite(a, latents, f"datum {label!r}")
-        if defect := _defect(r, latents):
-            defects[label] = defect
-        else:
-            rows.append(marginal_statistics(a, r, level) | correlation_error(a, r))
-    return rows, defects
-
-
 def _shared_statistics(amortized: Side, reference: Side, names: list[str], level: float) -> dict[str, Array]:
+    """Statistics of the shared latents, which are one datum."""
     latents = scalars(reference.posterior, names)
     a = Draws(shared_draws(amortized.posterior, names), amortized.independent)
     r = Draws(shared_draws(reference.posterior, names), reference.independent)
-    _check_finite(a, latents, "the shared latents")
-    if defect := _defect(r, latents):
-        raise InferenceError(f"the reference of the shared latents cannot be used: {defect}")
-    return marginal_statistics(a, r, level)
-
-
-def _per_datum(side: Side, names: list[str], labels: np.ndarray) -> Iterator[Draws]:
-    for block in draw_blocks(side.posterior, names, side.rows(labels)):
-        for values in block:
-            yield Draws(values, side.independent)
-
-
-def _check_finite(draws: Draws, latents: list[Latent], what: str) -> None:
-    """Refuse draws of the guide that are not finite: to leave the datum out would hide the guide's error."""
-    finite = np.isfinite(draws.flat).all(0)
-    if not finite.all():
-        raise InferenceError(f"amortized draws of `{latents[int(finite.argmin())].label}` are not finite for {what}")
-
-
-def _defect(reference: Draws, latents: list[Latent]) -> str:
-    """The reason why statistics in units of the reference sd do not exist; empty if they do."""
-    finite = np.isfinite(reference.flat).all(0)
-    if not finite.all():
-        return f"draws that are not finite in `{latents[int(finite.argmin())].label}`"
-    constant = reference.flat.max(0) == reference.flat.min(0)
-    return f"constant draws of `{latents[int(constant.argmax())].label}`" if constant.any() else ""
-
-
-_PER_LATENT = (
-    *(f"{name}{suffix}" for name in ("mean_error", "sd_ratio", "wasserstein", "coverage") for suffix in ("", "_se")),
-    "wasserstein_null",
-    "wasserstein_null_se",
-    "coverage_null_se",
-    *CORRELATION_ROWS,
-)
-_EMPTY: dict[str, Array] = {name: np.empty(0) for name in _PER_LATENT} | {name: np.array(np.nan) for name in PER_DATUM}
-
-
-def _assemble(rows: list[dict[str, Array]], latents: list[Latent], labels: np.ndarray) -> xr.Dataset:
-    def stacked(name: str, *shape: int) -> Array:
-        return np.array([row[name] for row in rows], dtype=np.float64).reshape(len(rows), *shape)
-
-    variables: dict[str, tuple[tuple[str, ...], Array]] = {
-        name: (("data", "latent"), stacked(name, len(latents))) for name in _PER_LATENT
-    }
-    variables |= {name: (("data",), stacked(name)) for name in PER_DATUM}
-    return xr.Dataset(variables, coords={"data": labels, **_latent_coords(latents, "")})
+    check_finite(a, latents, "the shared latents")
+    if reason := defect(r, latents):
+        raise InferenceError(f"the reference of the shared latents cannot be used: {reason}")
+    tails, shapes = tails_of([(a, r)], len(latents)), Shapes(together=False)
+    shapes.add(a, r)
+    *marginal, ours, theirs = units(a, r, tails)
+    found = marginal_statistics(marginal[0], marginal[1], level) | quantiles_of_heavy(a, r, tails)
+    found |= shapes.statistics() | {"tail_index": tails.index, "log_scale": tails.log_scale.astype(np.float64)}
+    if len(latents) > 1:
+        halves = halves_of_draws(ours, theirs)
+        projected = own(halves, [(covariance(x), covariance(y)) for x, y in halves])
+        along = [moments(*sides) for sides in projected.values()]
+        found |= {f"own_{name}": np.concatenate([one[name] for one in along]) for name in ("sd_ratio", "sd_ratio_se")}
+    return found
 
 
 def _assemble_shared(statistics: dict[str, Array], latents: list[Latent]) -> xr.Dataset:
     missing = np.full(len(latents), np.nan)
-    variables = {f"shared_{name}": ("shared_latent", statistics.get(name, missing)) for name in _PER_LATENT}
-    return xr.Dataset(variables, coords=_latent_coords(latents, "shared_"))
-
-
-def _latent_coords(latents: list[Latent], prefix: str) -> dict[str, tuple[str, np.ndarray]]:
-    dim = f"{prefix}latent"
-    return {
-        dim: (dim, np.array([x.label for x in latents], dtype=str)),
-        f"{prefix}site": (dim, np.array([x.site for x in latents], dtype=str)),
-        f"{prefix}index": (dim, np.array([x.position for x in latents], dtype=str)),
-    }
+    names = statistics or dict.fromkeys(MARGINAL, missing)
+    dims = {"own": ("half",), "shape": ("probability", "shared_latent")}
+    variables = {f"shared_{n}": (dims.get(n.split("_")[0], ("shared_latent",)), v) for n, v in names.items()}
+    return xr.Dataset(variables, coords=latent_coords(latents, "shared_"))
 
 
 def _observed_difference(
@@ -215,6 +172,27 @@ def _observed_difference(
             means[name].append(float(part.mean()) if len(part) else np.nan)
     coords = {"observed_site": np.array(sites, dtype=str)}
     return xr.Dataset({name: ("observed_site", np.array(v)) for name, v in means.items()}, coords=coords)
+
+
+def _evidence_gap(amortized: Side, reference: Side, labels: np.ndarray) -> dict[str, Array]:
+    """log p(x) − ELBO of every datum ± its error, where log p(x) is known exactly and the ELBO is that of a datum."""
+    gate, stats = reference.group("convergence"), amortized.group("sample_stats")
+    if "log_evidence" not in gate or not {"log_p", "log_q"} <= set(stats.data_vars) or not len(labels):
+        return {}
+    logs = stats["log_p"] - stats["log_q"]
+    if "data" not in logs.dims:
+        return {}
+    weights = logs.transpose("data", "chain", "draw").values[amortized.rows(labels)].astype(np.float64)
+    weights = weights.reshape(len(labels), -1)
+    known = gate["log_evidence"].values[reference.rows(labels)]
+    with np.errstate(invalid="ignore"):  # the ELBO is −∞ where a guide leaves the support
+        error = np.sqrt(weights.var(1, ddof=1) / weights.shape[1])
+    return {"evidence_gap": known - weights.mean(1), "evidence_gap_se": error}
+
+
+def _dimensions(informed: xr.Dataset | None) -> dict[str, float]:
+    """The mean number of dimensions that a likelihood informs."""
+    return {} if informed is None else {"informed_dimensions": float(informed["dimensions"].mean())}
 
 
 def _attributes(

@@ -5,22 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from calibrant.evaluation.statistics.marginals import BLOCKS, TINY, Draws, cut_into_blocks
+from calibrant.evaluation.statistics.draws import BLOCKS, TINY, Draws, cut_into_blocks
 
 Array = npt.NDArray[np.float64]
 
 
-def correlation_error(a: Draws, r: Draws) -> dict[str, Array]:
+def correlation_error(blocks: Array, latents: int) -> dict[str, Array]:
     """Root-mean-square difference of the correlation matrices' entries, without the contribution of sampling noise.
 
-    The scatter of blocks gives the covariance V of the mean difference d, also for MCMC. Then |d|² − tr V is unbiased
-    for the squared difference |δ|², with variance 2 tr V² + 4 δᵀVδ (normal d). The traces are taken from the Gram
-    matrix of the blocks: V itself, one row per pair of latents, is never formed.
+    The scatter of blocks (`correlation_blocks`) gives the covariance V of the mean difference d, also for MCMC. Then
+    |d|² − tr V is unbiased for the squared difference |δ|², with variance 2 tr V² + 4 δᵀVδ (normal d). The traces are
+    taken from the Gram matrix of the blocks: V itself, one row per pair of latents, is never formed.
     """
-    if a.values.shape[-1] < 2:
-        rows = {name: np.full(a.values.shape[-1], np.nan) for name in CORRELATION_ROWS}
-        return {name: np.array(np.nan) for name in PER_DATUM} | rows
-    blocks = _correlation_blocks(a.flat) - _correlation_blocks(r.flat)
     mean, n = blocks.mean(0), BLOCKS - 1
     scatter = (blocks - mean) @ (blocks - mean).T / (n * BLOCKS * len(mean))
     noise = np.trace(scatter)  # tr V, here and below per pair of latents
@@ -37,10 +33,22 @@ def correlation_error(a: Draws, r: Draws) -> dict[str, Array]:
         "correlation_mean_square_se": square_se,
         "correlation_null_se": np.sqrt(2.0 * trace_square),
         "correlation_noise": noise,
-    } | _correlation_rows(mean, ((blocks - mean) ** 2).sum(0) / (n * BLOCKS), a.values.shape[-1])
+    } | _correlation_rows(*squared_errors(blocks), latents)
 
 
-def _correlation_rows(mean: Array, variance: Array, latents: int) -> dict[str, Array]:
+def squared_errors(blocks: Array) -> tuple[Array, Array]:
+    """Squared error of every pair's correlation without its noise, and the variance of that noise, `(pair,)` each."""
+    variance = blocks.var(0, ddof=1) / len(blocks)
+    return blocks.mean(0) ** 2 - variance, variance
+
+
+def pair_error(a: Draws, r: Draws) -> tuple[Array, Array]:
+    """Error of the correlation of two latents with the variance of its noise, `(2,)`, and its blocks `(1, block)`."""
+    blocks = correlation_blocks(a, r)
+    return np.array([blocks.mean(), blocks.var(ddof=1) / len(blocks)]), blocks.T
+
+
+def _correlation_rows(squares: Array, variance: Array, latents: int) -> dict[str, Array]:
     """Mean square and noise for each latent's row of the correlation matrix, in which one wrong pair stays visible."""
     upper = np.triu_indices(latents, 1)
 
@@ -48,17 +56,31 @@ def _correlation_rows(mean: Array, variance: Array, latents: int) -> dict[str, A
         total = sum(np.bincount(side, weights=pairs, minlength=latents) for side in upper)
         return np.asarray(total) / (latents - 1)
 
-    return {"correlation_row_mean_square": row(mean**2 - variance), "correlation_row_noise": row(variance)}
+    return {"correlation_row_mean_square": row(squares), "correlation_row_noise": row(variance)}
 
 
-def _correlation_blocks(x: Array) -> Array:
+def rows_of(blocks: Array, latents: int) -> Array:
+    """The blocks `(block, pair)` sorted into rows of the correlation matrix, `(latent, latent, block)`."""
+    upper = np.triu_indices(latents, 1)
+    found = np.zeros((latents, latents, len(blocks)))
+    found[upper] = blocks.T
+    found[upper[::-1]] = blocks.T
+    return found
+
+
+def correlation_blocks(a: Draws, r: Draws) -> Array:
+    """Difference of the correlations of every pair of latents from each block of draws, `(block, pair)`."""
+    return _linearised(a.values) - _linearised(r.values)
+
+
+def _linearised(x: Array) -> Array:
     """Correlation of every pair of latents from each block, `(block, pair)`, linearised so that blocks are unbiased."""
-    u = cut_into_blocks(x)
+    u = cut_into_blocks(x.reshape(-1, x.shape[-1]))
     u = (u - u.mean((0, 1))) / np.maximum(u.std((0, 1)), TINY)
     products = u.transpose(0, 2, 1) @ u / u.shape[1]
     squares = np.diagonal(products, axis1=1, axis2=2)
     rho = products.mean(0)
-    upper = np.triu_indices(x.shape[1], 1)
+    upper = np.triu_indices(x.shape[-1], 1)
     half_sum = (squares[:, upper[0]] + squares[:, upper[1]]) / 2.0
     return products[:, upper[0], upper[1]] - rho[upper] * (half_sum - 1.0)
 

@@ -1,0 +1,109 @@
+"""Questions about several latents together: correlations, and directions along which a guide errs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from calibrant.evaluation.judgements.decisions import Question, Statistic, normal_statistic
+from calibrant.evaluation.judgements.pooled import Limits, average, root, together_of
+from calibrant.evaluation.statistics.directions import COMMON, INFORMED, OWN
+
+Array = npt.NDArray[np.float64]
+
+CORRELATION_MARGIN = 0.1
+DIRECTION_SD_MARGIN = 0.25  # with a margin of .1, sds that are 3% off at random in 200 latents would fail
+DIRECTION_MEAN_MARGIN = 0.25
+_NAMED = 3  # number of latents that a sentence names for a direction
+_LOG_SD = float(np.log1p(DIRECTION_SD_MARGIN))
+
+
+def questions(result: xr.Dataset, limits: Limits) -> list[Question]:
+    """The questions about all local latents, and about all shared ones, if there are two or more."""
+    asked = []
+    if result.sizes["latent"] > 1:
+        asked.append(Question("all latents", "correlation", list(_correlations(result, limits))))
+    if along := [*_directions(result, limits), *_shared(result)]:
+        asked.append(Question("all latents", "direction", along))
+    return asked
+
+
+def _correlations(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
+    """The whole matrix, the pair that was chosen on the other half of the data, and every latent's row."""
+    labels = result["latent"].values.tolist()
+    pairs = len(labels) * (len(labels) - 1) // 2
+    note = f", root mean square over {pairs} {'pair' if pairs == 1 else 'pairs'}"
+    square, noise = (result[f"correlation_{name}"].values for name in ("mean_square", "noise"))
+    shared = together_of(result, "correlation", [""])
+    yield root("all latents", note, square, noise, CORRELATION_MARGIN, limits, shared)
+    if "pair" in result:
+        yield from (_pair(result, half, limits) for half in (0, 1))
+    note = f", root mean square with all others, the worst of {len(labels)} latents"
+    squares, noises = (result[f"correlation_row_{name}"].values for name in ("mean_square", "noise"))
+    rows = []
+    for i, entry in enumerate(labels):
+        shared = together_of(result, "correlation", [entry])
+        row = root(f"`{entry}`", note, squares[:, i], noises[:, i], CORRELATION_MARGIN, limits, shared)
+        rows.append(replace(row, entry=entry))
+    yield from sorted(rows, key=lambda row: -row.effect)
+
+
+def _pair(result: xr.Dataset, half: int, limits: Limits) -> Statistic:
+    part = result.isel(data=np.flatnonzero(result["half_of_data"].values == half))
+    one, other = result["pair"].values[half].tolist()
+    error, noise = part["pair_error"].values, part["pair_noise"].values
+    shared = together_of(result, "pair", [f"half {half}"])
+    note = ", root mean square over half of the data; the other half chose this pair"
+    return root(f"`{one}` and `{other}`", note, error**2 - noise, noise, CORRELATION_MARGIN, limits, shared)
+
+
+def _directions(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
+    for name in result["direction"].values.tolist() if result.sizes["latent"] > 1 else []:
+        if name in COMMON:
+            for half in (0, 1):
+                part = result.isel(data=np.flatnonzero(result["half_of_data"].values == half))
+                label = f"a direction that the data share{_mainly(result, name, half)}"
+                yield from _along(part, name, f"{name}, half {half}", label, limits)
+        elif name == INFORMED:
+            yield from _along(result, name, name, "the direction about which the data say most", limits)
+        elif name in OWN:
+            label = "the direction in which each datum's posterior is narrowest compared with the guide"
+            yield from _along(result, name, name, label, limits)
+
+
+def _shared(result: xr.Dataset) -> Iterator[Statistic]:
+    """The sd along the own direction of the shared latents, which are one datum."""
+    if "shared_own_sd_ratio" not in result:
+        return
+    label = "the direction in which the posterior of the shared latents is narrowest compared with the guide"
+    for ratio, se in zip(result["shared_own_sd_ratio"].values, result["shared_own_sd_ratio_se"].values, strict=True):
+        yield normal_statistic(label, "sd", float(np.log(ratio)), float(se / ratio), _LOG_SD)
+
+
+def _along(part: xr.Dataset, name: str, key: str, label: str, limits: Limits) -> Iterator[Statistic]:
+    """Average and root mean square over data of the errors along one direction, as far as they are known."""
+    one = part.sel(direction=name)
+    ratio, ratio_se = one["direction_sd_ratio"].values, one["direction_sd_ratio_se"].values
+    if not len(ratio) or not np.isfinite(ratio).all():
+        return
+    found = {"sd": (np.log(ratio), ratio_se / ratio, _LOG_SD)}
+    if name not in OWN:
+        found["mean"] = one["direction_mean_error"].values, one["direction_mean_error_se"].values, DIRECTION_MEAN_MARGIN
+    for kind, (error, se, margin) in found.items():
+        shared = together_of(part, f"direction {kind}", [key])
+        yield average(label, kind, error[:, None], se[:, None], margin, limits, shared)
+        yield root(label, kind, error**2 - se**2, se**2, margin, limits, shared)
+
+
+def _mainly(result: xr.Dataset, name: str, half: int) -> str:
+    """The latents with the largest weights in a common direction; nothing if it is spread over many."""
+    weights = np.abs(result["direction_weight"].sel(common_direction=name).values[half])
+    order = np.argsort(-weights)[:_NAMED]
+    if not np.isfinite(weights).all() or (weights[order] ** 2).sum() < 0.5 * (weights**2).sum():
+        return ""
+    told, labels = [i for i in order.tolist() if weights[i] > 0.3 * weights[order[0]]], result["latent"].values
+    return f" (mainly {', '.join(f'`{labels[i]}`' for i in told)})"

@@ -1,0 +1,143 @@
+"""Directions of the latents of a datum along which a guide may err although every single latent looks right.
+
+In many latents, an error along one direction is spread over all of them: a guide that returns the prior is right in
+every latent of 200 but for half a percent, although it ignores all that the data say. So sums of latents are compared
+like further latents. Whatever is chosen by looking is chosen on one half and judged on the other, both ways:
+
+- *common* directions, for all data: those in which the guide is widest and narrowest in units of the reference, and the
+  one along which its means err most, chosen on every second datum;
+- the *informed* direction of a datum, about which its likelihood says most (`informed_directions`);
+- a datum's *own* direction, the one in which the reference is narrowest relative to the guide, chosen on half of the
+  draws of that datum, because nothing common may be wrong;
+- the *pair* of latents whose correlation errs most, chosen on every second datum.
+
+Draws are in units of the reference's mean and sd. Errors of the mean are asked only along common and informed
+directions: along a datum's own worst direction they grow with the number of latents even where they don't matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh
+
+from calibrant.evaluation.statistics.draws import Draws
+from calibrant.evaluation.statistics.marginals import log_sd_influence, mean_influence
+
+Array = npt.NDArray[np.float64]
+
+COMMON = ("widest 1", "widest 2", "narrowest 1", "narrowest 2", "mean")
+OWN = ("own, first half", "own, second half")
+INFORMED = "informed"
+DIRECTIONS = (*COMMON, INFORMED, *OWN)
+
+_RIDGE = 1e-6  # added to the reference's variances, so that its covariance can be inverted
+_SHRUNK_GUIDE, _SHRUNK_REFERENCE = 0.9, 0.2  # share of the unit matrix in the covariances that choose an own direction
+
+
+@dataclass
+class HalfOfData:
+    """Sums over one half of the data, from which the common directions and the pair are chosen.
+
+    Attributes:
+        count: number of data.
+        guide, reference: covariances within data, `(latent, latent)`.
+        shift: products of the errors of the means, without their noise, `(latent, latent)`.
+        pairs: squared errors of correlations, without their noise, `(pair,)`.
+    """
+
+    count: int = 0
+    guide: Array = field(default_factory=lambda: np.zeros(()))
+    reference: Array = field(default_factory=lambda: np.zeros(()))
+    shift: Array = field(default_factory=lambda: np.zeros(()))
+    pairs: Array = field(default_factory=lambda: np.zeros(()))
+
+    def add(self, covariances: tuple[Array, Array], errors: tuple[Array, Array], pairs: Array) -> None:
+        """Add a datum: covariances of guide and reference, errors of the means ± se, and squared errors of pairs."""
+        (guide, reference), (error, se) = covariances, errors
+        sd = np.sqrt(np.diagonal(reference))
+        noise = np.outer(se, se) * reference / np.outer(sd, sd)
+        self.count += 1
+        self.guide = self.guide + guide
+        self.reference = self.reference + reference
+        self.shift = self.shift + np.outer(error, error) - noise
+        self.pairs = self.pairs + pairs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is judged on the data of the other half.
+
+    Attributes:
+        directions: `(latent, direction)` of `COMMON`; NaN for directions that do not exist.
+        pair: positions of two latents.
+    """
+
+    directions: Array
+    pair: npt.NDArray[np.intp]
+
+
+def choose(half: HalfOfData) -> Choice:
+    """The common directions and the pair of a half of the data."""
+    latents = len(half.guide)
+    reference = half.reference / half.count + _RIDGE * np.eye(latents)
+    found = np.full((latents, len(COMMON)), np.nan)
+    _, vectors = eigh(half.guide / half.count, reference)
+    for number in range(min(2, latents // 2)):
+        found[:, number] = vectors[:, -1 - number]
+        found[:, 2 + number] = vectors[:, number]
+    found[:, 4] = eigh(half.shift / half.count, reference, subset_by_index=[latents - 1, latents - 1])[1][:, 0]
+    upper = np.triu_indices(latents, 1)
+    worst = int(half.pairs.argmax())
+    return Choice(found, np.array([upper[0][worst], upper[1][worst]]))
+
+
+def halves_of_draws(a: Draws, r: Draws) -> list[tuple[Draws, Draws]]:
+    """First and second half of the draws of both sides."""
+    return [(a.half(number), r.half(number)) for number in (0, 1)]
+
+
+def covariance(draws: Draws) -> Array:
+    """Covariance of the latents, `(latent, latent)`."""
+    centred = draws.rows - draws.rows.mean(1, keepdims=True)
+    return centred @ centred.T / (draws.count - 1)
+
+
+def own_direction(guide: Array, reference: Array) -> Array:
+    """The direction `(latent, 1)` in which a reference is narrowest relative to its guide, from their covariances."""
+    one, last = np.eye(len(guide)), len(guide) - 1
+    wide = (1.0 - _SHRUNK_GUIDE) * guide + _SHRUNK_GUIDE * one
+    narrow = (1.0 - _SHRUNK_REFERENCE) * reference + _SHRUNK_REFERENCE * one
+    return np.asarray(eigh(wide, narrow, subset_by_index=[last, last])[1])
+
+
+def along(a: Draws, r: Draws, directions: Array) -> tuple[Draws, Draws]:
+    """Both sides projected on directions `(latent, direction)`, in units of the reference's mean and sd there."""
+    ours, theirs = a.along(directions), r.along(directions)
+    centre, scale = theirs.rows.mean(1), theirs.rows.std(1, ddof=1)
+    return ours.mapped(centre, scale), theirs.mapped(centre, scale)
+
+
+def own(halves: list[tuple[Draws, Draws]], covariances: list[tuple[Array, Array]]) -> dict[str, tuple[Draws, Draws]]:
+    """Draws along a datum's own direction, chosen on either half of the draws and judged on the other half."""
+    chosen = dict(zip(OWN, (1, 0), strict=True))
+    return {name: along(*halves[1 - half], own_direction(*covariances[half])) for name, half in chosen.items()}
+
+
+def common(a: Draws, r: Draws, choice: Choice) -> dict[str, tuple[Draws, Draws]]:
+    """Draws along each of the common directions that exist."""
+    return {
+        name: along(a, r, column[:, None])
+        for name, column in zip(COMMON, choice.directions.T, strict=True)
+        if np.isfinite(column).all()
+    }
+
+
+def influence_blocks(a: Draws, r: Draws) -> tuple[Array, Array]:
+    """Block means of the influence of draws on the error of the mean and of the log sd, `(latent, block)` each."""
+    mean = a.rows.mean(1)
+    log_r = log_sd_influence(r)
+    of_mean = a.blocks(mean_influence(a)) - r.blocks(mean_influence(r) + mean[:, None] * log_r)
+    return of_mean, a.blocks(log_sd_influence(a)) - r.blocks(log_r)

@@ -1,0 +1,137 @@
+"""Latents whose tails are too heavy for means and sds, and the statistics of quantiles that judge them instead.
+
+The Monte Carlo error of an sd depends on the fourth moment. Where a posterior has none (Student t with 4 degrees of
+freedom or fewer) or where it is decided by draws that hardly ever occur (a LogNormal with σ = 0.7 or more), neither the
+estimate nor its standard error can be trusted. The tail index k of (x − median)² tells: above 1/2, the fourth moment is
+infinite or out of reach (Vehtari, Simpson, Gelman, Yao & Gabry 2024, JMLR 25(72), for the estimate of k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from arviz_stats.base import array_stats
+
+from calibrant.evaluation.statistics.draws import TINY, Draws
+
+Array = npt.NDArray[np.float64]
+
+HEAVY = 0.5  # tail index of the squared draws from which a variance of the sd does not exist
+WIDTHS = (50, 80)  # central masses, in percent, whose widths are compared
+_NORMAL_IQR = 1.3489795  # interquartile range of a Normal distribution in sds
+_STEP = 0.25  # half width of the difference that estimates a density at a quantile, as a share of the smaller tail
+
+
+@dataclass(frozen=True)
+class Tails:
+    """How each latent is judged; the rule is one for all data.
+
+    Attributes:
+        index: `(latent,)`, the tail index of the squared draws: the median over data, the larger of both sides.
+        log_scale: `(latent,)`, whether a heavy-tailed latent is positive and therefore judged on the log scale.
+    """
+
+    index: Array
+    log_scale: npt.NDArray[np.bool_]
+
+    @property
+    def heavy(self) -> npt.NDArray[np.bool_]:
+        """`(latent,)`, whether quantiles decide in place of mean and sd."""
+        return self.index > HEAVY
+
+    def on_scale(self, draws: Draws) -> Draws:
+        """The draws with positive heavy-tailed latents on the log scale."""
+        if not self.log_scale.any():
+            return draws
+        values = draws.values.copy()
+        smallest = np.finfo(np.float64).tiny
+        values[..., self.log_scale] = np.log(np.maximum(values[..., self.log_scale], smallest))
+        return Draws(values, draws.independent)
+
+    def bounded(self, draws: Draws, centre: Array, scale: Array) -> Draws:
+        """The draws of `on_scale` in units of `scale` around `centre`; heavy tails are mapped by asinh.
+
+        The map makes all moments exist, so that heavy-tailed latents can take part in correlations and directions.
+        """
+        found = self.on_scale(draws).mapped(centre, scale)
+        if not self.heavy.any():
+            return found
+        values = found.values
+        values[..., self.heavy] = np.arcsinh(values[..., self.heavy])
+        return Draws(values, draws.independent)
+
+
+def tails_of(pairs: Iterable[tuple[Draws, Draws]], latents: int) -> Tails:
+    """How to judge the latents, from draws of guide and reference for some of the data."""
+    indices: list[Array] = []
+    positive = np.ones(latents, dtype=bool)
+    for pair in pairs:
+        indices.append(np.max([_tail_index(side) for side in pair], axis=0))
+        for side in pair:
+            positive &= side.ordered[:, 0] > 0.0
+    index = np.median(indices, axis=0) if indices else np.full(latents, np.nan)
+    return Tails(index, positive & (index > HEAVY))
+
+
+def _tail_index(draws: Draws) -> Array:
+    """Tail index k of the squared distances from the median, `(latent,)`; −∞ for constant latents."""
+    square = (draws.rows - draws.quantiles([0.5]).T) ** 2
+    varies = square.max(1) > 0.0
+    found = np.full(len(square), -np.inf)
+    if varies.any():
+        scaled = square[varies] / square[varies].max(1, keepdims=True)
+        with np.errstate(all="ignore"):
+            found[varies] = array_stats.pareto_khat(scaled[:, None], r_eff=1.0, tail="right")
+    return np.nan_to_num(found, nan=-np.inf)
+
+
+def robust_scale(draws: Draws) -> tuple[Array, Array]:
+    """Median, and interquartile range in units of that of a Normal distribution with sd 1, `(latent,)` each."""
+    low, middle, high = draws.quantiles([0.25, 0.5, 0.75])
+    return middle, np.maximum(high - low, TINY) / _NORMAL_IQR
+
+
+def quantile_statistics(a: Draws, r: Draws) -> dict[str, Array]:
+    """Error of the median in reference IQR / 1.349, and ratios of central widths, `(latent,)` each with `…_se`.
+
+    Both sides are on the scale on which they are judged. A quantile's influence is (p − 1[x ≤ q]) / f(q); the density f
+    is the difference quotient of quantiles.
+    """
+    centre, scale = robust_scale(r)
+    a, r = a.mapped(centre, scale), r.mapped(centre, scale)
+    sides = [_Quantiles(a), _Quantiles(r)]
+    found = {"median_error": sides[0].at(0.5), "median_error_se": _error(sides, [s.influence(0.5) for s in sides])}
+    for mass in WIDTHS:
+        tail = (1.0 - mass / 100.0) / 2.0
+        widths = [np.maximum(s.at(1.0 - tail) - s.at(tail), TINY) for s in sides]
+        series = [
+            (s.influence(1.0 - tail) - s.influence(tail)) / width[:, None]
+            for s, width in zip(sides, widths, strict=True)
+        ]
+        ratio = widths[0] / widths[1]
+        found[f"width_{mass}_ratio"] = ratio
+        found[f"width_{mass}_ratio_se"] = ratio * _error(sides, series)
+    return found
+
+
+@dataclass(frozen=True)
+class _Quantiles:
+    draws: Draws
+
+    def at(self, probability: float) -> Array:
+        return self.draws.quantiles([probability])[0]
+
+    def influence(self, probability: float) -> Array:
+        """First-order effect of each draw on a quantile, `(latent, chain · draw)`."""
+        step = min(0.05, _STEP * min(probability, 1.0 - probability))
+        low, high = self.draws.quantiles([probability - step, probability + step])
+        slope = (high - low) / (2.0 * step)
+        return slope[:, None] * (probability - (self.draws.rows <= self.at(probability)[:, None]))
+
+
+def _error(sides: list[_Quantiles], series: list[Array]) -> Array:
+    """Standard error from an influence series of each side."""
+    return np.asarray(np.sqrt(sum(s.draws.variance(x) for s, x in zip(sides, series, strict=True))))

@@ -1,0 +1,134 @@
+"""The direction of a datum's latents about which its likelihood says most, and how many dimensions it informs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.joining import is_discrete
+from calibrant.inference.problem import checked
+from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.trees import Latent, data_labels, latent_names, scalars
+from calibrant.program.contract import Program, Values
+from calibrant.program.density import density_of
+from calibrant.program.environment import cast, defaults, in_double
+from calibrant.program.tracing import trace
+
+Array = npt.NDArray[np.float64]
+
+_DRAWS = 100  # reference draws per datum at which the likelihood is evaluated
+
+
+def informed_directions(
+    model: Program,
+    observed: Mapping[str, Any] | Data,
+    reference: xr.DataTree,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """The direction of a datum's latents about which its likelihood says most, from draws of its reference.
+
+    The direction is the leading eigenvector of the mean of g gᵀ over the draws, with g the gradient of the log
+    likelihood in units of the reference's sds. `compare` judges the guide along it.
+
+    Args:
+        model: the program, in `eval()`.
+        observed: site → tensor, or a `Data`.
+        reference: a tree of `inference.reference` for these data.
+        covariates: keyword → tensor, leading dimension data.
+
+    Returns:
+        Dimensions `data` (the data with a reference) and `latent` (continuous local latents): `direction`, unit vectors
+        in units of the reference's sds, NaN where a gradient is not finite. Dimension `data`: `dimensions`, 2 Var(log
+        likelihood) under the reference, which for a Normal posterior whose likelihood decides all is the number of
+        latents: the number of informed dimensions.
+
+    Raises:
+        ProgramError, DataError: for a model or data that break the contract.
+        InferenceError: for a reference without any of the data, or a program without continuous local latents.
+    """
+    return informed_of(*checked(model, observed, covariates), reference)
+
+
+def informed_of(program: PyroModule, data: Data, reference: xr.DataTree) -> xr.Dataset:
+    """Like `informed_directions`, for a program and data that are already checked."""
+    gate = convergence_of(reference)
+    passed = set(gate["data"].values[gate["is_reference"].values].tolist()) & set(data_labels(reference).tolist())
+    data = data[np.array([label in passed for label in data.labels().tolist()], dtype=bool)] if passed else data
+    if not passed or not len(data):
+        raise InferenceError("the reference has none of the data, or no datum passes its gate")
+    posterior = reference["posterior"].dataset
+    names = [n for n in latent_names(posterior) if "data" in posterior[n].dims and not is_discrete(posterior[n])]
+    if not names:
+        raise InferenceError("there is no continuous local latent along which a direction could lie")
+    place = {label: i for i, label in enumerate(data_labels(reference).tolist())}
+    if "data" in posterior.dims:
+        posterior = posterior.isel(data=[place[label] for label in data.labels().tolist()])
+    likelihood, slopes = _at_draws(program, data, posterior, names)
+    sd = np.concatenate([_sds(posterior[name]) for name in names], 1)
+    direction = np.stack([_leading(slopes[:, row] * sd[row]) for row in range(len(data))])
+    latents: list[Latent] = scalars(posterior, names)
+    return xr.Dataset(
+        {
+            "direction": (("data", "latent"), direction),
+            "dimensions": ("data", 2.0 * likelihood.var(0, ddof=1)),
+        },
+        {"data": data.labels(), "latent": np.array([latent.label for latent in latents], dtype=str)},
+    )
+
+
+def _sds(draws: xr.DataArray) -> Array:
+    values = draws.transpose("data", "chain", "draw", ...).values.astype(np.float64)
+    return values.reshape(*values.shape[:3], -1).std((1, 2))
+
+
+def _leading(gradients: Array) -> Array:
+    """The leading eigenvector `(latent,)` of the mean of g gᵀ over gradients `(draw, latent)`."""
+    if not np.isfinite(gradients).all() or not gradients.any():
+        return np.full(gradients.shape[1], np.nan)
+    return np.asarray(np.linalg.svd(gradients, full_matrices=False)[2][0])
+
+
+def _at_draws(program: PyroModule, data: Data, posterior: xr.Dataset, names: list[str]) -> tuple[Array, Array]:
+    """Log likelihood `(draw, data)` and its gradient `(draw, data, latent)` at some reference draws.
+
+    A run of the program takes one draw of all data, since shared latents have one value in a run.
+    """
+    double, likelihoods, slopes = in_double(program), [], []
+    flat = posterior.stack(sample=("chain", "draw"), create_index=False)
+    chosen = np.unique(np.linspace(0, flat.sizes["sample"] - 1, _DRAWS).astype(int)).tolist()
+    with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as where:
+        observed, covariates = data.tensors(*where)
+        for draw in chosen:
+            one = flat.isel(sample=draw)
+            values = cast({n: torch.as_tensor(one[n].values) for n in latent_names(posterior)}, *where)
+            likelihood, gradients = _slope(double, values, observed, covariates, names)
+            likelihoods.append(likelihood.cpu().numpy())
+            slopes.append(torch.cat([g.reshape(len(data), -1) for g in gradients], 1).cpu().numpy())
+    return np.stack(likelihoods), np.stack(slopes)
+
+
+def _slope(
+    program: Program, values: Values, observed: Values, covariates: Values, names: list[str]
+) -> tuple[Tensor, list[Tensor]]:
+    size = len(next(iter(observed.values())))
+    held = {**observed, **values}
+    moving = {name: held[name].detach().clone().requires_grad_() for name in names}
+    with torch.enable_grad():
+        run = trace(program, size, covariates, {**held, **moving})
+        density = density_of(run, size, {**held, **moving}, observed)
+        terms = [term for name, term in density.items() if name in density.observed_sites and term.dim()]
+        local = sum(terms, torch.zeros(size))
+        found = torch.autograd.grad(local.sum(), list(moving.values()), allow_unused=True)
+    gradients = [torch.zeros_like(v) if g is None else g for g, v in zip(found, moving.values(), strict=True)]
+    return local.detach(), gradients
