@@ -166,7 +166,7 @@ def test_one_latent_has_no_correlation() -> None:
         each["posterior"] = each["posterior"].to_dataset()[["scale"]].assign_attrs(latents='["scale"]')
     result = compare(*trees)
     assert result["correlation_error"].isnull().all()
-    assert {v.quantity for v in verdicts(result)} == {"sd", "mean", "coverage"}
+    assert {v.quantity for v in verdicts(result)} == {"sd", "mean", "coverage", "shape", "single data"}
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -175,9 +175,8 @@ def test_one_latent_has_no_correlation() -> None:
 @pytest.mark.parametrize("comparisons", [8, pytest.param(30, marks=pytest.mark.truth)])
 def test_exact_sampler_never_fails_and_nearly_always_passes(comparisons: int) -> None:
     """Independent comparisons, far inside the margins; 32 data are enough to pass."""
-    rng, data = np.random.default_rng(0), comparisons * 32
-    result = compare(tree(rng, data, latents=2), tree(rng, data, draws=1500, latents=2))
-    parts = [result.isel(data=slice(32 * i, 32 * (i + 1))) for i in range(comparisons)]
+    rng = np.random.default_rng(0)
+    parts = [compare(tree(rng, 32, latents=2), tree(rng, 32, draws=1500, latents=2)) for _ in range(comparisons)]
     statuses = [verdict.status for part in parts for verdict in verdicts(part)]
     assert "fail" not in statuses
     assert statuses.count("pass") >= 0.98 * len(statuses) - 1
@@ -191,20 +190,20 @@ def test_narrow_guide_fails_with_its_size() -> None:
         assert verdict.status == "fail"
         assert verdict.effect == pytest.approx(-0.2, abs=limit(2) * verdict.se)
         assert verdict.se < 0.01
-        assert verdict.sentence.startswith(f"`{site}`: too narrow by ")
+        assert verdict.sentence.startswith(f"posterior sd of `{site}`: too small by ")
         assert found(result, site, "mean").status == "pass"
         expected = np.diff(norm.cdf(0.8 * norm.ppf([0.05, 0.95])))[0]
         coverage = found(result, site, "coverage")
         assert coverage.status == "fail"
         assert coverage.effect == pytest.approx(expected - 0.9, abs=limit(2) * coverage.se)
-        assert coverage.sentence.startswith(f"`{site}`: 90% intervals hold 8")
+        assert coverage.sentence.startswith(f"90% intervals of `{site}`: contain 8")
 
 
 def test_wide_guide_is_called_wide() -> None:
     rng = np.random.default_rng(0)
     verdict = found(compare(tree(rng, factor=1.25), tree(rng, draws=2000)), "z", "sd")
     assert verdict.effect == pytest.approx(0.25, abs=limit(1) * verdict.se)
-    assert verdict.sentence.startswith("`z`: too wide by 2")
+    assert verdict.sentence.startswith("posterior sd of `z`: too large by 2")
 
 
 @pytest.mark.parametrize("shift", [0.3, -0.3])
@@ -215,8 +214,8 @@ def test_biased_guide_fails_with_its_sign(shift: float) -> None:
         verdict = found(result, site, "mean")
         assert verdict.status == "fail"
         assert verdict.effect == pytest.approx(shift, abs=limit(4) * verdict.se)
-        assert verdict.sentence.startswith(f"`{site}`: mean off by {'-' if shift < 0 else ''}0.")
-        assert verdict.sentence.endswith(" sd")
+        assert verdict.sentence.startswith(f"posterior mean of `{site}`: off by {'-' if shift < 0 else ''}0.")
+        assert verdict.sentence.endswith(" posterior sd")
         assert found(result, site, "sd").status == "pass"
 
 
@@ -252,7 +251,8 @@ def test_one_wrong_latent_of_sixteen_fails(per_datum: bool) -> None:
     assert float((z**2).mean()) < np.log(1.1) ** 2
     verdict = found(result, "z", "sd")
     assert verdict.status == "fail"
-    assert verdict.sentence.startswith("`z[3]`: sd off by 3" if per_datum else "`z[3]`: too narrow by ")
+    said = "off by 3" if per_datum else "too small by "
+    assert verdict.sentence.startswith(f"posterior sd of `z[3]`: {said}")
     assert "the worst of 16 latents" in verdict.sentence
     assert found(result, "scale", "sd").status == "pass"
 
@@ -263,7 +263,7 @@ def test_constant_guide_fails() -> None:
     result = compare(tree(rng, factor=0.0), tree(rng, draws=2000))
     verdict = found(result, "z", "sd")
     assert verdict.status == "fail"
-    assert verdict.sentence.startswith("`z`: too narrow by 100")
+    assert verdict.sentence.startswith("posterior sd of `z`: too small by 100")
     assert found(result, "z", "coverage").status == "fail"
 
 
@@ -272,8 +272,9 @@ def test_few_data_and_draws_cannot_tell() -> None:
     result = compare(tree(rng, 100, draws=100), tree(rng, 100, draws=100))
     for start in range(0, 100, 20):
         judged = verdicts(result.isel(data=slice(start, start + 20)))
-        assert {v.status for v in judged} == {"cannot tell"}
-        assert all("cannot tell whether" in v.sentence for v in judged)
+        assert "fail" not in {v.status for v in judged}
+        assert all("cannot tell whether" in v.sentence for v in judged if v.status == "cannot tell")
+        assert "cannot tell" in {v.status for v in judged}
 
 
 @pytest.fixture(scope="module", params=[50, pytest.param(150, marks=pytest.mark.truth)])

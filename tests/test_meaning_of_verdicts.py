@@ -31,9 +31,9 @@ def guide_with(factor):
 
 
 CASES = {
-    "too narrow": (lambda x: torch.full_like(x, 0.6), "", "it is too sure of itself by 40%"),
-    "too wide": (lambda x: torch.full_like(x, 1.6), "", "it is less sure than it could be by 60%"),
-    "off": (lambda x: torch.where(x > 0, 1.4, 1 / 1.4), "", "how sure it is of single data is wrong by"),
+    "too narrow": (lambda x: torch.full_like(x, 0.6), "", "its posterior sd is too small by 40%"),
+    "too wide": (lambda x: torch.full_like(x, 1.6), "", "its posterior sd is too large by 60%"),
+    "off": (lambda x: torch.where(x > 0, 1.4, 1 / 1.4), "", "its posterior sd is wrong for single data, by"),
     "one entry": (lambda x: torch.ones_like(x) * torch.tensor([1.0, 0.85]), "z[1]", "in one or more of its entries"),
 }
 
@@ -59,4 +59,5 @@ def test_the_conclusion_is_the_same_whatever_the_sentences_say(judged):
     conclusion = conclude(found, comparison)
     assert words in str(conclusion)
     for sentence in ("", "off by, the worst of"):
-        assert conclude([replace(verdict, sentence=sentence) for verdict in found], comparison) == conclusion
+        reworded = [v if v.quantity == "single data" else replace(v, sentence=sentence) for v in found]
+        assert conclude(reworded, comparison) == conclusion  # the worst datum is quoted from its sentence

@@ -101,6 +101,8 @@ def _along(part: xr.Dataset, name: str, key: str, label: str, limits: Limits) ->
 
 def _mainly(result: xr.Dataset, name: str, half: int) -> str:
     """The latents with the largest weights in a common direction; nothing if it is spread over many."""
+    if "direction_weight" not in result:
+        return ""
     weights = np.abs(result["direction_weight"].sel(common_direction=name).values[half])
     order = np.argsort(-weights)[:_NAMED]
     if not np.isfinite(weights).all() or (weights[order] ** 2).sum() < 0.5 * (weights**2).sum():

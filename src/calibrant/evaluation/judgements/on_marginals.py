@@ -20,6 +20,8 @@ MEAN_MARGIN = 0.1
 COVERAGE_MARGIN = 0.03
 SHAPE_MARGIN = 0.04
 _LOG_SD = float(np.log1p(SD_MARGIN))  # the sd is judged on the log scale, where factors either way are alike
+HEAVY_TAILS = "its tails are too heavy for a mean or an sd"
+ON_LOG_SCALE = "on the log scale, "
 _QUANTITIES = ("sd", "mean", "coverage", "shape")
 
 
@@ -54,8 +56,7 @@ class _Group:
         """What the sentence adds about heavy tails."""
         if not self.heavy[entries].any():
             return ""
-        scale = " of its log" if self.log_scale[entries].any() else ""
-        return f"; quantiles{scale} decide, because its tails are too heavy for an sd"
+        return f", {ON_LOG_SCALE}{HEAVY_TAILS}" if self.log_scale[entries].any() else f", {HEAVY_TAILS}"
 
     def together(self, quantity: str, entries: list[int]) -> Together | None:
         if self.is_shared:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from calibrant.evaluation.judgements.decisions import Question, Statistic, Status
-from calibrant.evaluation.judgements.on_marginals import COVERAGE_MARGIN, MEAN_MARGIN, SD_MARGIN, SHAPE_MARGIN
+from calibrant.evaluation.judgements.on_marginals import (
+    COVERAGE_MARGIN,
+    HEAVY_TAILS,
+    MEAN_MARGIN,
+    ON_LOG_SCALE,
+    SD_MARGIN,
+    SHAPE_MARGIN,
+)
 from calibrant.evaluation.judgements.wording import ceil, number, percent
+
+_BY_QUANTILES = {"sd": "central width", "mean": "median"}
 
 
 def compared_sentence(question: Question, status: Status, decisive: Statistic) -> str:
@@ -33,7 +42,7 @@ def _error(kind: str, found: Statistic) -> str:
     """The size of an error of the sd or the mean, in words."""
     effect, se = natural("sd" if kind == "sd" else "", found)
     if kind == "mean":
-        return f"off by {number(abs(effect), se)} posterior sd"
+        return f"off by {number(effect, se)} posterior sd"
     if not found.signed:
         return f"off by {percent(abs(effect), se)}"
     return f"too {'small' if effect < 0 else 'large'} by {percent(abs(effect), se)}"
@@ -47,10 +56,13 @@ def _bound(kind: str, reach: float) -> str:
 
 def _marginal(question: Question, status: Status, found: Statistic) -> str:
     kind = question.quantity
+    name = _BY_QUANTILES[kind] if HEAVY_TAILS in found.note else kind
     if status == "pass":
-        return f"posterior {kind} of `{question.site}`: within {_bound(kind, found.reach)} of the reference"
+        scale = ON_LOG_SCALE if ON_LOG_SCALE in found.note else ""
+        why = f" ({scale}{HEAVY_TAILS})" if HEAVY_TAILS in found.note else ""
+        return f"posterior {name} of `{question.site}`: within {_bound(kind, found.reach)} of the reference{why}"
     margin = f"{SD_MARGIN:.0%}" if kind == "sd" else f"{MEAN_MARGIN} posterior sd"
-    head = f"posterior {kind} of {found.label}"
+    head = f"posterior {name} of {found.label}"
     return _said(status, found, head, f"{_error(kind, found)}{found.note}", margin)
 
 
@@ -60,7 +72,7 @@ def _coverage(question: Question, status: Status, found: Statistic) -> str:
         points = ceil(100.0 * found.reach, 0)
         unit = "point" if points == 1 else "points"
         return f"{level} intervals of `{question.site}`: contain {level} of the reference within {points:.0f} {unit}"
-    said = f"contain {percent(question.level + found.effect, found.se)} of the reference{found.note}"
+    said = f"contain {percent(question.level + found.effect, found.se)} of the reference"
     return _said(status, found, f"{level} intervals of {found.label}", said, f"{100 * COVERAGE_MARGIN:.0f} points")
 
 
