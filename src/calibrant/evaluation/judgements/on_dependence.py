@@ -62,7 +62,8 @@ def _pair(result: xr.Dataset, half: int, limits: Limits) -> Statistic:
 
 
 def _directions(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
-    for name in result["direction"].values.tolist() if result.sizes["latent"] > 1 else []:
+    known = "direction" in result.dims and result.sizes["latent"] > 1
+    for name in result["direction"].values.tolist() if known else []:
         if name in COMMON:
             for half in (0, 1):
                 part = result.isel(data=np.flatnonzero(result["half_of_data"].values == half))
