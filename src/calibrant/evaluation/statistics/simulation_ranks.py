@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.rank_trees import Recovered, pit_values, rank_tree
 from calibrant.evaluation.statistics.simulated_data import Simulated, simulated_data
 from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.problem import Problem
-from calibrant.inference.trees import SAMPLE, event_dims, model_sha256, scalars, with_coords
+from calibrant.inference.trees import SAMPLE, model_sha256, scalars
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
@@ -147,7 +148,7 @@ def uniformity(tree: xr.DataTree) -> xr.Dataset:
     which is 1.25 if the guide is too narrow by a fifth.
 
     Args:
-        tree: the result of `calibration`.
+        tree: the result of `calibration` or of `posterior_calibration`.
 
     Returns:
         Dimension `quantity` (labels such as `z[3]`, `log_joint`; coordinate `site`): `bias` ± `bias_se` and `spread` ±
@@ -364,30 +365,13 @@ def _tree(
                 f"{name!r} is not a number for {int(undefined.reshape(len(undefined), -1).any(1).sum())} of "
                 f"{len(undefined)} simulations or their draws: it can't be ranked (does the guide leave the support?)"
             )
-        pits[name] = (less + generator.uniform(size=less.shape) * (equal + 1)) / (run.draws + 1)
-    arrays = {name: ((*SAMPLE, *event_dims(program, name, pit.ndim - 1)), pit[None]) for name, pit in pits.items()}
-    group = with_coords(xr.Dataset(arrays, attrs=attrs), getattr(program, "coords", {}))
-    recovery = _recovery(list(outputs), run, truth, group)
-    groups = {"/prior_sbc": group, "/recovery": recovery.assign_attrs(attrs)}
-    return xr.DataTree.from_dict(groups)
+        pits[name] = pit_values(less, equal, run.draws, generator)
+    moments, size = list(outputs), len(results[0])
+    value = _columns([truth[name].double().cpu().numpy() for name in run.continuous], size)
+    before = value.var(0, ddof=1)
+    recovered = Recovered(run.continuous, value, _columns(moments[::2], size), _columns(moments[1::2], size), before)
+    return rank_tree(program, pits, recovered, attrs)
 
 
-def _recovery(moments: list[Array], run: _Run, truth: Values, group: xr.Dataset) -> xr.Dataset:
-    flat = [np.asarray(part).reshape(len(part), -1) for part in moments]
-    if not flat:
-        return xr.Dataset()
-    mean, variance = np.concatenate(flat[::2], 1), np.concatenate(flat[1::2], 1)
-    value = np.concatenate([truth[n].double().cpu().numpy().reshape(len(mean), -1) for n in run.continuous], 1)
-    prior = value.var(0, ddof=1)
-    latents = scalars(group, run.continuous)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variables = {
-            "z_score": (("draw", "latent"), (value - mean) / np.sqrt(variance)),
-            "contraction": (("draw", "latent"), 1 - variance / prior),
-        }
-    coords = {
-        "draw": np.arange(len(mean)),
-        "latent": np.array([latent.label for latent in latents], dtype=str),
-        "site": ("latent", np.array([latent.site for latent in latents], dtype=str)),
-    }
-    return xr.Dataset(variables, coords)
+def _columns(arrays: list[Array], size: int) -> Array:
+    return np.concatenate([np.zeros((size, 0)), *(array.reshape(size, -1) for array in arrays)], 1)
