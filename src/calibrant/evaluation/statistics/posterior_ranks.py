@@ -194,8 +194,8 @@ def _ess(draws: npt.NDArray[Any]) -> Array:
 def _require_draws(effective: int, worst: str, wanted: int, what: str) -> None:
     if effective < wanted:
         raise InferenceError(
-            f"infer returned {effective} effectively independent draws of {worst!r} for {what}, and {wanted} are needed: "
-            "let it draw more"
+            f"infer returned {effective} effectively independent draws of {worst!r} for {what}, and at least {wanted} "
+            "are needed: let it draw more"
         )
 
 
