@@ -21,14 +21,13 @@ import pyro
 import torch
 import xarray as xr
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.rank_trees import Recovered, pit_values, rank_tree
 from calibrant.evaluation.statistics.simulated_data import simulated
 from calibrant.inference.diagnostics import ess
-from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.problem import checked
 from calibrant.inference.trees import model_sha256
 from calibrant.program.contract import Program, Values
@@ -45,6 +44,7 @@ Infer = Callable[..., xr.DataTree]
 LEAST_SIMULATIONS, LEAST_DRAWS = 20, 20
 JOINT = ("log_likelihood", "log_joint")
 _NAME = "posterior calibration"
+_ENTRIES = 2**22  # observed numbers of all points whose density is computed at once
 
 
 def posterior_calibration(
@@ -107,9 +107,7 @@ def posterior_calibration(
     rows, cols = data.tensors()
     found = sites(program, rows, cols)
     _require_shared(found)
-    run = _Run(
-        program, infer, found, rows, cols, isinstance(observed, Data), draws, seed, _density(program, list(rows))
-    )
+    run = _Run(program, infer, found, rows, cols, isinstance(observed, Data), draws, seed)
     known = _drawn(run.inferred(rows, cols, "observed"), found, len(data), "the observed data")
     _require_draws(known.effective, known.worst, simulations, "the observed data")
     ranks = []
@@ -244,7 +242,6 @@ class _Run:
     as_data: bool
     draws: int
     seed: int
-    density: Recorded
 
     def inferred(self, observed: Values, covariates: Values, purpose: str | int) -> Any:
         """What the procedure returns for these data, with random numbers of its own."""
@@ -299,18 +296,13 @@ class _Run:
         number: int,
     ) -> dict[str, tuple[Array, Array]]:
         """Log likelihood and log joint of all data: at the truth, and at the draws."""
-        count = len(next(iter(draws.values())))
-        points = [truth, *({name: np.asarray(value[draw]) for name, value in draws.items()} for draw in range(count))]
-        quiet = pyro.validation_enabled(False)
-        with torch.no_grad(), quiet, defaults(self.program, observed, torch.float64) as place:
+        points = {name: np.concatenate([truth[name][None], values]) for name, values in draws.items()}
+        with torch.no_grad(), defaults(self.program, observed, torch.float64) as place:
             rows, cols = cast(observed, *place), cast(covariates, *place)
-            held = [{**rows, **cast(_tensors(point), *place)} for point in points]
-            if number == 0:
-                self.density.record((held[0], cols), (held[1], cols))
-            found = np.array([[float(value) for value in self.density(values, cols)] for values in held])
+            found = _densities(self.program, cast(_tensors(points), *place), rows, cols)
         if np.isnan(found).any():
             raise InferenceError(f"the log joint is not a number at draws that infer returned for simulation {number}")
-        return {name: (found[0, place], found[1:, place]) for place, name in enumerate(JOINT)}
+        return {name: (column[0], column[1:]) for name, column in zip(JOINT, found.T, strict=True)}
 
 
 def _tensors(values: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
@@ -322,16 +314,23 @@ def _moments(truth: npt.NDArray[Any], draws: npt.NDArray[Any]) -> tuple[Array, A
     return truth.reshape(-1).astype(np.float64), flat.mean(0), flat.var(0, ddof=1)
 
 
-def _density(program: PyroModule, observed: list[str]) -> Recorded:
-    """Log likelihood and log joint of all data, as a function of all values, in float64."""
-    double = in_double(program)
+def _densities(program: PyroModule, points: Values, observed: Values, covariates: Values) -> Array:
+    """Log likelihood and log joint of all data, `(point, 2)`, at points: name → `(point, …)`, in float64."""
+    double, size = in_double(program), len(next(iter(observed.values())))
 
-    def run(values: Values, covariates: Values) -> tuple[Tensor, ...]:
-        size = len(values[observed[0]])
-        density = density_of(trace(double, size, covariates, values), size, values, observed)
-        return density.observed.sum(), density.joint
+    def at(latents: Values) -> Tensor:
+        held = {**observed, **latents}
+        density = density_of(trace(double, size, covariates, held), size, held, observed)
+        return torch.stack([density.observed.sum(), density.joint])
 
-    return Recorded(nn.Module(), run)
+    entries = sum(value.numel() for value in observed.values())
+    with pyro.validation_enabled(False):
+        try:
+            found = torch.func.vmap(at, chunk_size=max(1, _ENTRIES // entries))(dict(points))
+        except RuntimeError:  # control flow that depends on values
+            count = len(next(iter(points.values())))
+            found = torch.stack([at({name: value[point] for name, value in points.items()}) for point in range(count)])
+    return found.cpu().numpy()
 
 
 def _tree(
