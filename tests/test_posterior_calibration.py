@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro.nn import PyroModule
 from scipy.signal import lfilter
 from scipy.stats import binom
 
@@ -199,6 +200,15 @@ def test_refusals():
     with pytest.raises(InferenceError, match=r"\['z'\], are local.*evaluation.calibration"):
         posterior_calibration(local, exact(), X, 20)
 
+    learned = Learned()
+
+    def trains(data):
+        learned.sd.data += 0.1
+        return tree(m=many)
+
+    with pytest.raises(InferenceError, match="changed the weights of the model"):
+        posterior_calibration(learned, trains, X, 20)
+
     def becomes_slow(data):
         return tree({"independent_draws": 1}, m=many) if len(data["x"]) == 10 else tree(m=slow)
 
@@ -216,6 +226,17 @@ def test_refusals():
     far = tree(m=1e38 + many.astype(np.float32))
     with pytest.raises(InferenceError, match="'x' that are not finite"):
         posterior_calibration(steep, answers(far), X, 20)
+
+
+class Learned(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sd = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, size: int) -> None:
+        m = pyro.sample("m", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", size):
+            pyro.sample("x", dist.Normal(m, self.sd))
 
 
 def steep(size: int) -> None:
