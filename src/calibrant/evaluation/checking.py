@@ -103,7 +103,8 @@ def check(
     Parts that a program does not allow are skipped, with a note (a program without local latents has no ranks, a factor
     can't be simulated). Local latents are ranked given the guide's draws of shared ones; `posterior_calibration`
     calibrates shared latents. Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong
-    guide in at most 1 of 1,000; benchmarks/power.py measures this and the power, for 128 data and the default arguments.
+    guide in at most 1 of 1,000; benchmarks/power.py measures this and the power, for 128 data and the default
+    arguments.
 
     Args:
         model: the program, in `eval()`.
