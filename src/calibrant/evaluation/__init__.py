@@ -15,6 +15,7 @@ from calibrant.evaluation.statistics.comparison import compare
 from calibrant.evaluation.statistics.contrast_curves import contrast_experiment
 from calibrant.evaluation.statistics.gaps import gap
 from calibrant.evaluation.statistics.informed import informed_directions
+from calibrant.evaluation.statistics.posterior_ranks import posterior_calibration
 from calibrant.evaluation.statistics.predictive_tests import predictive_check
 from calibrant.evaluation.statistics.ranks import pit
 from calibrant.evaluation.statistics.simulation_ranks import calibration, uniformity
@@ -35,6 +36,7 @@ __all__ = [
     "gap",
     "informed_directions",
     "pit",
+    "posterior_calibration",
     "predictive_check",
     "predictive_sentences",
     "remedies",

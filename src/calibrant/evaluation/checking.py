@@ -103,9 +103,11 @@ def check(
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
       exactly, the data are images, and the model has a noise to measure contrast in (`likelihood.noise_sd`).
 
-    Parts that a program does not allow are skipped, with a note (shared latents have no ranks, a factor can't be
-    simulated). Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong guide in at most 1
-    of 1,000; benchmarks/power.py measures this and the power, for 128 data and the default arguments.
+    Parts that a program does not allow are skipped, with a note (a program without local latents has no ranks, a factor
+    can't be simulated). Local latents are ranked given the guide's draws of shared ones; `posterior_calibration`
+    calibrates shared latents. Together, the verdicts raise a false alarm in at most 5% of checks, and pass a wrong
+    guide in at most 1 of 1,000; benchmarks/power.py measures this and the power, for 128 data and the default
+    arguments.
 
     Args:
         model: the program, in `eval()`.

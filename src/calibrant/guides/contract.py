@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from calibrant.program.modules import buffers_kept, check_modules
 from calibrant.program.refusals import check_site
 from calibrant.program.running import running
 from calibrant.program.supports import inside
-from calibrant.program.tracing import guide_trace, is_local, is_weighted, latent_values, sampled, trace
+from calibrant.program.tracing import Hold, guide_trace, is_local, is_weighted, latent_values, sampled, trace
 
 
 def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
@@ -53,7 +54,27 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
     for name, site in found.items():
         _check_latent(name, site, latent[name], size)
     if all(is_local(site) for site in found.values()):
-        _check_mixing(guide, observed, covariates)
+        _check_mixing(guide, observed, covariates, {})
+
+
+def check_local_sites(guide: PyroModule, shared: Values, observed: Values, covariates: Values) -> None:
+    """Refuse a guide whose local latents depend on other data although the shared latents are fixed.
+
+    `check_guide` allows this where a guide has shared latents, since it may be a guide of one whole data set.
+
+    Args:
+        guide: the guide.
+        shared: name → value, for all shared latents.
+        observed: site → tensor, leading dimension data.
+        covariates: keyword → tensor, leading dimension data.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    try:
+        _check_mixing(guide, observed, covariates, shared)
+    except ProgramError as error:
+        raise ProgramError(f"the guide, given its shared latents: {error}") from error
 
 
 def check_trainable(guide: PyroModule, observed: Values, covariates: Values) -> None:
@@ -93,11 +114,16 @@ def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any],
         )
 
 
-def _check_mixing(guide: PyroModule, observed: Values, covariates: Values) -> None:
-    """Refuse a guide whose density for one datum depends on other data: its draws would depend on the batch."""
+def _check_mixing(guide: PyroModule, observed: Values, covariates: Values, shared: Values) -> None:
+    """Refuse a guide whose density for one datum depends on other data: its draws would depend on the batch.
+
+    Sites in `shared` are fixed and not looked at themselves.
+    """
     double = in_double(guide)
+    held = {name: value.double() if value.is_floating_point() else value for name, value in shared.items()}
 
     def program(size: int, **given: Tensor) -> None:
-        double({n: given[n] for n in observed}, size, **{n: given[n] for n in covariates})
+        with poutine.block(hide=list(held)), Hold(held):
+            double({n: given[n] for n in observed}, size, **{n: given[n] for n in covariates})
 
     check_independence(guide, program, {}, few({**observed, **covariates}, DATA_COMPARED))

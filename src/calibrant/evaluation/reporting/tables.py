@@ -136,6 +136,7 @@ def calibration_table(result: RunResult) -> dict[str, Any] | None:
     return {
         "simulations": f"{found.attrs['simulations']:,}",
         "draws": f"{found.attrs['guide_draws']:,}",
+        "shared": json.loads(result.calibration["prior_sbc"].attrs.get("shared_held", "[]")),
         "quantities": found.sizes["quantity"],
         "rows": [_quantity_row(found.sel(quantity=name), name) for name in shown],
     }

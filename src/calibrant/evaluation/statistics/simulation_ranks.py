@@ -5,14 +5,18 @@ same distribution, so that the rank of any quantity f(θ, x) among its values at
 Simpson, Vehtari & Gelman 2018, arXiv 1804.06788), also where f depends on the data (Modrák, Moon, Kim, Bürkner, Huurre,
 Faltejsková, Gelman & Vehtari 2023, arXiv 2211.02383). The latents' own ranks can't see a guide that returns the
 prior; the log joint's can. No reference posterior is needed.
+
+A shared latent has one posterior for the whole data set, which the guide has learned and can't infer anew for simulated
+data. Where a program has some, they are drawn from the guide at the observed data; local latents and data are simulated
+given these draws, and ranked among draws of the guide given the same values. This judges the guide's local latents,
+q(z | x, shared latents), where they are used. `posterior_calibration` judges shared latents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,15 +31,16 @@ from torch import Tensor, nn
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.rank_trees import Recovered, pit_values, rank_tree
+from calibrant.evaluation.statistics.simulated_data import Simulated, simulated_data
 from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.problem import Problem
-from calibrant.inference.trees import SAMPLE, event_dims, model_sha256, scalars, with_coords
+from calibrant.inference.trees import SAMPLE, model_sha256, scalars
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import Site, sites
-from calibrant.program.simulation import sample_prior
 from calibrant.program.tracing import guide_trace, latent_values, trace
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
@@ -47,6 +52,8 @@ DENSITIES = ("log_likelihood", "log_joint", "hpd")
 MIN_SIMULATIONS, MIN_DRAWS = 100, 50
 
 _ROWS = 4096  # number of rows of a run, few enough for the processor's cache
+_POINT, _SHARED = "point/", "shared/"  # no site has a name with a slash
+_SAME_SHARED = 8  # most simulated data with the same draw of the shared latents
 _RECORDED_FROM = 40  # least number of runs for which they are recorded as a graph
 
 
@@ -67,33 +74,38 @@ def calibration(
     Everything is computed in the dtype of the program's weights, because only comparisons matter.
 
     Args:
-        model: the program, in `eval()`; all latents local, no factors and no improper priors.
+        model: the program, in `eval()`, with local latents; no factors, and no improper priors of local latents.
         guide: its guide, in `eval()`.
-        observed: site → tensor, or a `Data`, which tells the observed sites. The values are not used, but covariates
-            are drawn from these data, with replacement.
+        observed: site → tensor, or a `Data`, which tells the observed sites. Covariates are drawn from these data, with
+            replacement. The values of the observations are used only to draw shared latents from the guide.
         simulations: number of simulated data.
         draws: number of guide draws per simulated datum.
         covariates: keyword → tensor, leading dimension data.
         quantities: name → function of (latents, observations), each a dict of tensors with leading dimension `rows`,
-            that returns one number per row: a quantity whose uncertainty matters to you.
+            that returns one number per row: a quantity whose uncertainty matters to you. The latents include shared
+            ones, which are repeated along the rows.
         seed: random seed for the simulations and all draws.
         progress: called with (stage, done, total, text).
 
     Returns:
         A tree. Group `prior_sbc`, dimensions `chain` (one), `draw` (the simulations) and those of the site: PIT values,
         (rank + U) / (draws + 1) with ties broken at random, exactly uniform if the guide is the posterior. Variables:
-        every latent; `log_likelihood`, `log_joint` (of the program); `hpd`, the rank of log q, whose upper tail is
-        the coverage of highest-density regions of the guide; `tarp`, the rank of the distance from a point that is
+        every local latent; `log_likelihood`, `log_joint` (of the program); `hpd`, the rank of log q, whose upper tail
+        is the coverage of highest-density regions of the guide; `tarp`, the rank of the distance from a point that is
         drawn from the prior, in prior sds (Lemos, Coogan, Hezaveh & Perreault-Levasseur 2023, arXiv 2302.03026); and
-        the `quantities`. `arviz_plots.plot_ecdf_pit(tree)` takes it.
+        the `quantities`. All densities are those of one datum and its latents. `arviz_plots.plot_ecdf_pit(tree)` takes
+        it. Attributes: `latents`, the number of entries of the ranked latents, and `shared_held`, a JSON list of the
+        names of the shared latents. Given these, everything is simulated and ranked; a new draw of them is taken from
+        the guide at the observed data for at most 8 simulations.
         Group `recovery`, dimensions `draw` and `latent` (continuous latents only): `z_score`, (truth − mean) / sd of
         the draws, and `contraction`, 1 − variance of the draws / prior variance.
 
     Raises:
-        ProgramError, DataError: for a model, guide or data that break the contract, or a program that can't be
-            simulated.
-        InferenceError: for shared latents; fewer than 100 simulations or 50 draws; a quantity that is not one number
-            per row or has a name that is taken; simulated data that are not finite, and values that are NaN.
+        ProgramError, DataError: for a model, guide or data that break the contract, a program that can't be simulated,
+            or a guide whose local latents depend on other data although the shared latents are fixed.
+        InferenceError: for a program without local latents; fewer than 100 simulations or 50 draws; a quantity that is
+            not one number per row or has a name that is taken; simulated data that are not finite, and values that are
+            NaN.
     """
     problem = Problem.of_kind(model, guide, observed, covariates)
     return calibration_of(problem, simulations, draws, quantities, seed, progress)
@@ -109,24 +121,23 @@ def calibration_of(
 ) -> xr.DataTree:
     """Calibrate, like `calibration`, for a problem that is already checked."""
     _check_counts(simulations, draws)
-    program, guide, data, of = problem.program, problem.guide, problem.data, partial(stream, seed, "calibration")
+    program, data = problem.program, problem.data
     few = data.batch(torch.arange(min(len(data), 4)))
     found = sites(program, *few)
-    _refuse_shared(found)
-    rows = np.random.default_rng(of("covariates")).integers(len(data), size=simulations)
-    cols = data.batch(rows)[1] if data.covariate_names else {}
-    truth = _simulated(program, list(found), list(few[0]), simulations, cols, of("truth"))
-    points = sample_prior(program, simulations, cols, seed=of("points"))
-    run = _Run(program, guide, found, dict(quantities or {}), draws, _prior_sd(truth, found))
+    shared = [name for name, site in found.items() if not site.local]
+    _refuse_shared_alone(found, shared)
+    step = max(1, min(_ROWS // draws, _SAME_SHARED if shared else _ROWS))
+    made = simulated_data(problem, found, simulations, step, seed)
+    local = {name: site for name, site in found.items() if site.local}
+    run = _Run(program, problem.guide, local, dict(quantities or {}), draws, _prior_sd(made.values, local))
     _check_names(run.quantities, found)
-    held = {**truth, **{f"point/{name}": points[name] for name in run.continuous}}
-    quiet = pyro.validation_enabled(False)
-    with torch.no_grad(), seeded(of("draws")), quiet, fixed(guide), defaults(program, few[0]) as place:
-        results = _run_all(run, cast(held, *place), cast(cols, *place), simulations, progress)
+    quiet, of = pyro.validation_enabled(False), stream(seed, "calibration", "draws")
+    with torch.no_grad(), seeded(of), quiet, fixed(problem.guide), defaults(program, few[0]) as place:
+        results = _run_all(run, _batches(made, run.continuous, step, place), simulations, progress)
     settings = {"simulations": simulations, "draws": draws, "seed": seed}
     attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
-    attrs["latents"] = sum(site.event_shape.numel() for site in found.values())
-    return _tree(results, run, truth, program, seed, attrs)
+    attrs |= {"latents": sum(site.event_shape.numel() for site in local.values()), "shared_held": json.dumps(shared)}
+    return _tree(results, run, made.values, program, seed, attrs)
 
 
 def uniformity(tree: xr.DataTree) -> xr.Dataset:
@@ -137,7 +148,7 @@ def uniformity(tree: xr.DataTree) -> xr.Dataset:
     which is 1.25 if the guide is too narrow by a fifth.
 
     Args:
-        tree: the result of `calibration`.
+        tree: the result of `calibration` or of `posterior_calibration`.
 
     Returns:
         Dimension `quantity` (labels such as `z[3]`, `log_joint`; coordinate `site`): `bias` ± `bias_se` and `spread` ±
@@ -186,35 +197,18 @@ def _check_counts(simulations: int, draws: int) -> None:
         )
 
 
-def _refuse_shared(found: Mapping[str, Site]) -> None:
-    if shared := [name for name, site in found.items() if not site.local]:
+def _refuse_shared_alone(found: Mapping[str, Site], shared: list[str]) -> None:
+    if len(shared) == len(found):
         raise InferenceError(
-            f"latents {shared} are shared: the guide has learned their posterior for one data set, not for simulated "
-            "data; compare it with inference.reference, or fix these latents in the program (for example, at their "
-            "posterior mean in a buffer) to calibrate the guide of the local latents"
+            f"all latents, {shared}, are shared: the guide has learned their posterior for one data set, not for "
+            "simulated data. Use evaluation.posterior_calibration with a function that infers again, or compare the "
+            "guide with inference.reference"
         )
 
 
 def _check_names(quantities: Mapping[str, Quantity], found: Mapping[str, Site]) -> None:
     if taken := sorted(set(quantities) & {*found, *DENSITIES, "tarp"}):
         raise InferenceError(f"quantities {taken}: these names are taken by latents or by built-in quantities")
-
-
-# -- simulation --------------------------------------------------------------------------------------------------------
-
-
-def _simulated(
-    program: PyroModule, latents: list[str], observed: list[str], size: int, covariates: Values, seed: int
-) -> dict[str, Tensor]:
-    values = sample_prior(program, size, covariates, seed=seed)
-    for name in (*latents, *observed):
-        finite = values[name].isfinite().reshape(size, -1).all(1)
-        if not finite.all():
-            raise InferenceError(
-                f"the program simulates values of {name!r} that are not finite, {int((~finite).sum())} of {size} "
-                "times: narrow the prior, or bound the values that overflow"
-            )
-    return {name: values[name] for name in (*latents, *observed)}
 
 
 def _prior_sd(truth: Values, found: Mapping[str, Site]) -> dict[str, Tensor]:
@@ -234,6 +228,25 @@ def below(truth: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 def tarp_distance(theta: Tensor, reference: Tensor, scale: Tensor) -> Tensor:
     """Euclidean distance between latents `(…, latents)`, each in units of its scale."""
     return ((theta - reference) / scale).square().sum(-1).sqrt()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is given in a run of program or guide: data, points and covariates by row, and shared latents."""
+
+    observed: Values
+    covariates: Values
+    points: Values
+    shared: Values
+    size: int
+
+    def repeated(self, count: int) -> _Rows:
+        """Every row `count` times in succession."""
+        observed, covariates, points = (
+            {name: value.repeat_interleave(count, 0) for name, value in part.items()}
+            for part in (self.observed, self.covariates, self.points)
+        )
+        return _Rows(observed, covariates, points, self.shared, self.size * count)
 
 
 @dataclass(frozen=True)
@@ -259,12 +272,11 @@ class _Run:
     def __call__(self, given: Values, covariates: Values) -> tuple[Tensor, ...]:
         """For everything in `ranked`: the numbers of draws less than and equal to the truth, and whether any is NaN;
         then mean and variance of the draws of the continuous latents."""
-        size = len(next(iter(given.values())))
         truth = {name: given[name] for name in self.found}
-        points = {name: given[f"point/{name}"] for name in self.continuous}
-        observed = {n: v for n, v in given.items() if n not in truth and not n.startswith("point/")}
-        once = self._scored(truth, observed, covariates, points, size)
-        many, repeated = self._drawn(observed, covariates, points, size)
+        size = len(next(iter(truth.values())))
+        observed = {name: value for name, value in given.items() if name not in truth and "/" not in name}
+        rows = _Rows(observed, covariates, _named(given, _POINT), _named(given, _SHARED), size)
+        once, (many, repeated) = self._scored(truth, rows), self._drawn(rows.repeated(self.draws))
         outputs: list[Tensor] = []
         for name in self.ranked:
             values = many[name].reshape(size, self.draws, *many[name].shape[1:]).transpose(0, 1)
@@ -275,62 +287,67 @@ class _Run:
             outputs += [values.mean(1), values.var(1)]
         return tuple(outputs)
 
-    def _drawn(
-        self, observed: Values, covariates: Values, points: Values, size: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _drawn(self, rows: _Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Everything in `ranked` at draws of the guide, rows `(size · draws, …)`, and the draws themselves."""
-        rows, cols, points = (
-            {name: value.repeat_interleave(self.draws, 0) for name, value in part.items()}
-            for part in (observed, covariates, points)
-        )
         with encoded_once(self.guide, self.draws):
-            run = guide_trace(self.guide, rows, size * self.draws, cols)
-        values = latent_values(run)
-        log_q = density_of(run, size * self.draws, values).local
-        return self._quantities(values, rows, cols, points, size * self.draws, log_q), values
+            run = guide_trace(self.guide, rows.observed, rows.size, rows.covariates, rows.shared)
+        latents = latent_values(run)
+        values = {name: latents[name] for name in self.found}
+        return self._quantities(values, rows, density_of(run, rows.size, latents).local), values
 
-    def _scored(
-        self, values: Values, observed: Values, covariates: Values, points: Values, size: int
-    ) -> dict[str, Tensor]:
-        run = guide_trace(self.guide, observed, size, covariates, values)
-        log_q = density_of(run, size, values).local
-        return self._quantities(values, observed, covariates, points, size, log_q)
+    def _scored(self, values: Values, rows: _Rows) -> dict[str, Tensor]:
+        latents = {**rows.shared, **values}
+        run = guide_trace(self.guide, rows.observed, rows.size, rows.covariates, latents)
+        return self._quantities(values, rows, density_of(run, rows.size, latents).local)
 
-    def _quantities(
-        self, values: Values, observed: Values, covariates: Values, points: Values, size: int, log_q: Tensor
-    ) -> dict[str, Tensor]:
-        held = {**observed, **values}
-        density = density_of(trace(self.program, size, covariates, held), size, held, observed)
-        found = {**values, "log_likelihood": density.observed, "log_joint": density.joint, "hpd": log_q}
+    def _quantities(self, values: Values, rows: _Rows, log_q: Tensor) -> dict[str, Tensor]:
+        size, points = rows.size, rows.points
+        held = {**rows.observed, **rows.shared, **values}
+        density = density_of(trace(self.program, size, rows.covariates, held), size, held, rows.observed)
+        found = {**values, "log_likelihood": density.observed, "log_joint": density.local, "hpd": log_q}
         if self.continuous:
             theta, point = (torch.cat([p[n].reshape(size, -1) for n in self.continuous], 1) for p in (values, points))
             scale = torch.cat([self.prior_sd[name].reshape(-1) for name in self.continuous])
             found["tarp"] = tarp_distance(theta, point, scale.to(theta))
+        repeated = {name: value.expand(size, *value.shape) for name, value in rows.shared.items()}
         for name, function in self.quantities.items():
-            found[name] = function(dict(values), dict(observed))
+            found[name] = function({**repeated, **values}, dict(rows.observed))
             if not isinstance(found[name], Tensor) or found[name].shape != (size,):
                 shape = tuple(getattr(found[name], "shape", ()))
                 raise InferenceError(f"quantity {name!r} has shape {shape}, wanted one number per row, ({size},)")
         return found
 
 
-def _run_all(run: _Run, given: Values, covariates: Values, size: int, progress: Progress) -> list[Array]:
-    """The outputs of `run` for all simulations, batch by batch; the last batch is padded."""
-    step = max(1, _ROWS // run.draws)
-    recorded, parts = Recorded(nn.Module(), run), []
-    batches = list(_batches(given, covariates, size, step))
+def _named(values: Values, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _run_all(run: _Run, batches: list[tuple[Values, Values]], size: int, progress: Progress) -> list[Array]:
+    """The outputs of `run` for all simulations, batch by batch."""
+    recorded, parts, done = Recorded(nn.Module(), run), list[list[Array]](), 0
     if len(batches) >= _RECORDED_FROM:
         recorded.record(batches[0], batches[1])
-    for number, batch in enumerate(batches):
+    for batch in batches:
         parts.append([output.cpu().numpy() for output in recorded(*batch)])
-        progress("calibration", min(size, (number + 1) * step), size)
+        done += len(parts[-1][0])
+        progress("calibration", min(size, done), size)
     return [np.concatenate(outputs)[:size].astype(np.float64) for outputs in zip(*parts, strict=True)]
 
 
-def _batches(given: Values, covariates: Values, size: int, step: int) -> Iterator[tuple[Values, Values]]:
-    for start in range(0, size, step):
-        index = torch.arange(start, start + step, device=next(iter(given.values())).device) % size
-        yield {n: v[index] for n, v in given.items()}, {n: v[index] for n, v in covariates.items()}
+def _batches(
+    made: Simulated, continuous: list[str], step: int, place: tuple[torch.device, torch.dtype]
+) -> list[tuple[Values, Values]]:
+    """What `_Run` takes, for `step` simulations at a time; the last batch is padded with the first simulations."""
+    size = len(next(iter(made.values.values())))
+    points = {_POINT + name: made.points[name] for name in continuous}
+    held, cols = cast({**made.values, **points}, *place), cast(made.covariates, *place)
+    shared, found = cast(made.shared, *place), list[tuple[Values, Values]]()
+    for batch, start in enumerate(range(0, size, step)):
+        index = torch.arange(start, start + step, device=place[0]) % size
+        given = {name: value[index] for name, value in held.items()}
+        given |= {_SHARED + name: value[batch] for name, value in shared.items()}
+        found.append((given, {name: value[index] for name, value in cols.items()}))
+    return found
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
@@ -348,30 +365,13 @@ def _tree(
                 f"{name!r} is not a number for {int(undefined.reshape(len(undefined), -1).any(1).sum())} of "
                 f"{len(undefined)} simulations or their draws: it can't be ranked (does the guide leave the support?)"
             )
-        pits[name] = (less + generator.uniform(size=less.shape) * (equal + 1)) / (run.draws + 1)
-    arrays = {name: ((*SAMPLE, *event_dims(program, name, pit.ndim - 1)), pit[None]) for name, pit in pits.items()}
-    group = with_coords(xr.Dataset(arrays, attrs=attrs), getattr(program, "coords", {}))
-    recovery = _recovery(list(outputs), run, truth, group)
-    groups = {"/prior_sbc": group, "/recovery": recovery.assign_attrs(attrs)}
-    return xr.DataTree.from_dict(groups)
+        pits[name] = pit_values(less, equal, run.draws, generator)
+    moments, size = list(outputs), len(results[0])
+    value = _columns([truth[name].double().cpu().numpy() for name in run.continuous], size)
+    before = value.var(0, ddof=1)
+    recovered = Recovered(run.continuous, value, _columns(moments[::2], size), _columns(moments[1::2], size), before)
+    return rank_tree(program, pits, recovered, attrs)
 
 
-def _recovery(moments: list[Array], run: _Run, truth: Values, group: xr.Dataset) -> xr.Dataset:
-    flat = [np.asarray(part).reshape(len(part), -1) for part in moments]
-    if not flat:
-        return xr.Dataset()
-    mean, variance = np.concatenate(flat[::2], 1), np.concatenate(flat[1::2], 1)
-    value = np.concatenate([truth[n].double().cpu().numpy().reshape(len(mean), -1) for n in run.continuous], 1)
-    prior = value.var(0, ddof=1)
-    latents = scalars(group, run.continuous)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variables = {
-            "z_score": (("draw", "latent"), (value - mean) / np.sqrt(variance)),
-            "contraction": (("draw", "latent"), 1 - variance / prior),
-        }
-    coords = {
-        "draw": np.arange(len(mean)),
-        "latent": np.array([latent.label for latent in latents], dtype=str),
-        "site": ("latent", np.array([latent.site for latent in latents], dtype=str)),
-    }
-    return xr.Dataset(variables, coords)
+def _columns(arrays: list[Array], size: int) -> Array:
+    return np.concatenate([np.zeros((size, 0)), *(array.reshape(size, -1) for array in arrays)], 1)
