@@ -28,12 +28,13 @@ import xarray as xr
 from scipy.stats import beta, binom
 from torch import Generator, Tensor
 
+from benchmarks.cells import Budget
 from benchmarks.planted import Problem, pair
-from benchmarks.power import Budget, pit_values, repeated, sbc_tree, trees
+from benchmarks.power import pit_values, repeated, sbc_tree, trees
 from benchmarks.structure import write
 from calibrant.evaluation import c2st, uniformity
 
-BUDGET = Budget(data=1, draws=500, simulations=500)
+BUDGET = Budget(data=1, draws=500, simulations=500, ranked=500)
 DEFECTS = ("sd × 0.9", "mean + 0.1 sd", "correlation ignored", "prior as posterior", "tails lost")
 LEVEL = 0.05
 
@@ -57,7 +58,7 @@ def repetition(problem: Problem, defect: str, number: int, forests: bool = False
     drawn = guide.draw(x, BUDGET.draws, generator)
     pits = pit_values(problem, guide, theta, x, points, theta.std(0), drawn, generator)
     calibration = sbc_tree(problem, pits, BUDGET.draws)
-    post, ref = trees(problem, guide, BUDGET, generator)
+    post, ref, _ = trees(problem, guide, BUDGET, generator)
     found = _ours(calibration, float(c2st(post, ref, seed=number)["c2st_p"][0]))
     found |= _arviz(calibration)
     one = [torch.from_numpy(tree["posterior"]["z"].values[0, : BUDGET.draws, 0]) for tree in (post, ref)]

@@ -37,6 +37,8 @@ import xarray as xr
 from scipy.stats import beta
 from torch import Generator, Tensor
 
+from benchmarks.cells import FOOLED as FOOLED_CELLS
+from benchmarks.cells import HARMLESS, PARTS, QUICK, SMALL, STRONG, Budget, Cell
 from benchmarks.fooled import FOOLED
 from benchmarks.hierarchy import Hierarchy
 from benchmarks.planted import PLANTED, Guide, Problem
@@ -70,93 +72,6 @@ TESTS = ("latents", "log_likelihood", "log_joint", "hpd", "tarp", "c2st")
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a check may cost."""
-
-    data: int = 128
-    draws: int = 1000
-    simulations: int = 2000
-    reference: int = 1000  # draws of each of four chains
-    ranked: int = 1000  # draws among which a simulated latent is ranked
-
-
-BUDGET, SMALL = Budget(), Budget(data=20, draws=100, ranked=100)
-# For many latents. What is saved is time: with fewer draws, power is lower if anything, and passes are rarer.
-MANY = Budget(reference=500, ranked=250)
-FAST = Budget(draws=500, reference=250, ranked=250)
-
-STRONG = ("sd × 0.8", "mean + 0.3 sd", "correlation ignored", "prior as posterior")  # and the missing mode
-WEAK = ("sd × 0.9", "sd × 1.1", "sd × 1.25", "mean + 0.1 sd", "low contrast", "tails lost")
-OF_GSM = ("sd × 0.8", "sd × 1.25", "mean + 0.3 sd", "prior as posterior", "low contrast")
-OF_PPCA = ("sd × 0.8", "one latent × 0.7", "tails lost")
-HARMLESS = ("sd × 1.03", "sds 3% off")  # errors that do not matter: in all latents, but small
-FALSE_ALARMS, POWER, SOME, FEW = 200, 100, 40, 20  # repetitions: where all of 100 fail, the power is above 96%
-QUICK = 2
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A row to be made: a guide of a program, and how many repetitions; `epochs` cut a training short."""
-
-    program: str
-    guide: str
-    repetitions: int
-    budget: Budget = BUDGET
-    epochs: int | None = None
-
-
-def _cells(program: str, guides: Mapping[str, int], budget: Budget = BUDGET) -> list[Cell]:
-    return [Cell(program, guide, repetitions, budget) for guide, repetitions in guides.items()]
-
-
-SHARED = Budget(draws=20_000, reference=2000)  # what the advice for shared latents names
-_FOOLED: Mapping[str, list[Cell]] = {
-    "one direction": [
-        *_cells("one direction", {"prior as posterior": POWER}, FAST),
-        *_cells("one direction", {"exact": FEW, "sd × 1.03": FEW, "sds 3% off": FEW}, MANY),
-    ],
-    "mean field": [
-        *_cells("mean field", {"best mean field": POWER}, FAST),
-        *_cells("mean field", {"exact": FEW}, MANY),
-    ],
-    "own directions": [
-        *_cells("own directions", {"best mean field": POWER, "prior as posterior": POWER}, FAST),
-        *_cells("own directions", {"exact": FEW}, MANY),
-    ],
-    "one pair": [
-        *_cells("one pair", {"one correlation ignored": POWER}, FAST),
-        *_cells("one pair", {"exact": FEW}, MANY),
-    ],
-    **{
-        name: _cells(name, {"scale × 0.8": POWER, "median + 0.3": POWER, "exact": POWER})
-        for name in ("Cauchy", "t, 2 degrees", "LogNormal 1.5")
-    },
-    "single data": _cells(
-        "single data",
-        {
-            "one of 128: mean + 1 sd": POWER,
-            "six of 128: sd × 0.68": POWER,
-            "twelve of 128: sd × 0.78": POWER,
-            "exact": POWER,
-        },
-    ),
-    "hierarchy": _cells("hierarchy", dict.fromkeys(Hierarchy.guides, SOME), SHARED),
-    "hierarchy, 8 data": _cells("hierarchy, 8 data", dict.fromkeys(Hierarchy.guides, POWER), replace(SHARED, data=8)),
-}
-
-PARTS: Mapping[str, list[Cell]] = {
-    "two modes": _cells("two modes", {"missing mode": POWER, "exact": FALSE_ALARMS}),
-    "pair": _cells("pair", dict.fromkeys(STRONG, POWER) | dict.fromkeys(WEAK, SOME) | {"exact": FALSE_ALARMS}),
-    "gsm": _cells("gsm", dict.fromkeys(OF_GSM, FEW) | {"exact": SOME}),
-    "ppca": _cells("ppca", dict.fromkeys(OF_PPCA, FEW) | {"exact": SOME}),
-    **_FOOLED,
-    "trained": [cell for program, guides in TRAINED.items() for cell in _cells(program, dict.fromkeys(guides, FEW))],
-    "small": _cells("pair", {"sd × 0.9": FEW, "mean + 0.1 sd": FEW, "tails lost": FEW, "exact": 200}, SMALL)
-    + _cells("two modes", {"exact": 200}, SMALL),
-}
-
-
-@dataclass(frozen=True)
 class Row:
     """What the check said of one guide.
 
@@ -181,7 +96,7 @@ class Row:
     @property
     def is_small(self) -> bool:
         """Whether the budget is too small for anything to pass."""
-        return self.budget["draws"] < BUDGET.draws
+        return self.budget["data"] == SMALL.data
 
     def interval(self, rate: float) -> tuple[float, float]:
         """Of the probability of what happened at this rate."""
@@ -462,7 +377,7 @@ def requirements(rows: list[Row]) -> Iterator[tuple[str, str]]:
             yield f"{name}: passes ≥ 90%: {percentage(row, passed)}", shown(passed >= 0.9, low >= 0.9)
         if row.is_exact or row.guide in HARMLESS:
             continue
-        if row.guide in (*STRONG, "missing mode") or row.program in _FOOLED:
+        if row.guide in (*STRONG, "missing mode") or row.program in FOOLED_CELLS:
             yield f"{name}: power ≥ 95%: {rate}", shown(failed >= POWERFUL, low >= POWERFUL)
         yield f"{name}: fails ({rate}) or cannot tell, never passes ({passed:.1%})", shown(passed == 0)
     for row in rows:

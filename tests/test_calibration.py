@@ -18,7 +18,7 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.evaluation import calibration, uniformity, verdicts, weights
-from calibrant.evaluation.judgements.without_reference import JOINT_MARGIN
+from calibrant.evaluation.judgements.without_reference import RANK_MARGIN
 from calibrant.evaluation.statistics.simulation_ranks import below, tarp_distance
 from calibrant.guides.many_draws import encoded_once
 from calibrant.inference import posterior
@@ -241,7 +241,7 @@ def test_false_alarms_of_the_log_joint(checks):
     simulations = 200 * checks
     tree = calibration(pair, guide(sd=0.918), X, simulations=simulations, draws=50)
     assert abs(float(uniformity(tree).sel(quantity="log_joint")["bias"])) == pytest.approx(
-        JOINT_MARGIN, abs=0.01 + limit(1) / math.sqrt(simulations)
+        RANK_MARGIN, abs=0.01 + limit(1) / math.sqrt(simulations)
     )
     parts = [tree["prior_sbc"].dataset.isel(draw=slice(at, at + 200)) for at in range(0, simulations, 200)]
     trees = [xr.DataTree.from_dict({"/prior_sbc": part}) for part in parts]

@@ -6,14 +6,14 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks import power
+from benchmarks import cells, power
 from benchmarks.fooled import OneDirection
 from benchmarks.hierarchy import Hierarchy
 from calibrant.evaluation import compare, conclude, verdicts, weights
 from calibrant.evaluation.judgements.decisions import Verdict
 
-SHORT = power.Budget(data=40, draws=300, simulations=1000, reference=200, ranked=100)
-SHARED = power.Budget(data=8, draws=20_000, simulations=2000, reference=2000, ranked=200)
+SHORT = cells.Budget(data=40, draws=300, simulations=1000, reference=200, ranked=100)
+SHARED = cells.Budget(data=8, draws=20_000, simulations=2000, reference=2000, ranked=200)
 CASES = {
     "one direction": ("prior as posterior", {"direction", "log likelihood", "evidence gap"}),
     "mean field": ("best mean field", {"direction", "log likelihood", "evidence gap"}),
@@ -29,7 +29,7 @@ CASES = {
 SMALLER = {"one direction": lambda: OneDirection(80, 0.7), "mean field": lambda: OneDirection(40, 0.4)}
 
 
-def check(program: str, guide: str, budget: power.Budget, seed: int = 1) -> tuple[list[Verdict], str]:
+def check(program: str, guide: str, budget: cells.Budget, seed: int = 1) -> tuple[list[Verdict], str]:
     """Verdicts and status of a check."""
     source = SMALLER.get(program, power.PROBLEMS.get(program))()
     if isinstance(source, Hierarchy):
@@ -41,7 +41,7 @@ def check(program: str, guide: str, budget: power.Budget, seed: int = 1) -> tupl
     return found, conclude(found, comparison).status
 
 
-def budget_of(program: str) -> power.Budget:
+def budget_of(program: str) -> cells.Budget:
     return SHARED if program.startswith("hierarchy") else SHORT
 
 
@@ -62,12 +62,12 @@ def test_the_exact_guide_does_not_fail(program):
 
 @pytest.mark.parametrize("program", ["Cauchy", "LogNormal 1.5", "single data"])
 def test_the_exact_guide_passes_with_the_default_budget(program):
-    assert check(program, "exact", power.BUDGET)[1] == "pass"
+    assert check(program, "exact", cells.BUDGET)[1] == "pass"
 
 
 @pytest.mark.parametrize("guide", ["one of 128: mean + 1 sd", "six of 128: sd × 0.68", "twelve of 128: sd × 0.78"])
 def test_a_guide_that_is_wrong_for_few_data_fails_and_the_worst_is_named(guide):
-    found, status = check("single data", guide, power.BUDGET)
+    found, status = check("single data", guide, cells.BUDGET)
     assert status == "fail"
     (single,) = [verdict for verdict in found if verdict.quantity == "single data"]
     assert single.status == "fail"
