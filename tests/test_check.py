@@ -64,14 +64,14 @@ def test_check_of_an_exact_guide_passes():
     assert {verdict.status for verdict in found.verdicts} == {"pass"}
     assert found.conclusion.status == "pass"
     lines = str(found).splitlines()
-    assert lines[0].startswith("ppca: You can believe the guide's uncertainty about the 80 data that were checked")
-    assert lines[1].startswith("  pass  `z`: ")
+    assert lines[0].startswith("ppca: You can trust the guide's uncertainty on the 80 data that were checked")
+    assert lines[1].startswith("  pass  posterior sd of `z`: ")
 
 
 def test_check_says_what_fails_and_saves_a_report(tmp_path, bare):
     found = checked(build("ea-vae"), images())
     assert found.conclusion.status == "fail"
-    assert str(found.conclusion).startswith("You can't believe the guide's uncertainty as it is.")
+    assert str(found.conclusion).startswith("Do not trust the guide's uncertainty as it is.")
     assert "fail" in found.summary()
     assert {"model", "guide"} <= {verdict.site for verdict in found.verdicts}
     saved = found.save(tmp_path / "check.html", "python check.py")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from benchmarks import cells, power
 from benchmarks.fooled import OneDirection
 from benchmarks.hierarchy import Hierarchy
+from benchmarks.planted import TwoModes
 from calibrant.evaluation import compare, conclude, verdicts, weights
+from calibrant.evaluation.judgements.against_reference import COMPARED
 from calibrant.evaluation.judgements.decisions import Verdict
 
 SHORT = cells.Budget(data=40, draws=300, simulations=1000, reference=200, ranked=100)
@@ -86,3 +89,24 @@ def test_bumps_in_local_latents_given_the_shared_one_fail():
     failed = {(verdict.site, verdict.quantity) for verdict in found if verdict.status == "fail"}
     assert ("z", "shape") in failed
     assert {quantity for site, quantity in failed if site == "all latents"} & {"log joint", "log likelihood"}
+
+
+def two_modes_with_a_partial_reference(guide: str) -> tuple[list[Verdict], str, list[Verdict]]:
+    """Half of the data have no reference: verdicts with and without simulated data, and the status with them."""
+    problem = TwoModes(0.1)
+    post, ref, informed, ranks = power.sampled(problem, guide, cells.BUDGET, 2)
+    gate = ref["convergence"].to_dataset()
+    ref["convergence"] = gate.assign(is_reference=("data", np.arange(gate.sizes["data"]) % 2 == 0))
+    comparison = compare(post, ref, informed=informed)
+    found = verdicts(comparison, weights(post), ranks)
+    return found, conclude(found, comparison).status, verdicts(comparison, weights(post))
+
+
+def test_simulated_data_decide_where_many_data_have_no_reference():
+    found, status, without = two_modes_with_a_partial_reference("exact")
+    assert status == "pass"
+    assert [verdict.status for verdict in found if verdict.quantity == "ranks"] == ["pass"]
+    assert "pass" not in {verdict.status for verdict in without if verdict.quantity in COMPARED}
+    found, status, _ = two_modes_with_a_partial_reference("missing mode")
+    assert status == "fail"
+    assert [verdict.status for verdict in found if verdict.quantity == "ranks"] == ["fail"]

@@ -140,8 +140,8 @@ def test_the_conclusion_comes_first_then_the_verdicts(full, page):
 
 def test_the_page_states_the_error_rates_of_the_verdicts(page):
     text = re.sub(r"\s+", " ", Page(page).text)
-    assert f"in at most {judging.FALSE_ALARM:.0%} of checks" in text
-    assert f"in at most 1 of {1 / judging.FALSE_PASS:,.0f}" in text
+    assert f"at most {judging.FALSE_ALARM:.0%} of checks say so" in text
+    assert f"at most 1 check in {1 / judging.FALSE_PASS:,.0f} says so" in text
 
 
 def test_what_users_wrote_is_escaped(full, tmp_path):

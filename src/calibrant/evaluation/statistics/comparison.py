@@ -177,17 +177,17 @@ def _observed_difference(
 def _evidence_gap(amortized: Side, reference: Side, labels: np.ndarray) -> dict[str, Array]:
     """log p(x) − ELBO of every datum ± its error, where log p(x) is known exactly and the ELBO is that of a datum."""
     gate, stats = reference.group("convergence"), amortized.group("sample_stats")
-    if "log_evidence" not in gate or not {"log_p", "log_q"} <= set(stats.data_vars) or not len(labels):
+    known = "log_evidence" in gate and {"log_p", "log_q"} <= set(stats.data_vars)
+    # Resampled draws have no ELBO, and with shared latents that of a datum does not exist.
+    if not known or not amortized.independent or "data" not in stats["log_q"].dims or not len(labels):
         return {}
     logs = stats["log_p"] - stats["log_q"]
-    if "data" not in logs.dims:
-        return {}
     weights = logs.transpose("data", "chain", "draw").values[amortized.rows(labels)].astype(np.float64)
     weights = weights.reshape(len(labels), -1)
-    known = gate["log_evidence"].values[reference.rows(labels)]
+    evidence = gate["log_evidence"].values[reference.rows(labels)]
     with np.errstate(invalid="ignore"):  # the ELBO is −∞ where a guide leaves the support
         error = np.sqrt(weights.var(1, ddof=1) / weights.shape[1])
-    return {"evidence_gap": known - weights.mean(1), "evidence_gap_se": error}
+    return {"evidence_gap": evidence - weights.mean(1), "evidence_gap_se": error}
 
 
 def _dimensions(informed: xr.Dataset | None) -> dict[str, float]:
