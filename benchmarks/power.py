@@ -25,8 +25,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,76 +34,22 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import beta
 from torch import Generator, Tensor
 
-from benchmarks.cells import FOOLED as FOOLED_CELLS
-from benchmarks.cells import HARMLESS, PARTS, QUICK, SMALL, STRONG, Budget, Cell
+from benchmarks.cells import PARTS, QUICK, Budget, Cell
 from benchmarks.fooled import FOOLED
 from benchmarks.hierarchy import Hierarchy
 from benchmarks.planted import PLANTED, Guide, Problem
+from benchmarks.power_tables import LEVEL, TESTS, Row, show
 from benchmarks.structure import write
-from benchmarks.trained import AS_TRAINED, TRAINED, Trained
+from benchmarks.trained import TRAINED, Trained
 from calibrant.evaluation import c2st, compare, uniformity, verdicts, weights
 from calibrant.evaluation.judgements.conclusion import conclude
 from calibrant.evaluation.statistics.simulation_ranks import below, tarp_distance
 from calibrant.inference.references.gate import exact_convergence
 from calibrant.inference.trees import SAMPLE
 
-LEVEL, TAIL = 0.05, 0.025
-POWERFUL = 0.95  # what the check promises
-BLIND, SEES = 0.25, 0.8
 _ENTRIES = 400_000  # of a batch of draws: they stay in the processor's cache
-
-VERDICTS = (
-    "sd",
-    "mean",
-    "coverage",
-    "shape",
-    "correlation",
-    "direction",
-    "single data",
-    "evidence gap",
-    "k-hat",
-    "log joint",
-    "log likelihood",
-)
-TESTS = ("latents", "log_likelihood", "log_joint", "hpd", "tarp", "c2st")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the check said of one guide.
-
-    Attributes:
-        rates: check → the share of the repetitions in which it failed, or its p-value was at most 0.05; "whole" is the
-            conclusion.
-        passes: verdict → the share in which it passed.
-    """
-
-    program: str
-    guide: str
-    repetitions: int
-    rates: dict[str, float]
-    passes: dict[str, float]
-    budget: dict[str, int] = field(repr=False)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the guide has no defect."""
-        return self.guide in ("exact", AS_TRAINED)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the budget is too small for anything to pass."""
-        return self.budget["data"] == SMALL.data
-
-    def interval(self, rate: float) -> tuple[float, float]:
-        """Of the probability of what happened at this rate."""
-        count = round(rate * self.repetitions)
-        low = float(beta.ppf(TAIL, count, self.repetitions - count + 1)) if rate > 0 else 0.0
-        high = float(beta.isf(TAIL, count + 1, self.repetitions - count)) if rate < 1 else 1.0
-        return low, high
 
 
 def quick(cells: list[Cell]) -> list[Cell]:
@@ -310,91 +256,6 @@ def summary(cell: Cell, outcomes: list[dict[str, Any]]) -> Row:
     rates |= {name: float(np.mean(np.array(each) <= LEVEL)) for name, each in p_values.items()}
     passes = {name: each.count("pass") / len(each) for name, each in answers.items()}
     return Row(cell.program, cell.guide, len(outcomes), rates, passes, asdict(cell.budget))
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def percentage(row: Row, rate: float | None) -> str:
-    """A rate with its interval, in percent."""
-    if rate is None:
-        return ""
-    low, high = row.interval(rate)
-    return f"{100 * rate:.3g} [{100 * low:.3g}, {100 * high:.3g}]"
-
-
-def table(rows: list[Row], columns: Mapping[str, Callable[[Row], float | None]]) -> str:
-    """Percent of the repetitions, in Markdown."""
-    lines = [f"| program | guide | n | {' | '.join(columns)} |", f"|---|---|--:|{'--:|' * len(columns)}"]
-    for row in rows:
-        program = f"{row.program}, small budget" if row.is_small else row.program
-        cells = [percentage(row, rate(row)) for rate in columns.values()]
-        lines.append(f"| {program} | {row.guide} | {row.repetitions} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _rate(check: str) -> Callable[[Row], float | None]:
-    return lambda row: row.rates.get(check)
-
-
-CONCLUSIONS: Mapping[str, Callable[[Row], float | None]] = {
-    "fail": _rate("whole"),
-    "cannot tell": lambda row: max(0.0, 1 - row.rates["whole"] - row.passes["whole"]),
-    "pass": lambda row: row.passes["whole"],
-}
-
-
-def judged(rows: list[Row]) -> list[Row]:
-    """Rows at the default budget."""
-    return [row for row in rows if not row.is_small]
-
-
-def blindness(rows: list[Row]) -> str:
-    """What each check hardly ever sees, and what it nearly always sees: the interval of its power says so."""
-    lines = [f"| check | blind to (power < {BLIND:.0%}) | sees (power > {SEES:.0%}) |", "|---|---|---|"]
-    wrong = [row for row in judged(rows) if not row.is_exact and row.program in PROBLEMS]
-    for check in (*VERDICTS, *TESTS):
-        powers = {f"{row.guide} ({row.program})": row.interval(row.rates[check]) for row in wrong if check in row.rates}
-        blind = [label for label, (_, high) in powers.items() if high < BLIND]
-        sees = [label for label, (low, _) in powers.items() if low > SEES]
-        lines.append(f"| {check} | {', '.join(blind) or '–'} | {', '.join(sees) or '–'} |")
-    return "\n".join(lines)
-
-
-def requirements(rows: list[Row]) -> Iterator[tuple[str, str]]:
-    """What must hold, as far as the rows say: "holds", "missed", or "n?" where it held in too few to be sure of it."""
-
-    def shown(held: bool, surely: bool = True) -> str:
-        return ("holds" if surely else "n?") if held else "missed"
-
-    for row in judged(rows):
-        name, failed, passed = f"{row.program}, {row.guide}", row.rates["whole"], row.passes["whole"]
-        rate, (low, high) = percentage(row, failed), row.interval(failed)
-        if row.is_exact or row.guide in HARMLESS:
-            yield f"{name}: false alarms of the whole check ≤ 5%: {rate}", shown(failed <= LEVEL, high <= LEVEL)
-        if row.is_exact:
-            low, _ = row.interval(passed)
-            yield f"{name}: passes ≥ 90%: {percentage(row, passed)}", shown(passed >= 0.9, low >= 0.9)
-        if row.is_exact or row.guide in HARMLESS:
-            continue
-        if row.guide in (*STRONG, "missing mode") or row.program in FOOLED_CELLS:
-            yield f"{name}: power ≥ 95%: {rate}", shown(failed >= POWERFUL, low >= POWERFUL)
-        yield f"{name}: fails ({rate}) or cannot tell, never passes ({passed:.1%})", shown(passed == 0)
-    for row in rows:
-        if row.is_small:
-            passed = row.passes["whole"]
-            text = f"{row.program}, {row.guide}, 20 data and 100 draws: never passes ({passed:.1%})"
-            yield text, shown(passed == 0)
-
-
-def show(rows: list[Row]) -> None:
-    """All tables, and what holds."""
-    by_verdict, by_test = ({check: _rate(check) for check in checks} for checks in (VERDICTS, TESTS))
-    for title, columns in (("conclusion", CONCLUSIONS), ("verdicts: fail", by_verdict), ("p ≤ 0.05", by_test)):
-        print(f"\n{title}, % of the repetitions\n\n{table(rows, columns)}")
-    print(f"\n{blindness(rows)}\n")
-    for text, answer in requirements(rows):
-        print(f"{answer:<6}", text)
 
 
 def main() -> None:

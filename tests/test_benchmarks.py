@@ -14,7 +14,7 @@ import xarray as xr
 from agreement import limit
 from scipy.stats import binomtest
 
-from benchmarks import cells, peers, power, trained
+from benchmarks import cells, peers, power, power_tables, trained
 from benchmarks.fooled import FOOLED, OneDirection
 from benchmarks.planted import PLANTED, pair
 from benchmarks.structure import Bench, Plan, line, mean_error, sd_ratio
@@ -136,7 +136,7 @@ def test_a_row_of_the_check_is_made_and_kept(tmp_path, capsys):
     assert power.made(CELL, tmp_path) == row
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     exact = power.made(replace(CELL, guide="exact"), tmp_path)
-    power.show([exact, row])
+    power_tables.show([exact, row])
     assert "missed" not in capsys.readouterr().out
     assert power.made(replace(CELL, program="pair"), tmp_path, new=False) is None
 
@@ -200,7 +200,7 @@ def test_defects_of_trained_guides_are_those_that_are_named(trained_pca, as_trai
 
 
 def test_intervals_are_clopper_and_pearsons():
-    row = power.Row("pair", "exact", 80, {}, {}, {"data": 128, "draws": 1000, "simulations": 2000})
+    row = power_tables.Row("pair", "exact", 80, {}, {}, {"data": 128, "draws": 1000, "simulations": 2000})
     for count in (0, 3, 80):
         wanted = binomtest(count, 80).proportion_ci(method="exact")
         assert row.interval(count / 80) == pytest.approx((wanted.low, wanted.high))
