@@ -80,6 +80,9 @@ FOOLED: Mapping[str, list[Cell]] = {
             "exact": POWER,
         },
     ),
+    "pair, NUTS": _cells("pair, NUTS", {"exact": FEW, "correlation ignored": FEW}),
+    "two modes, NUTS": _cells("two modes, NUTS", {"exact": FEW, "missing mode": FEW}),
+    "unequal modes, NUTS": _cells("unequal modes, NUTS", {"exact": FEW, "masses 1:1": FEW}),
     "hierarchy": _cells("hierarchy", dict.fromkeys(Hierarchy.guides, SOME), SHARED),
     "hierarchy, 8 data": _cells("hierarchy, 8 data", dict.fromkeys(Hierarchy.guides, POWER), replace(SHARED, data=8)),
 }

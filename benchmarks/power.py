@@ -37,6 +37,7 @@ import xarray as xr
 from torch import Generator, Tensor
 
 from benchmarks.cells import PARTS, QUICK, Budget, Cell
+from benchmarks.chains import CHAINS, Chains
 from benchmarks.fooled import FOOLED
 from benchmarks.hierarchy import Hierarchy
 from benchmarks.planted import PLANTED, Guide, Problem
@@ -66,6 +67,13 @@ def sampled(problem: Problem, defect: str, budget: Budget, seed: int) -> Drawn:
     """As `Trained.sampled`, of an exact sampler."""
     generator, guide = Generator().manual_seed(seed), problem.guides[defect]
     return *trees(problem, guide, budget, generator), ranks(problem, guide, budget, generator)
+
+
+def by_chains(source: Chains, defect: str, budget: Budget, seed: int) -> Drawn:
+    """As `sampled`, with a reference of Markov chains."""
+    post, exact, informed, calibration = sampled(source.problem, defect, budget, seed)
+    x = torch.as_tensor(exact["observed_data"]["x"].values)
+    return post, source.reference(x, budget.reference, seed), informed, calibration
 
 
 def outcome(
@@ -113,7 +121,8 @@ def trees(
     gate = exact_convergence(np.zeros(len(labels)), (exact_p - exact_q[:8]).mean(0).numpy(), labels)
     chains = exact.unflatten(0, (4, budget.reference))
     post = {"/posterior": _group(problem, theta[None], dims, labels), "/sample_stats": stats}
-    ref = {"/posterior": _group(problem, chains, dims, labels), "/convergence": gate}
+    observed = xr.Dataset({"x": (("data", "x_dim_0"), x.numpy())}, {"data": labels})
+    ref = {"/posterior": _group(problem, chains, dims, labels), "/convergence": gate, "/observed_data": observed}
     return xr.DataTree.from_dict(post), xr.DataTree.from_dict(ref), _informed(problem, few, x)
 
 
@@ -216,6 +225,8 @@ def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
         source, seed = _source(cell.program, work, cell.epochs), first + number
         if isinstance(source, Trained | Hierarchy):
             return outcome(*source.sampled(cell.guide, **asdict(cell.budget), seed=seed), seed)
+        if isinstance(source, Chains):
+            return outcome(*by_chains(source, cell.guide, cell.budget, seed), seed)
         return outcome(*sampled(source, cell.guide, cell.budget, seed), seed)
 
     outcomes = repeated(work / f"{digest[:12]}.jsonl", cell.repetitions, repetition if new else None)
@@ -235,13 +246,14 @@ def repeated(path: Path, count: int, repetition: Callable[[int], Any] | None) ->
 
 
 @cache
-def _source(program: str, work: Path, epochs: int | None) -> Problem | Trained | Hierarchy:
+def _source(program: str, work: Path, epochs: int | None) -> Problem | Trained | Hierarchy | Chains:
     return Trained(program, work, epochs) if program in TRAINED else PROBLEMS[program]()
 
 
 PROBLEMS: Mapping[str, Callable[[], Any]] = {
     **PLANTED,
     **FOOLED,
+    **CHAINS,
     "hierarchy": Hierarchy,
     "hierarchy, 8 data": Hierarchy,
 }

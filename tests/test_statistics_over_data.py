@@ -40,6 +40,7 @@ LIGHT = {
     "uniform": lambda rng, shape: rng.uniform(size=shape),
     "Beta(.1, .1)": lambda rng, shape: rng.beta(0.1, 0.1, shape),
     "LogNormal 0.3": lambda rng, shape: rng.lognormal(0.0, 0.3, shape),
+    "small mode far away": lambda rng, shape: np.where(rng.random(shape) < 0.03, 6.0, 0.0) + rng.normal(size=shape),
 }
 
 

@@ -69,6 +69,18 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
         `correlation_mean_square` (± `…_se`), which is what may be averaged over data: it is negative by chance where
         the matrices agree, then with standard error `correlation_null_se`. `correlation_noise` is the mean sampling
         variance of an entry, which has been subtracted.
+        Per latent: `tail_index` (above 1/2, quantiles decide in place of mean and sd) and `log_scale` (whether they do
+        so on the log scale); for these latents per datum `median_error` (in IQR / 1.349 of the reference) and
+        `width_50_ratio`, `width_80_ratio` (widths of the middle 50% and 80%, amortized / reference), each with `…_se`.
+        Along `probability` and `latent`: `shape_difference` ± `…_se`, the reference's distribution function at the
+        guide's quantile minus its probability, averaged over data.
+        Along `half`: `half_mean_error`, `half_sd_ratio`, from either half of the draws, with `…_se`.
+        Along `data` and `direction`: `direction_mean_error`, `direction_sd_ratio` with `…_se`, along sums of latents:
+        the widest and narrowest directions and that of the largest mean error, chosen on the other half of the data
+        (`half_of_data`; `direction_weight` holds them), the informed one, and the datum's own. `pair`: the pair of
+        latents that each half judges, with `pair_error` and `pair_noise` per datum.
+        `evidence_gap` ± `…_se`, log p(x) − ELBO per datum (nats), where the reference knows log p(x).
+        Along `together`, for programs with shared latents: errors of statistics over data that share draws.
         Shared latents (no dimension `data`): `shared_mean_error` … along `shared_latent`.
         Along `left_out`: `reason`. Along `observed_site`: `observed_rms_kept`, `observed_rms_left_out`, the mean over
         data of the root-mean-square of each observed site.
