@@ -121,7 +121,7 @@ class _Run:
         stage: str = "reference",
     ) -> None:
         self.target, self.keys, self.settings, self.progress, self.stage = target, keys, settings, progress, stage
-        self.places = places[torch.arange(len(keys))]
+        self.places = places
         units, chains, draws = len(keys), settings.chains, settings.draws
         starts, device = places.starts, keys.device
         where = coordinates_of(target, device)
