@@ -30,7 +30,7 @@ class McmcDraws:
         data: positions of the complete data in the data set, which after Ctrl-C are not all data.
         lost: `(data,)`, whether no start with a finite density was found for a datum; its draws are NaN.
         moved: `(data,)`, number of chains of a datum that were moved to the place of another chain in warm-up.
-        vectors: the vectors of the lanes, `(chain, draw, data, width)`, with one entry along `data` for a chain over all
+        vectors: vectors of the lanes, `(chain, draw, data, width)`, with one entry along `data` for chains over all
             data; None unless the chains are kept in a mode.
     """
 

@@ -92,7 +92,7 @@ def _centres(draws: Array, at_draws: Array, density: Density) -> tuple[Array, Ar
 
 
 def _overlap(draws: Array) -> npt.NDArray[np.bool_]:
-    """Whether the draws of two chains overlap on the line through their means, as the covariance within chains sees it."""
+    """Whether the draws of two chains overlap on the line between their means, by the covariance within chains."""
     means = draws.mean(1)
     whiten = whitening((draws - means[:, None]).reshape(-1, draws.shape[2]))
     on = draws @ (whiten.T @ (whiten @ means.T))  # (start, draw, start): product with the mean of every other chain

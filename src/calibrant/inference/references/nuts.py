@@ -194,7 +194,9 @@ class Coordinates:
         return self._held(self.plain(q, before), q[:, self.scale_of], after) if len(self.table) else q
 
     def plain(self, q: Tensor, powers: Tensor) -> Tensor:
-        """Convert vectors of lanes with these powers to z itself."""
+        """Convert vectors of lanes with these powers to z itself (Laplace latents without a pair stay quantiles)."""
+        if not len(self.table):
+            return q
         powered = q * self._spread(-powers * q[:, self.scale_of]).exp() + self._centre(q, powers)
         if not self._has_kinks:
             return powered

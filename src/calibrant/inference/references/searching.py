@@ -24,7 +24,7 @@ from calibrant.streams import stream
 Array = npt.NDArray[np.float64]
 FEW_STARTS = 4  # fewer do not show groups
 _WARMUP, _DRAWS, _DEPTH = 50, 40, 6  # of short chains; their trees have 63 leapfrogs at most
-_CONFIRMING = 60  # warm-up of chains that go on where chains stand apart
+_LONGER = {"warmup": 100, "depth": 8}  # where chains stand apart, before that is believed
 _ROWS = 16_384  # rows in one evaluation of the density
 
 
@@ -60,8 +60,8 @@ def search(
     """Look for data whose posterior has several modes.
 
     Short chains start at draws of the prior, farther out, and at draws of the guide. Where their nested R-hat is above
-    1.1 and their ends lie in groups between which no chain moved, they go on with a metric of their own, and only groups
-    that still stand apart are modes.
+    1.1 and their ends lie in groups between which no chain moved, they go on with another warm-up and longer trees, and
+    only groups that still stand apart are modes.
 
     Returns:
         Position of a datum (0 if all data have one joint posterior) → its groups, two or more.
@@ -78,8 +78,10 @@ def search(
     ends = torch.stack([draws[:, -1] for draws in apart.values()])
     joint = len(first) < len(data)
     some = data if joint else data.subset(units)
-    plan = replace(plan, warmup=_CONFIRMING)
-    again = short_chains(model, some, plan, stream(seed, "modes", "again"), progress, lambda target, keys: ends.to(keys.device))
+    plan = replace(plan, **_LONGER)
+    again = short_chains(
+        model, some, plan, stream(seed, "modes", "again"), progress, lambda target, keys: ends.to(keys.device)
+    )
     found = _grouped(model, some, dict(enumerate(again)))
     return {
         units[unit]: _groups(model, some, draws, labels, settings.chains)
@@ -102,13 +104,11 @@ def _grouped(model: PyroModule, data: Data, draws: dict[int, Tensor]) -> dict[in
 def density_at(target: Target, unit: int, vectors: Array) -> Array:
     """The log density of a unit at vectors `(n, width)` at κ = 0."""
     found = []
-    for some in torch.as_tensor(vectors).split(max(1, _ROWS // (target.total if target.joint else 1))):
-        if target.joint:
-            given = target.covariates, target.observed
-        else:
-            given = target.rows(torch.full((len(some),), unit))
-        device = next(iter(target.observed.values())).device
-        found.append(target.log_density(some.to(device), some.new_zeros(len(some), len(target.pairs)), *given).cpu())
+    device = next(iter(target.observed.values())).device
+    for some in torch.as_tensor(vectors, device=device).split(max(1, _ROWS // (target.total if target.joint else 1))):
+        own = torch.arange(target.total) if target.joint else torch.full((len(some),), unit)
+        powers = some.new_zeros(len(some), len(target.pairs))
+        found.append(target.log_density(some, powers, *target.rows(own)).cpu())
     return torch.cat(found).numpy()
 
 

@@ -298,7 +298,7 @@ class Target:
 
 @contextmanager
 def target_of(model: PyroModule, data: Data) -> Iterator[Target]:
-    """The posterior of some data in float64; inside the context, tensors are made in float64 and on the model's device."""
+    """The posterior of some data in float64; inside, tensors are made in float64 and on the model's device."""
     given, also = data.tensors()
     with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False):
         observed, covariates = data.tensors(*place)
