@@ -2,12 +2,14 @@
 
 Two chains are linked if their draws overlap on the line between them, so that at least one of them moves towards the
 other, or if the density has no valley between their centres: chains that are slow, or still travel, are not in
-different modes. Groups are what links hold together.
+different modes. Groups are what links hold together. Where a few chains have moved between groups that hardly mix, these
+chains are ignored: chains that are kept in each group know its mass better than a few moves do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from calibrant.inference.references.partition import whitening
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.intp]
+Links = npt.NDArray[np.bool_]
 Density = Callable[[Array], Array]
 
 RHAT_OF_STARTS = 1.1  # nested R-hat above which chains may be in different modes
@@ -46,37 +49,79 @@ def nested_rhat(draws: Array) -> Array:
     return found
 
 
-def groups_of(draws: Array, density: Density) -> Labels:
-    """The group of every start, from 0 on by decreasing number of starts; −1 for lost starts and groups without mass.
+@dataclass(frozen=True)
+class Grouped:
+    """The groups of the starts of one posterior.
+
+    Attributes:
+        labels: group of every start, from 0 on by decreasing number of starts; −1 for lost starts, for chains that moved
+            between groups, and for groups without mass.
+        apart: whether no chain moved between groups.
+    """
+
+    labels: Labels
+    apart: bool
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return int(self.labels.max()) + 1
+
+
+def groups_of(draws: Array, density: Density) -> Grouped:
+    """The groups of chains of one posterior.
 
     Args:
         draws: draws of all starts of one posterior, `(start, draw, width)`; NaN for starts without a finite density.
         density: the log density at vectors `(n, width)`.
     """
     sound = np.flatnonzero(np.isfinite(draws).all((1, 2)))
-    result = np.full(len(draws), -1)
+    labels, apart = np.full(len(draws), -1), False
     if len(sound):
         draws = draws[sound]
         at_draws = density(draws.reshape(-1, draws.shape[2])).reshape(draws.shape[:2])
-        labels = _linked(draws, at_draws, density)
-        result[sound] = _by_size(np.where(_has_mass(draws, at_draws, labels), labels, -1))
-    return result
+        found, apart = _divided(_links(draws, at_draws, density))
+        labels[sound] = _by_size(_with_mass(draws, at_draws, found))
+    return Grouped(labels, apart and labels.max() > 0)
 
 
-def _linked(draws: Array, at_draws: Array, density: Density) -> Labels:
-    """Components of chains whose draws overlap, then of those without a valley between them."""
+def _links(draws: Array, at_draws: Array, density: Density) -> Links:
+    """Which pairs of chains overlap, or have no valley between them."""
     centres, at_centres = _centres(draws, at_draws, density)
     links = _overlap(draws)
+    first, second = np.nonzero(np.triu(~links))
+    if len(first):
+        share = (np.arange(_BETWEEN) + 1.0) / (_BETWEEN + 1)
+        between = centres[first, None] + share[:, None] * (centres[second] - centres[first])[:, None]
+        lowest = density(between.reshape(-1, draws.shape[2])).reshape(between.shape[:2])
+        lowest = np.where(np.isnan(lowest), -np.inf, lowest).min(1)
+        open_way = lowest >= np.minimum(at_centres[first], at_centres[second]) - _VALLEY
+        links[first, second] = links[second, first] = open_way
+    return links
+
+
+def _divided(links: Links) -> tuple[Labels, bool]:
+    """Components of links, and whether no chain moved between them.
+
+    If all chains are linked, those that link most pairs of chains which are not linked with each other are ignored (their
+    label is −1): they have moved between groups. At most half of the chains are ignored.
+    """
     count, labels = connected_components(links, directed=False)
-    if count == 1:
-        return labels
-    first, second = np.nonzero(np.triu(labels[:, None] != labels))
-    share = (np.arange(_BETWEEN) + 1.0) / (_BETWEEN + 1)
-    between = centres[first, None] + share[:, None] * (centres[second] - centres[first])[:, None]
-    lowest = density(between.reshape(-1, draws.shape[2])).reshape(between.shape[:2])
-    lowest = np.where(np.isnan(lowest), -np.inf, lowest).min(1)
-    links[first, second] = lowest >= np.minimum(at_centres[first], at_centres[second]) - _VALLEY
-    return connected_components(links, directed=False)[1]
+    if count > 1:
+        return labels, True
+    kept = np.arange(len(links))
+    while True:
+        own = links[np.ix_(kept, kept)]
+        crossing = ((own @ (~own).astype(np.int64)) * own).sum(1)
+        stays = 2 * crossing < crossing.max()
+        if not stays.any() or 2 * stays.sum() < len(links):
+            return np.zeros(len(links), np.intp), False
+        kept = kept[stays]
+        count, part = connected_components(links[np.ix_(kept, kept)], directed=False)
+        if count > 1:
+            labels = np.full(len(links), -1, np.intp)
+            labels[kept] = part
+            return labels, False
 
 
 def _centres(draws: Array, at_draws: Array, density: Density) -> tuple[Array, Array]:
@@ -91,7 +136,7 @@ def _centres(draws: Array, at_draws: Array, density: Density) -> tuple[Array, Ar
     return np.where(bent[:, None], draws[np.arange(len(draws)), best], means), np.where(bent, at_best, at_means)
 
 
-def _overlap(draws: Array) -> npt.NDArray[np.bool_]:
+def _overlap(draws: Array) -> Links:
     """Whether the draws of two chains overlap on the line between their means, by the covariance within chains."""
     means = draws.mean(1)
     whiten = whitening((draws - means[:, None]).reshape(-1, draws.shape[2]))
@@ -103,20 +148,21 @@ def _overlap(draws: Array) -> npt.NDArray[np.bool_]:
     return farthest >= nearest
 
 
-def _has_mass(draws: Array, at_draws: Array, labels: Labels) -> npt.NDArray[np.bool_]:
-    """Whether the group of a start has mass, by its mean log density and its widths: only far too little is dropped."""
+def _with_mass(draws: Array, at_draws: Array, labels: Labels) -> Labels:
+    """The labels, −1 for groups with far too little mass, by their mean log density and their widths."""
     rough = np.empty(labels.max() + 1)
     for label in range(len(rough)):
         own = draws[labels == label]
         variance = np.maximum(own.var(1).mean(0), 1e-300)
         rough[label] = at_draws[labels == label].mean() + 0.5 * np.log(variance).sum()
-    return (rough >= rough.max() - _SLACK - _SLACK_EACH * draws.shape[2])[labels]
+    enough = np.append(rough >= rough.max() - _SLACK - _SLACK_EACH * draws.shape[2], False)
+    return np.where(enough[labels], labels, -1)
 
 
 def _by_size(labels: Labels) -> Labels:
     """The same groups, numbered by decreasing size and then by their first start; −1 stays."""
-    known, first, count = np.unique(labels[labels >= 0], return_index=True, return_counts=True)
-    order = np.lexsort((first, -count))
+    known, count = np.unique(labels[labels >= 0], return_counts=True)
+    first = [np.flatnonzero(labels == label)[0] for label in known]
     new = np.full(labels.max() + 2, -1)
-    new[known[order]] = np.arange(len(known))
+    new[known[np.lexsort((first, -count))]] = np.arange(len(known))
     return new[labels]

@@ -117,16 +117,15 @@ def _placed(draws: McmcDraws, rows: list[int]) -> McmcDraws:
     return replace(draws, data=torch.tensor(rows)[draws.data])
 
 
-def _told(convergence: xr.Dataset, modes: int, apart: bool, reason: Callable[[str], str] = str) -> xr.Dataset:
-    """The group with the number of modes; `reason` maps reasons to others."""
+def _told(
+    convergence: xr.Dataset, modes: int | np.ndarray, apart: bool | np.ndarray, reasons: list[str] | None = None
+) -> xr.Dataset:
+    """The group with the number of modes, and with other reasons if there are any."""
     size = convergence.sizes["data"]
-    reasons = np.array([reason(str(text)) for text in convergence["reason"].values], dtype=str)
-    return convergence.assign(
-        modes=("data", np.full(size, modes)),
-        apart=("data", np.full(size, apart)),
-        reason=("data", reasons),
-        is_reference=("data", reasons == ""),
-    )
+    found = {"modes": np.broadcast_to(modes, size).copy(), "apart": np.broadcast_to(apart, size).copy()}
+    if reasons is not None:
+        found |= {"reason": np.array(reasons, dtype=str), "is_reference": np.array([not text for text in reasons])}
+    return convergence.assign({name: ("data", values) for name, values in found.items()})
 
 
 def _apart(runs: Runs, data: Data, found: dict[int, Groups], seed: int) -> list[Judged]:
@@ -134,7 +133,7 @@ def _apart(runs: Runs, data: Data, found: dict[int, Groups], seed: int) -> list[
     few = {row: groups for row, groups in found.items() if len(groups) <= _MOST}
     result, again = [], {}
     for row, parts in _in_modes(runs, data, few, seed).items():
-        one = _assembled(parts, stream(seed, "modes", "order", str(data.labels()[row])))
+        one = _assembled(parts, found[row].apart, stream(seed, "modes", "order", str(data.labels()[row])))
         if one is None:
             again[row] = found[row]
         else:
@@ -178,7 +177,7 @@ def _in_modes(runs: Runs, data: Data, found: dict[int, Groups], seed: int) -> di
     return {row: modes for row, modes in parts.items() if len(modes) == len(found[row])}
 
 
-def _assembled(parts: list[_Part], seed: int) -> Judged | None:
+def _assembled(parts: list[_Part], apart: bool, seed: int) -> Judged | None:
     """The draws of a posterior from those of its modes; None if the partition cuts through a mode."""
     weights, errors = weights_of([part.mode for part in parts])
     if imbalance([part.mode for part in parts], weights) > _CUT:
@@ -191,12 +190,12 @@ def _assembled(parts: list[_Part], seed: int) -> Judged | None:
     reasons = []
     if len(parts) > 1 and not error < _SE:
         known = f"known only within {error:.0%}" if np.isfinite(error) else "unknown"
-        reasons.append(f"{len(parts)} modes between which no chain moves; weights {known} (limit {_SE:.0%})")
+        reasons.append(f"{_named(len(parts), apart)}; weights {known} (limit {_SE:.0%})")
     for weight, part in zip(share, parts, strict=True):
         if text := str(part.convergence["reason"].values[0]):
             reasons.append(text if len(parts) == 1 else f"in a mode of weight {weight:.2f}: {text}")
     merged = _merged([part.convergence for part in parts])
-    return draws, _told(merged, len(parts), True, lambda _: "; ".join(reasons))
+    return draws, _told(merged, len(parts), apart, ["; ".join(reasons)] * merged.sizes["data"])
 
 
 def _merged(parts: list[xr.Dataset]) -> xr.Dataset:
@@ -214,17 +213,18 @@ def _across(runs: Runs, data: Data, found: dict[int, Groups], seed: int, looks: 
     starts = torch.stack([groups.across(runs.settings.chains) for groups in found.values()])
     some = data if runs.joint else data.subset(rows)
     draws, convergence = runs.judged(some, stream(seed, "modes", "across"), Places(starts), looks)
-    told = []
-    for at in range(len(draws.data)):
-        count = len(found[0 if runs.joint else rows[int(draws.data[at])]])
-        passed = bool(convergence["is_reference"].values[at]) and count <= _MOST
-        why = f"{'more than ' * (count > _MOST)}{min(count, _MOST)} modes between which no chain moves"
-        told.append(
-            _told(
-                convergence.isel(data=[at]),
-                1 if passed else count,
-                not passed,
-                lambda text, passed=passed, why=why: "" if passed else "; ".join(filter(None, [why, text])),
-            )
-        )
-    return (draws if runs.joint else _placed(draws, rows)), xr.concat(told, "data")
+    groups = [found[0 if runs.joint else rows[int(at)]] for at in draws.data]
+    passed = [ok and len(each) <= _MOST for ok, each in zip(convergence["is_reference"].values, groups, strict=True)]
+    counts = np.where(passed, 1, [len(each) for each in groups])
+    apart = np.array([each.apart for each in groups]) & ~np.array(passed)
+    reasons = [
+        "" if ok else "; ".join(filter(None, [_named(len(each), each.apart), str(text)]))
+        for ok, each, text in zip(passed, groups, convergence["reason"].values, strict=True)
+    ]
+    return (draws if runs.joint else _placed(draws, rows)), _told(convergence, counts, apart, reasons)
+
+
+def _named(count: int, apart: bool) -> str:
+    """What is wrong with so many modes, in words."""
+    number = f"more than {_MOST}" if count > _MOST else str(count)
+    return f"{number} modes between which {'no chain moves' if apart else 'few chains move'}"

@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from calibrant.data.dataset import Data
-from calibrant.inference.references.grouping import RHAT_OF_STARTS, Labels, groups_of, nested_rhat
+from calibrant.inference.references.grouping import RHAT_OF_STARTS, Grouped, groups_of, nested_rhat
 from calibrant.inference.references.lanes import NutsSettings, coordinates_of, short_chains
 from calibrant.inference.references.starts import wide
 from calibrant.inference.references.target import Target, target_of
@@ -23,20 +23,23 @@ from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 FEW_STARTS = 4  # fewer do not show groups
-_WARMUP, _DRAWS, _DEPTH = 50, 40, 6  # of short chains; their trees have 63 leapfrogs at most
+_WARMUP, _DRAWS, _DEPTH = 40, 30, 6  # of short chains; their trees have 63 leapfrogs at most
 _LONGER = {"warmup": 100, "depth": 8}  # where chains stand apart, before that is believed
+_COMPILED_FROM = 8192  # chains from which on their step is compiled, if that of the reference is
 _ROWS = 16_384  # rows in one evaluation of the density
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of chains of one posterior between which no chain moves.
+    """Groups of chains of one posterior between which few chains move, or none.
 
     Attributes:
+        apart: whether no chain moved.
         starts: vectors at which chains of every group start, `(chain, width)` at κ = 0, a tensor per group.
         draws: draws of every group, latents on the line, `(n, width)`.
     """
 
+    apart: bool
     starts: list[Tensor]
     draws: list[Array]
 
@@ -60,18 +63,19 @@ def search(
     """Look for data whose posterior has several modes.
 
     Short chains start at draws of the prior, farther out, and at draws of the guide. Where their nested R-hat is above
-    1.1 and their ends lie in groups between which no chain moved, they go on with another warm-up and longer trees, and
-    only groups that still stand apart are modes.
+    1.1 and their ends lie in groups, they go on with another warm-up and longer trees, and only groups that are found
+    again are modes.
 
     Returns:
         Position of a datum (0 if all data have one joint posterior) → its groups, two or more.
     """
     double = in_double(guide) if guide is not None else None
-    plan = NutsSettings(starts, _WARMUP, _DRAWS, settings.target_accept, depth=_DEPTH)
+    compiles = settings.compile and starts * len(data) >= _COMPILED_FROM
+    plan = NutsSettings(starts, _WARMUP, _DRAWS, settings.target_accept, compile=compiles, depth=_DEPTH)
     begin = partial(wide, chains=starts, guide=double)
     first = short_chains(model, data, plan, stream(seed, "modes"), progress, begin)
     apart = {unit: first[unit] for unit in np.flatnonzero(nested_rhat(first.numpy()) > RHAT_OF_STARTS).tolist()}
-    apart = {unit: draws for unit, (draws, labels) in _grouped(model, data, apart).items() if labels.max() > 0}
+    apart = {unit: draws for unit, (draws, groups) in _grouped(model, data, apart).items() if groups.count > 1}
     if not apart:
         return {}
     units = list(apart)
@@ -84,14 +88,14 @@ def search(
     )
     found = _grouped(model, some, dict(enumerate(again)))
     return {
-        units[unit]: _groups(model, some, draws, labels, settings.chains)
-        for unit, (draws, labels) in found.items()
-        if labels.max() > 0
+        units[unit]: _groups(model, some, draws, groups, settings.chains)
+        for unit, (draws, groups) in found.items()
+        if groups.count > 1
     }
 
 
-def _grouped(model: PyroModule, data: Data, draws: dict[int, Tensor]) -> dict[int, tuple[Tensor, Labels]]:
-    """The draws of some units, and the group of each of their starts."""
+def _grouped(model: PyroModule, data: Data, draws: dict[int, Tensor]) -> dict[int, tuple[Tensor, Grouped]]:
+    """The draws of some units, and the groups of their starts."""
     if not draws:
         return {}
     with target_of(model, data) as target:
@@ -119,13 +123,13 @@ def plain_vectors(target: Target, vectors: Tensor) -> Tensor:
     return where.plain(flat, flat.new_zeros(len(flat), len(target.pairs))).reshape(vectors.shape)
 
 
-def _groups(model: PyroModule, data: Data, draws: Tensor, labels: Labels, chains: int) -> Groups:
+def _groups(model: PyroModule, data: Data, draws: Tensor, grouped: Grouped, chains: int) -> Groups:
     with target_of(model, data) as target:
         plain = plain_vectors(target, draws).numpy()
-    own = [torch.as_tensor(np.flatnonzero(labels == label)) for label in range(labels.max() + 1)]
+    own = [torch.as_tensor(np.flatnonzero(grouped.labels == label)) for label in range(grouped.count)]
     turns = torch.arange(chains)
     starts = []
     for members in own:  # the last draws of several chains, then earlier ones
         lane, back = members[turns % len(members)], turns // len(members)
         starts.append(draws[lane, -1 - back * (draws.shape[1] // chains)])
-    return Groups(starts, [plain[members.numpy()].reshape(-1, draws.shape[2]) for members in own])
+    return Groups(grouped.apart, starts, [plain[members.numpy()].reshape(-1, draws.shape[2]) for members in own])
