@@ -115,8 +115,8 @@ def weights_of(modes: list[Mode]) -> tuple[Array, Array]:
 def imbalance(modes: list[Mode], weights: Array) -> float:
     """The largest difference between the two sides of a boundary, as a share of the whole mass.
 
-    The mass at a boundary, ∫ p π_j π_k, is known from the chains of mode j and of mode k. They differ where the boundary
-    cuts a piece off one mode that the chains of the other cannot reach.
+    The mass at a boundary, ∫ p π_j π_k, is known from the chains of mode j and of mode k. They differ where the
+    boundary cuts a piece off one mode that the chains of the other cannot reach.
     """
     flow = weights[:, None] * np.stack([mode.shares for mode in modes])
     return float(np.abs(flow - flow.T).max())

@@ -2,8 +2,8 @@
 
 Two chains are linked if their draws overlap on the line between them, so that at least one of them moves towards the
 other, or if the density has no valley between their centres: chains that are slow, or still travel, are not in
-different modes. Groups are what links hold together. Where a few chains have moved between groups that hardly mix, these
-chains are ignored: chains that are kept in each group know its mass better than a few moves do.
+different modes. Groups are what links hold together. Where a few chains have moved between groups that hardly mix,
+these chains are ignored: chains that are kept in each group know its mass better than a few moves do.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Grouped:
     """The groups of the starts of one posterior.
 
     Attributes:
-        labels: group of every start, from 0 on by decreasing number of starts; −1 for lost starts, for chains that moved
-            between groups, and for groups without mass.
+        labels: group of every start, from 0 on by decreasing number of starts; −1 for lost starts, for chains that
+            moved between groups, and for groups without mass.
         apart: whether no chain moved between groups.
     """
 
@@ -103,8 +103,8 @@ def _links(draws: Array, at_draws: Array, density: Density) -> Links:
 def _divided(links: Links) -> tuple[Labels, bool]:
     """Components of links, and whether no chain moved between them.
 
-    If all chains are linked, those that link most pairs of chains which are not linked with each other are ignored (their
-    label is −1): they have moved between groups. At most half of the chains are ignored.
+    If all chains are linked, those that link most pairs of chains which are not linked with each other are ignored
+    (their label is −1): they have moved between groups. At most half of the chains are ignored.
     """
     count, labels = connected_components(links, directed=False)
     if count > 1:
