@@ -222,7 +222,10 @@ def test_a_partition_divides_groups_in_the_gap_between_them():
 
 
 def test_weights_and_their_errors():
-    modes = [Mode(np.log(3.0) + 700, 0.02, np.array([0.999, 0.001])), Mode(700.0, 0.04, np.array([0.003, 0.997]))]
+    modes = [  # of a run in which another datum has three groups
+        Mode(np.log(3.0) + 700, 0.02, np.array([0.999, 0.001, 0.0])),
+        Mode(700.0, 0.04, np.array([0.003, 0.997, 0.0])),
+    ]
     weights, errors = composing.weights_of(modes)
     np.testing.assert_allclose(weights, [0.75, 0.25])
     np.testing.assert_allclose(errors, 0.75 * 0.25 * np.hypot(0.02, 0.04))

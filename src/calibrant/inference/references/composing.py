@@ -118,8 +118,13 @@ def imbalance(modes: list[Mode], weights: Array) -> float:
     The mass at a boundary, ∫ p π_j π_k, is known from the chains of mode j and of mode k. They differ where the
     boundary cuts a piece off one mode that the chains of the other cannot reach.
     """
-    flow = weights[:, None] * np.stack([mode.shares for mode in modes])
+    flow = weights[:, None] * np.stack([mode.shares[: len(modes)] for mode in modes])  # no others have a share
     return float(np.abs(flow - flow.T).max())
+
+
+def softness(modes: list[Mode]) -> float:
+    """The largest mean share of all other groups at the draws of a mode."""
+    return max(1.0 - float(mode.shares[at]) for at, mode in enumerate(modes))
 
 
 def composed(parts: list[McmcDraws], weights: Array, seed: int) -> McmcDraws:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from calibrant.data.dataset import Data
 from calibrant.inference.references.chains import McmcDraws, joined
-from calibrant.inference.references.composing import NO_MASS, Mode, composed, imbalance, modes_of, weights_of
+from calibrant.inference.references.composing import NO_MASS, Mode, composed, imbalance, modes_of, softness, weights_of
 from calibrant.inference.references.lanes import NutsSettings, sample_nuts
 from calibrant.inference.references.partition import Places, fitted, stacked
 from calibrant.inference.references.repair import run_and_repair
@@ -27,7 +28,8 @@ GroupsOf = Callable[[McmcDraws, Data], tuple[xr.Dataset, xr.Dataset]]
 _MOST = 8  # modes of a posterior at most
 _SE = 0.01  # standard error of a weight above which draws are no reference
 _CUT = 0.005  # mass that a boundary may cut off a mode
-_WORST = {"rhat": np.max, "ess_bulk": np.min, "ess_tail": np.min, "divergences": np.sum, "bfmi": np.min}
+_SOFT = 0.05  # mean share of other groups in a mode: with more, a target may hold modes that its chains do not reach
+_WORST: dict[str, Any] = {"rhat": np.max, "ess_bulk": np.min, "ess_tail": np.min, "divergences": np.sum, "bfmi": np.min}
 _WORST |= {"moved": np.sum, "look": np.max}
 
 
@@ -157,9 +159,9 @@ def _in_modes(runs: Runs, data: Data, found: dict[int, Groups], seed: int) -> di
     parts: dict[int, list[_Part]] = {row: [] for row in found}
     if runs.joint:
         for unit, (row, mode) in enumerate(units):
-            own = places[torch.tensor([unit])]
-            draws, convergence = runs.judged(data, stream(of, mode), own)
-            known = modes_of(runs.program, data, draws, partition[torch.tensor([unit])], stream(of, "evidence", mode))
+            one = torch.tensor([unit])
+            draws, convergence = runs.judged(data, stream(of, mode), places[one])
+            known = modes_of(runs.program, data, draws, partition[one], stream(of, "evidence", mode))
             parts[row].append(_Part(draws, convergence, known[0]))
         return parts
     rows = torch.tensor([row for row, _ in units])
@@ -179,8 +181,9 @@ def _in_modes(runs: Runs, data: Data, found: dict[int, Groups], seed: int) -> di
 
 def _assembled(parts: list[_Part], apart: bool, seed: int) -> Judged | None:
     """The draws of a posterior from those of its modes; None if the partition cuts through a mode."""
-    weights, errors = weights_of([part.mode for part in parts])
-    if imbalance([part.mode for part in parts], weights) > _CUT:
+    modes = [part.mode for part in parts]
+    weights, errors = weights_of(modes)
+    if imbalance(modes, weights) > _CUT or softness(modes) > _SOFT:
         return None
     kept = [at for at, weight in enumerate(weights) if not weight < NO_MASS]
     share = np.where(np.isfinite(weights[kept]), weights[kept], 1.0)

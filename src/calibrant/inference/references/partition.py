@@ -18,6 +18,7 @@ from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 _RIDGE = 1e-8  # so small that the shares of another group are below 1e-4 at all draws of a group that lies apart
+_STEEPEST = 3.0  # slope of a group per sd within groups: chains diverge at a steeper boundary between modes that touch
 _NAMES = ("partition slopes", "partition offsets", "partition own")  # no site has a name with a space
 _DENSE = 200  # width up to which a covariance has correlations
 
@@ -76,7 +77,7 @@ def fitted(groups: list[Array]) -> tuple[Array, Array]:
 
     They are a logistic regression on the directions in which the means of the groups differ, measured by the
     covariance within groups. Every group has the same total weight, so that a boundary lies in the middle of the gap
-    between two groups, not between their means.
+    between two groups, not between their means; between groups that touch it is soft.
     """
     means = np.stack([group.mean(0) for group in groups])
     whiten = whitening(np.concatenate([group - mean for group, mean in zip(groups, means, strict=True)]))
@@ -86,7 +87,7 @@ def fitted(groups: list[Array]) -> tuple[Array, Array]:
     features = np.concatenate([(group - centre) @ project.T for group in groups])
     label = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     size = features.std(0)
-    slopes, offsets = _logistic(features / size, label, len(groups))
+    slopes, offsets = _logistic(features / size, label, len(groups), _STEEPEST * size)
     slopes = slopes / size @ project
     return slopes, offsets - slopes @ centre
 
@@ -108,8 +109,8 @@ def whitening(centred: Array) -> Array:
     return (vectors / np.sqrt(np.maximum(values, 1e-8))) @ vectors.T / sd
 
 
-def _logistic(features: Array, label: npt.NDArray[np.intp], groups: int) -> tuple[Array, Array]:
-    """Slopes and offsets of a multinomial logistic regression with equal total weights of the groups."""
+def _logistic(features: Array, label: npt.NDArray[np.intp], groups: int, steepest: Array) -> tuple[Array, Array]:
+    """Slopes (up to `steepest`) and offsets of a multinomial logistic regression with equal weights of the groups."""
     count = np.bincount(label, minlength=groups)
     weight = 1.0 / (groups * count[label])
     one_hot = np.eye(groups)[label]
@@ -123,7 +124,9 @@ def _logistic(features: Array, label: npt.NDArray[np.intp], groups: int) -> tupl
         return float(value + _RIDGE / 2 * flat @ flat), (slope + _RIDGE * table).ravel()
 
     start: Any = np.zeros(groups * design.shape[1])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-14, "gtol": 1e-10})
+    upper = np.tile(np.append(steepest, np.inf), groups)
+    options = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-10}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=np.stack([-upper, upper], 1), options=options)
     table = found.x.reshape(groups, -1)
     return table[:, :-1], table[:, -1]
 

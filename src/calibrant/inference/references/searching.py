@@ -24,7 +24,7 @@ from calibrant.streams import stream
 Array = npt.NDArray[np.float64]
 FEW_STARTS = 4  # fewer do not show groups
 _WARMUP, _DRAWS, _DEPTH = 40, 30, 6  # of short chains; their trees have 63 leapfrogs at most
-_LONGER = {"warmup": 100, "depth": 8}  # where chains stand apart, before that is believed
+_LONGER_WARMUP, _LONGER_DEPTH = 100, 8  # where chains stand apart, before that is believed
 _COMPILED_FROM = 8192  # chains from which on their step is compiled, if that of the reference is
 _ROWS = 16_384  # rows in one evaluation of the density
 
@@ -82,7 +82,7 @@ def search(
     ends = torch.stack([draws[:, -1] for draws in apart.values()])
     joint = len(first) < len(data)
     some = data if joint else data.subset(units)
-    plan = replace(plan, **_LONGER)
+    plan = replace(plan, warmup=_LONGER_WARMUP, depth=_LONGER_DEPTH)
     again = short_chains(
         model, some, plan, stream(seed, "modes", "again"), progress, lambda target, keys: ends.to(keys.device)
     )
