@@ -51,6 +51,7 @@ class NutsSettings:
         other_powers: whether to use other candidates for κ than those in `powers`.
         compile: whether to compile the leapfrog step.
         depth: number of doublings of a tree at most.
+        windows: lengths of the buffers before and after the windows of warm-up, and of the first window.
     """
 
     chains: int = 4
@@ -62,6 +63,7 @@ class NutsSettings:
     other_powers: bool = False
     compile: bool = False
     depth: int = nuts.MAX_DEPTH
+    windows: tuple[int, int, int] = adaptation.STAN
 
 
 def sample_nuts(
@@ -139,7 +141,7 @@ class _Run:
         self.complete = torch.zeros(units, dtype=torch.bool, device=device)
         self.divergences = 0
         self.plan = nuts.Plan(
-            schedule=adaptation.schedule(settings.warmup),
+            schedule=adaptation.schedule(settings.warmup, settings.windows),
             iterations=settings.warmup + draws,
             chains=chains,
             target_accept=settings.target_accept,

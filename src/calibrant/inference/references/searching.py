@@ -23,7 +23,8 @@ from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
 FEW_STARTS = 4  # fewer do not show groups
-_WARMUP, _DRAWS, _DEPTH = 40, 30, 6  # of short chains; their trees have 63 leapfrogs at most
+_WARMUP, _DRAWS, _DEPTH = 34, 30, 5  # of short chains; their trees have 31 leapfrogs at most
+_WINDOWS = 6, 4, 8  # of their warm-up: a window of many chains is soon full
 _LONGER_WARMUP, _LONGER_DEPTH = 100, 8  # where chains stand apart, before that is believed
 _COMPILED_FROM = 8192  # chains from which on their step is compiled, if that of the reference is
 _ROWS = 16_384  # rows in one evaluation of the density
@@ -71,7 +72,8 @@ def search(
     """
     double = in_double(guide) if guide is not None else None
     compiles = settings.compile and starts * len(data) >= _COMPILED_FROM
-    plan = NutsSettings(starts, _WARMUP, _DRAWS, settings.target_accept, compile=compiles, depth=_DEPTH)
+    rate = settings.target_accept
+    plan = NutsSettings(starts, _WARMUP, _DRAWS, rate, compile=compiles, depth=_DEPTH, windows=_WINDOWS)
     begin = partial(wide, chains=starts, guide=double)
     first = short_chains(model, data, plan, stream(seed, "modes"), progress, begin)
     apart = {unit: first[unit] for unit in np.flatnonzero(nested_rhat(first.numpy()) > RHAT_OF_STARTS).tolist()}
