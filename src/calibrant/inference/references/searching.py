@@ -25,8 +25,8 @@ Array = npt.NDArray[np.float64]
 FEW_STARTS = 4  # fewer do not show groups
 _WARMUP, _DRAWS, _DEPTH = 34, 30, 5  # of short chains; their trees have 31 leapfrogs at most
 _WINDOWS = 6, 4, 8  # of their warm-up: a window of many chains is soon full
-_LONGER_WARMUP, _LONGER_DEPTH = 100, 8  # where chains stand apart, before that is believed
-_COMPILED_FROM = 8192  # chains from which on their step is compiled, if that of the reference is
+_LONGER_WARMUP, _LONGER_DRAWS, _LONGER_DEPTH = 100, 30, 8  # where chains stand apart, before that is believed
+_COMPILED_FROM = 4096  # chains from which on their step is compiled, if that of the reference is
 _ROWS = 16_384  # rows in one evaluation of the density
 
 
@@ -84,7 +84,7 @@ def search(
     ends = torch.stack([draws[:, -1] for draws in apart.values()])
     joint = len(first) < len(data)
     some = data if joint else data.subset(units)
-    plan = replace(plan, warmup=_LONGER_WARMUP, depth=_LONGER_DEPTH)
+    plan = replace(plan, warmup=_LONGER_WARMUP, draws=_LONGER_DRAWS, depth=_LONGER_DEPTH)
     again = short_chains(
         model, some, plan, stream(seed, "modes", "again"), progress, lambda target, keys: ends.to(keys.device)
     )
