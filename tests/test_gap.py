@@ -23,8 +23,8 @@ from calibrant.data import Data, as_data
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.evaluation import gap
 from calibrant.guides import refine
-from calibrant.inference.bounds.bridge import bridge
 from calibrant.inference.bounds.evidence import Evidence, evidence, normal_log_ratios
+from calibrant.inference.bridging import bridge
 from calibrant.inference.trees import build_tree
 from calibrant.program import as_program
 

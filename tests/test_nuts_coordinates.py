@@ -83,7 +83,7 @@ def test_laplace_latents_as_normal_quantiles():
 
 def test_vectors_move_between_coordinates_and_back():
     target = Target(as_program(laplace_mixture), cal.program.sites(laplace_mixture, MIXED), MIXED, {})
-    where = lanes._coordinates(target, torch.device("cpu"))
+    where = lanes.coordinates_of(target, torch.device("cpu"))
     q = torch.randn(3, 4, dtype=torch.float64)
     here, there = torch.zeros(3, 1), torch.tensor([[0.5], [1.0], [0.0]])
     moved = where.move(q, here, there)
@@ -119,7 +119,7 @@ def hierarchy_of_schools(size):
 def test_latents_are_held_relative_to_their_priors_location(program):
     observed = {"x": torch.zeros(4, dtype=torch.float64)}
     target = Target(as_program(program), cal.program.sites(program, observed), observed, {})
-    where, q = lanes._coordinates(target, torch.device("cpu")), torch.randn(4, target.width, dtype=torch.float64)
+    where, q = lanes.coordinates_of(target, torch.device("cpu")), torch.randn(4, target.width, dtype=torch.float64)
     z, entries = target.blocks["z"], slice(target.blocks["z"].start, target.blocks["z"].stop)
     location = 0.0
     if program is centred_on_a_constant:
@@ -142,7 +142,7 @@ def test_other_coordinates_are_neighbours_in_the_pairs_own_table():
     for program, sign in ((scale_mixture, 1.0), (centred_on_a_constant, -1.0)):
         given = MIXED if program is scale_mixture else observed
         target = Target(as_program(program), cal.program.sites(program, given), given, {})
-        where = lanes._coordinates(target, torch.device("cpu"))
+        where = lanes.coordinates_of(target, torch.device("cpu"))
         powers = sign * torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)
         assert where.other(powers).tolist() == (sign * torch.tensor([[0.5], [1.0], [0.5]])).tolist()
 

@@ -12,8 +12,7 @@ from arviz_stats.base import array_stats
 from small_models import COUNTS, elementwise, nuts
 
 import calibrant as cal
-from calibrant.inference.references import gate, repair
-from calibrant.inference.references import sampling as reference
+from calibrant.inference.references import gate, modal, repair
 from calibrant.inference.references.chains import STATISTICS, McmcDraws
 
 
@@ -60,8 +59,8 @@ class MadeUp:
 def made_up(monkeypatch, observed, ill=lambda look, drawn: drawn, **options):
     """The tree, and the sampler that saw every look."""
     sampler = MadeUp(ill)
-    monkeypatch.setattr(reference, "sample_nuts", sampler)
-    return nuts(elementwise, observed, **options), sampler
+    monkeypatch.setattr(modal, "sample_nuts", sampler)
+    return nuts(elementwise, observed, starts=0, **options), sampler
 
 
 def looks_of(tree):
@@ -141,7 +140,7 @@ def assert_gamma(tree, observed):
 
 def test_a_real_second_look(monkeypatch):
     """The first look is made up, and its chains diverge."""
-    sample, first = reference.sample_nuts, MadeUp()
+    sample, first = modal.sample_nuts, MadeUp()
 
     def sampler(model, data, settings, *rest):
         if first.plans:
@@ -151,7 +150,7 @@ def test_a_real_second_look(monkeypatch):
         drawn.stats["diverging"][0, 0] = True
         return drawn, powers
 
-    monkeypatch.setattr(reference, "sample_nuts", sampler)
+    monkeypatch.setattr(modal, "sample_nuts", sampler)
     monkeypatch.setattr(repair, "_LOOKS", 2)
     tree = nuts(elementwise, COUNTS)
     assert (tree["convergence"]["treatment"] == "target acceptance 0.95").all()
@@ -190,10 +189,11 @@ class OneMode(pyro.nn.PyroModule):
 
 @pytest.mark.parametrize("looks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_missing_mode_fails_the_gate_or_the_comparison(looks, monkeypatch):
-    """Of six data: where all four chains start in the guide's mode, one time in sixteen, nothing can see the other."""
+    """Without a search for modes. Of six data: where all four chains start in the guide's mode, one time in sixteen,
+    nothing can see the other."""
     monkeypatch.setattr(repair, "_LOOKS", looks)
     observed = {"x": torch.linspace(4.0, 5.5, 6)}
-    tree = nuts(two_modes, observed)
+    tree = nuts(two_modes, observed, starts=0)
     result = cal.evaluation.compare(cal.inference.posterior(two_modes, OneMode(), observed, draws=1000), tree)
     passed = tree["convergence"]["is_reference"].values
     assert all("R-hat" in str(reason) for reason in tree["convergence"]["reason"].values[~passed])

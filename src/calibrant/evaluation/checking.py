@@ -132,7 +132,7 @@ def check(
     problem = Problem.of(model, guide, observed, covariates)
     effort = Effort(draws, chains, warmup, simulations, remedies=remedies)
     if reference is None:
-        plan = ReferencePlan(chains=chains, warmup=warmup, draws=draws)
+        plan = ReferencePlan(chains=chains, warmup=warmup, draws=draws, init=problem.guide)
         reference = reference_of(problem.program, problem.data, plan, seed=stream(seed, "reference"), progress=progress)
     name = _name(problem.program)
     result = examine(name, problem, reference, effort, train=train, seed=seed, progress=progress)

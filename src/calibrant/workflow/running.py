@@ -271,7 +271,8 @@ def _reference(job: Job, problem: Problem, progress: Progress) -> xr.DataTree:
         same = same and json.loads(attributes["settings"]).items() <= asked.items()
         if same and data_labels(tree).tolist() == data.labels().tolist():
             return tree
-    tree = reference_of(problem.program, data, ReferencePlan(**lengths), seed=seed, progress=progress)
+    plan = ReferencePlan(**lengths, init=problem.guide)
+    tree = reference_of(problem.program, data, plan, seed=seed, progress=progress)
     store.save_tree(tree, path)
     if len(data_labels(tree)) < len(data):  # after Ctrl-C the tree holds only the data that were finished
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ import xarray as xr
 from torch import Tensor
 
 from calibrant.data.dataset import Data
-from calibrant.inference.bounds.bridge import Array, Bridge, bridge
+from calibrant.inference.bridging import Array, Bridge, bridge
 from calibrant.inference.references.gate import convergence_of
 from calibrant.inference.references.target import Target
 from calibrant.inference.trees import SAMPLE, latent_names

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _GAMMA, _DELAY, _DECAY = 0.05, 10.0, 0.75  # parameters of dual averaging, as in Hoffman & Gelman
-_FIRST, _LAST, _BASE = 75, 50, 25  # Stan's buffers and first window, in iterations
+STAN = 75, 50, 25  # Stan's buffers before and after the windows, and first window, in iterations
 _PRIOR_DRAWS, _PRIOR_VARIANCE = 5.0, 1e-3  # Stan's shrinkage of the metric
 _ENOUGH = 20  # draws of a window that are needed to choose coordinates or to move chains
 _SLACK, _SLACK_EACH = 20.0, 10.0  # nats, and nats per dimension, by which the density of a chain may be lower
@@ -33,9 +33,9 @@ class Schedule:
         return int(self.closes.sum())
 
 
-def schedule(warmup: int) -> Schedule:
-    """Stan's windows for a warm-up of this length."""
-    first, last, base = _FIRST, _LAST, _BASE
+def schedule(warmup: int, lengths: tuple[int, int, int] = STAN) -> Schedule:
+    """Stan's windows for a warm-up of this length, from the lengths of the two buffers and of the first window."""
+    first, last, base = lengths
     if warmup < first + last + base:
         first, last = int(0.15 * warmup), int(0.1 * warmup)
         base = warmup - first - last

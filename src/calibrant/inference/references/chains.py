@@ -30,6 +30,8 @@ class McmcDraws:
         data: positions of the complete data in the data set, which after Ctrl-C are not all data.
         lost: `(data,)`, whether no start with a finite density was found for a datum; its draws are NaN.
         moved: `(data,)`, number of chains of a datum that were moved to the place of another chain in warm-up.
+        vectors: vectors of the lanes, `(chain, draw, data, width)`, with one entry along `data` for chains over all
+            data; None unless the chains are kept in a mode.
     """
 
     draws: dict[str, Tensor]
@@ -39,18 +41,41 @@ class McmcDraws:
     data: Tensor
     lost: Tensor
     moved: Tensor
+    vectors: Tensor | None = None
 
     def thinned(self, keep: int) -> McmcDraws:
         """Keep every n-th draw, so that `keep` draws per chain remain."""
         every = next(iter(self.stats.values())).shape[1] // keep
         draws, stats = ({n: v[:, every - 1 :: every] for n, v in part.items()} for part in (self.draws, self.stats))
-        return replace(self, draws=draws, stats=stats)
+        vectors = None if self.vectors is None else self.vectors[:, every - 1 :: every]
+        return replace(self, draws=draws, stats=stats, vectors=vectors)
 
     def replaced(self, rows: Tensor, other: McmcDraws) -> McmcDraws:
         """Replace the draws of the data at positions `rows` along `data` by those of another run of these data."""
         draws = {n: _put(v, rows, other.draws[n]) if n in self.local else other.draws[n] for n, v in self.draws.items()}
         stats = {n: _put(v, rows, other.stats[n]) for n, v in self.stats.items()}
-        return replace(self, draws=draws, stats=stats)
+        vectors = self.vectors
+        if vectors is not None and other.vectors is not None:
+            joint = vectors.shape[2] < len(self.data)
+            vectors = other.vectors if joint else _put(vectors, rows, other.vectors)
+        return replace(self, draws=draws, stats=stats, vectors=vectors)
+
+    def part(self, rows: Tensor) -> McmcDraws:
+        """The draws of some data, given by their positions along `data`."""
+        draws = {n: v[:, :, rows] if n in self.local else v for n, v in self.draws.items()}
+        stats = {n: v[:, :, rows] for n, v in self.stats.items()}
+        vectors = None if self.vectors is None else self.vectors[:, :, rows]
+        own = {name: getattr(self, name)[rows] for name in ("data", "lost", "moved")}
+        return replace(self, draws=draws, stats=stats, vectors=vectors, **own)
+
+
+def joined(parts: list[McmcDraws]) -> McmcDraws:
+    """The draws of several sets of data, in the order of their positions in the data set."""
+    first = parts[0]
+    draws = {n: torch.cat([p.draws[n] for p in parts], 2) if n in first.local else v for n, v in first.draws.items()}
+    stats = {n: torch.cat([p.stats[n] for p in parts], 2) for n in first.stats}
+    data, lost, moved = (torch.cat([getattr(p, n) for p in parts]) for n in ("data", "lost", "moved"))
+    return McmcDraws(draws, stats, first.latents, first.local, data, lost, moved).part(data.argsort())
 
 
 def _put(values: Tensor, rows: Tensor, new: Tensor) -> Tensor:

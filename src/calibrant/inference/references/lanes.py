@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
-import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -19,12 +19,12 @@ from calibrant.inference.graphs.recording import TensorFunction, compiled, recor
 from calibrant.inference.references import adaptation, lane_state, nuts
 from calibrant.inference.references.chains import STATISTICS, McmcDraws
 from calibrant.inference.references.coordinates import beside
-from calibrant.inference.references.random_numbers import fold, label_key, mix, uniform
-from calibrant.inference.references.target import Target, prior_start
-from calibrant.program.contract import Program, Values
-from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.program.latents import sites
-from calibrant.program.tracing import guide_trace, sampled
+from calibrant.inference.references.partition import Places, log_own_share
+from calibrant.inference.references.random_numbers import fold, uniform
+from calibrant.inference.references.starts import Starts, keys_of, prior_and_guide
+from calibrant.inference.references.target import Target, target_of
+from calibrant.program.contract import Program
+from calibrant.program.environment import in_double
 from calibrant.progress import Progress
 
 _LANES = {"cpu": 4096, "cuda": 65_536}  # lanes at most
@@ -50,6 +50,8 @@ class NutsSettings:
         powers: fixed κ, `(data, pair)`; None adapts κ.
         other_powers: whether to use other candidates for κ than those in `powers`.
         compile: whether to compile the leapfrog step.
+        depth: number of doublings of a tree at most.
+        windows: lengths of the buffers before and after the windows of warm-up, and of the first window.
     """
 
     chains: int = 4
@@ -60,6 +62,8 @@ class NutsSettings:
     powers: Tensor | None = None
     other_powers: bool = False
     compile: bool = False
+    depth: int = nuts.MAX_DEPTH
+    windows: tuple[int, int, int] = adaptation.STAN
 
 
 def sample_nuts(
@@ -69,69 +73,60 @@ def sample_nuts(
     seed: int,
     progress: Progress,
     guide: Program | None = None,
+    places: Places | None = None,
 ) -> tuple[McmcDraws, Tensor]:
     """Sample by batched NUTS in float64; also returns κ of every complete datum and pair, `(data, chain, pair)`.
 
-    Chains start at draws of the prior, every second one at a draw of the guide where one is given.
+    Chains start at the places of their units. Without `places`, they start at draws of the prior, every second one at a
+    draw of the guide where one is given.
 
     Raises:
         InferenceError: for latents that the sampler cannot move.
     """
-    given = data.tensors()[0]
-    with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False):
-        observed, covariates = data.tensors(*place)
-        double = in_double(model)
-        found = sites(model, given, data.tensors()[1])
-        target = Target(double, found, observed, covariates, getattr(model, "coordinates", None))
-        keys = _keys(target, data, seed, place[0])
-        starts = _starts(target, data, keys, settings.chains, in_double(guide) if guide is not None else None)
-        run = _Run(target, keys, starts, settings, progress)
+    with target_of(model, data) as target:
+        keys = keys_of(target, data, seed)
+        if places is None:
+            starts = prior_and_guide(target, keys, settings.chains, in_double(guide) if guide is not None else None)
+            places = Places(starts)
+        run = _Run(target, keys, places, settings, progress)
         run.sample()
-        return run.result(list(found)), run.powers[run.complete_units].cpu()
+        return run.result(), run.powers[run.complete_units].cpu()
 
 
-def _keys(target: Target, data: Data, seed: int, device: torch.device) -> Tensor:
-    """A random key for every datum, from its label; a single key if lanes are joint."""
-    labels = [0] if target.joint else [label_key(label) for label in data.coords["data"].tolist()]
-    base = mix(torch.tensor([seed], device=device))
-    return fold(base, torch.tensor(labels, device=device))
+def short_chains(
+    model: PyroModule, data: Data, settings: NutsSettings, seed: int, progress: Progress, starts: Starts
+) -> Tensor:
+    """Vectors of chains at κ = 0, `(unit, chain, draw, width)`, that only serve to look for modes; NaN for lost chains.
 
-
-def _starts(target: Target, data: Data, keys: Tensor, chains: int, guide: Program | None) -> Tensor:
-    """Starts `(unit, chain, width)`: draws of the prior or, for chains with odd numbers, of the guide if there is one.
-
-    The program runs once per datum (if lanes are joint, once per chain), seeded by the key of the datum, so that the
-    starts of a datum do not depend on other data.
+    Args:
+        starts: function of the target and the keys of the units that returns starts `(unit, chain, width)`.
     """
-    parts = []
-    for unit, key in enumerate(keys.tolist()):
-        own = torch.arange(target.total) if target.joint else torch.full((chains,), unit)
-        covariates, observed = target.rows(own)
-        with torch.no_grad(), seeded(key & 0x7FFFFFFF):
-            draw = [prior_start(target, covariates, len(own)) for _ in range(chains if target.joint else 1)]
-            start = torch.cat(draw)
-            if guide is not None:
-                run = [_guide_start(target, guide, observed, covariates, len(own)) for _ in draw]
-                start[1::2] = torch.cat(run)[1::2]
-        parts.append(start)
-    return torch.stack(parts)
-
-
-def _guide_start(target: Target, guide: Program, observed: Values, covariates: Values, size: int) -> Tensor:
-    values = {n: s["value"] for n, s in sampled(guide_trace(guide, observed, size, covariates)).items()}
-    return target.unconstrain(values, size, covariates)
+    with target_of(model, data) as target:
+        keys = keys_of(target, data, seed)
+        run = _Run(target, keys, Places(starts(target, keys)), settings, progress, "modes")
+        run.sample()
+        if not run.complete.all():
+            raise KeyboardInterrupt
+        return run.q.double().cpu()
 
 
 class _Run:
     """The chains of one call of `sample_nuts`, in units (data, or all data jointly) that wait, run or are complete."""
 
     def __init__(
-        self, target: Target, keys: Tensor, starts: Tensor, settings: NutsSettings, progress: Progress
+        self,
+        target: Target,
+        keys: Tensor,
+        places: Places,
+        settings: NutsSettings,
+        progress: Progress,
+        stage: str = "reference",
     ) -> None:
-        self.target, self.keys, self.starts, self.settings, self.progress = target, keys, starts, settings, progress
+        self.target, self.keys, self.settings, self.progress, self.stage = target, keys, settings, progress, stage
+        self.places = places
         units, chains, draws = len(keys), settings.chains, settings.draws
-        device = starts.device
-        where = _coordinates(target, device)
+        starts, device = places.starts, keys.device
+        where = coordinates_of(target, device)
         fixed = settings.powers
         self.first_powers = where.first().expand(units, -1) if fixed is None else fixed.to(device)
         if settings.other_powers:
@@ -146,12 +141,13 @@ class _Run:
         self.complete = torch.zeros(units, dtype=torch.bool, device=device)
         self.divergences = 0
         self.plan = nuts.Plan(
-            schedule=adaptation.schedule(settings.warmup),
+            schedule=adaptation.schedule(settings.warmup, settings.windows),
             iterations=settings.warmup + draws,
             chains=chains,
             target_accept=settings.target_accept,
             coordinates=where,
             choose_powers=settings.powers is None and not settings.dense and len(where.table) > 0,
+            depth=settings.depth,
         )
 
     def sample(self) -> None:
@@ -196,23 +192,28 @@ class _Run:
         chains = self.settings.chains
         key = fold(self.keys[units][:, None], torch.arange(chains, device=units.device)).reshape(-1)
         powers = self.first_powers[units].repeat_interleave(chains, 0)
-        start = self.starts[units].reshape(len(units) * chains, -1)
+        places = self.places[units]
+        start = places.starts.reshape(len(units) * chains, -1)
         start = self.plan.coordinates.move(start, torch.zeros_like(powers), powers)
         rows: dict[str, Tensor] = {}
         if not self.target.joint:
             covariates, observed = self.target.rows(units.repeat_interleave(chains))
             rows = {**covariates, **observed}
+        if places.partition is not None:
+            rows |= {name: value.repeat_interleave(chains, 0) for name, value in places.partition.rows().items()}
         return lane_state.init(key, start, powers, rows, self.plan, self.settings.dense)
 
     def _record(self, compile_it: bool) -> TensorFunction:
         """Record, or compile, the step for the current number of lanes."""
-        target, state = self.target, self.state
+        target, state, plain = self.target, self.state, self.plan.coordinates.plain
+        is_kept = self.places.partition is not None
 
-        def density(q: Tensor, powers: Tensor, rows: Values) -> Tensor:
-            if target.joint:
-                return target.log_density(q, powers, target.covariates, target.observed)
-            parts = ({name: rows[name] for name in part} for part in (target.covariates, target.observed))
-            return target.log_density(q, powers, *parts)
+        def density(q: Tensor, powers: Tensor, rows: dict[str, Tensor]) -> Tensor:
+            parts: Any = (target.covariates, target.observed)
+            if not target.joint:
+                parts = ({name: rows[name] for name in part} for part in parts)
+            value = target.log_density(q, powers, *parts)
+            return value + log_own_share(plain(q, powers), rows) if is_kept else value
 
         function = nuts.step_function(density, self.plan, tuple(state.fixed.rows))
         return (compiled if compile_it else record)(function, *nuts.arguments(state.lanes, state.fixed))
@@ -250,7 +251,7 @@ class _Run:
         self.complete[unit] = True
         self.unit[free] = -1
         text = f"{self.divergences} divergences, ESS of the density {self._ess():.0f}"
-        self.progress("reference", int(self.complete.sum()), len(self.keys), text)
+        self.progress(self.stage, int(self.complete.sum()), len(self.keys), text)
 
     def _ess(self) -> float:
         """The effective sample size of the log density by batch means, as the median over complete data."""
@@ -296,7 +297,7 @@ class _Run:
         """Positions of the complete units."""
         return self.complete.nonzero()[:, 0]
 
-    def result(self, latents: list[str]) -> McmcDraws:
+    def result(self) -> McmcDraws:
         """Map the draws to their supports, and compute the deterministic sites of the program."""
         unit = self.complete_units
         lost, moved = self.lost[unit], self.moved[unit]
@@ -310,7 +311,9 @@ class _Run:
             draws, everything = self._record_units(unit), unit
         local = [name for name in draws if name in self.target.local_sites]
         stats = {name: value.cpu() for name, value in stats.items()}
-        return McmcDraws(draws, stats, latents, local, everything.cpu(), lost.cpu(), moved.cpu())
+        vectors = self.q[unit].permute(1, 2, 0, 3).cpu() if self.places.partition is not None else None
+        latents = self.target.latents
+        return McmcDraws(draws, stats, latents, local, everything.cpu(), lost.cpu(), moved.cpu(), vectors)
 
     def _levels(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
         count = torch.Size(shape).numel()
@@ -356,7 +359,7 @@ def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) ->
     return shaped.movedim(0, 2).to(torch.float32 if value.is_floating_point() else value.dtype).cpu()
 
 
-def _coordinates(target: Target, device: torch.device) -> nuts.Coordinates:
+def coordinates_of(target: Target, device: torch.device) -> nuts.Coordinates:
     """The pairs of a target as tables over the entries of its vectors."""
     pair_of = torch.full((target.width,), -1, device=device)
     for index, pair in enumerate(target.pairs):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -127,6 +128,7 @@ class Plan:
     target_accept: float
     coordinates: Coordinates
     choose_powers: bool
+    depth: int = MAX_DEPTH
 
     @property
     def warmup(self) -> int:
@@ -175,7 +177,7 @@ class Coordinates:
 
         Also returns log|dv/dz|, summed over the entries of a pair, `(n, pair, k)`.
         """
-        plain, log_scale = self._plain(q, powers), q[:, self.scale_of]
+        plain, log_scale = self.plain(q, powers), q[:, self.scale_of]
         found, slopes = [], []
         for candidate in self.table.unbind(1):
             found.append(self._held(plain, log_scale, candidate.expand_as(powers)))
@@ -189,13 +191,21 @@ class Coordinates:
 
     def move(self, q: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Convert vectors `(n, d)` from coordinates with the powers `before` to the powers `after`."""
-        return self._held(self._plain(q, before), q[:, self.scale_of], after) if len(self.table) else q
+        return self._held(self.plain(q, before), q[:, self.scale_of], after) if len(self.table) else q
 
-    def _plain(self, q: Tensor, powers: Tensor) -> Tensor:
-        """Convert vectors of lanes with these powers to z itself."""
+    def plain(self, q: Tensor, powers: Tensor) -> Tensor:
+        """Convert vectors of lanes with these powers to z itself (Laplace latents without a pair stay quantiles)."""
+        if not len(self.table):
+            return q
         powered = q * self._spread(-powers * q[:, self.scale_of]).exp() + self._centre(q, powers)
-        normal = self._is_normal(powers)
-        return torch.where(normal, from_normal(q, self.loc, self.scale)[0], powered) if normal.any() else powered
+        if not self._has_kinks:
+            return powered
+        return torch.where(self._is_normal(powers), from_normal(q, self.loc, self.scale)[0], powered)
+
+    @cached_property
+    def _has_kinks(self) -> bool:
+        """Whether there are Laplace latents; known before a step is recorded."""
+        return bool(self.kinked.any())
 
     def _held(self, plain: Tensor, log_scale: Tensor, powers: Tensor) -> Tensor:
         powered = (plain - self._centre(plain, powers)) * self._spread(powers * log_scale).exp()
@@ -291,7 +301,7 @@ def _step(lanes: Lanes, fixed: Fixed, density: Density, plan: Plan) -> tuple[Lan
     whole = moving & ~failed & (lanes.leaf + 1 == 1 << lanes.depth)
     lanes = replace(lanes, leaf=lanes.leaf + 1, clock=lanes.clock + 1)
     lanes, turned = _join(lanes, fixed, whole, level[:, 1])
-    over = failed | turned | (whole & (lanes.depth == MAX_DEPTH))
+    over = failed | turned | (whole & (lanes.depth == plan.depth))
     ended = Ended(
         over=over,
         iteration=lanes.iteration,

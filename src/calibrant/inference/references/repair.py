@@ -74,7 +74,7 @@ class _Course:
 
 
 def run_and_repair(
-    sample: Sampler, groups: Groups, size: int, settings: NutsSettings, joint: bool
+    sample: Sampler, groups: Groups, size: int, settings: NutsSettings, joint: bool, most: int | None = None
 ) -> tuple[McmcDraws, xr.Dataset]:
     """Sample, judge, and sample again the data that fail.
 
@@ -85,6 +85,7 @@ def run_and_repair(
         size: number of data.
         settings: settings of the first look.
         joint: whether all data have one joint posterior, because latents are shared.
+        most: number of looks at most, 3 by default.
 
     Returns:
         Draws, and the group `convergence` with the variables `look` and `treatment`.
@@ -94,7 +95,7 @@ def run_and_repair(
     course = _Course(draws, judge(draws, groups), [Treatment()] * count, powers[:, 0].expand(count, -1).clone())
     looks = np.ones(count, dtype=np.int64)
     try:
-        for look in range(1, _LOOKS):
+        for look in range(1, most or _LOOKS):
             for treatment, rows in _failures(course, look, joint).items():
                 _run_again(course, treatment, rows, sample, groups, settings)
                 looks[rows.numpy()] = look + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,9 +20,11 @@ from calibrant.inference.problem import checked
 from calibrant.inference.references.chains import McmcDraws
 from calibrant.inference.references.exact import ExactPosterior, solve
 from calibrant.inference.references.gate import exact_convergence, require_passable
-from calibrant.inference.references.lanes import NutsSettings, sample_nuts
+from calibrant.inference.references.lanes import NutsSettings
+from calibrant.inference.references.modal import Runs, sample_all
 from calibrant.inference.references.pyro_nuts import sample_pyro_nuts
-from calibrant.inference.references.repair import judge, run_and_repair
+from calibrant.inference.references.repair import judge
+from calibrant.inference.references.searching import FEW_STARTS
 from calibrant.inference.trees import build_tree, data_labels, require_memory, with_coords
 from calibrant.linear_gaussian.detection import detect
 from calibrant.linear_gaussian.parameters import LinearGaussian
@@ -49,6 +51,7 @@ def reference(
     target_accept: float = 0.8,
     dense: bool = False,
     compile: bool | Literal["auto"] = "auto",
+    starts: int = 32,
     groups: Iterable[str] = (),
     seed: int = 0,
     progress: Progress = silent,
@@ -74,6 +77,9 @@ def reference(
         dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
             Gaussian process); the coordinates are not adapted then.
         compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations per chain on.
+        starts: number of short chains per datum with which batched NUTS searches for modes before its chains (half as
+            many with shared latents); half of them start at draws of the guide `init`, the others at draws of the prior
+            and farther out. A mode to which 10% of starts lead is missed by 32 starts in 3% of cases. 0 for no search.
         covariates: keyword → tensor, leading dimension data.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
         seed: random seed for the draws.
@@ -82,7 +88,10 @@ def reference(
     Returns:
         A tree like that of `posterior`, with the group `convergence` (dimension `data`): `is_reference`, `reason`,
         R-hat, ESS, divergences, E-BFMI. Batched NUTS adds `look` (number of the run) and `treatment` of the last run,
-        and `moved`, the number of chains that were moved out of a mode without mass in warm-up. Exact methods add
+        and `moved`, the number of chains that were moved out of a mode without mass in warm-up. The search for modes
+        adds `modes`, the number of modes with mass; `apart`, whether its starts ended in groups between which no chain
+        moved; and the attributes `starts` and `expected_wrong`, the expected number of data that pass although a mode
+        was missed. Exact methods add
         `grid_error` (posterior sds) and `log_evidence` (nats).
 
     Raises:
@@ -90,7 +99,7 @@ def reference(
             datum could pass the gate.
         ProgramError, DataError: for a model or data that break the contract.
     """
-    plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile)
+    plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile, starts)
     return reference_of(*checked(model, observed, covariates), plan, groups, seed, progress)
 
 
@@ -106,8 +115,13 @@ class ReferencePlan:
     target_accept: float = 0.8
     dense: bool = False
     compile: bool | Literal["auto"] = "auto"
+    starts: int = 32
 
     def __post_init__(self) -> None:
+        if self.starts and self.starts < FEW_STARTS:
+            raise InferenceError(
+                f"starts={self.starts}: give at least {FEW_STARTS} starts of the search for modes, or 0 for no search"
+            )
         if self.method not in METHODS:
             raise InferenceError(f"unknown method {self.method!r}; known: {METHODS}")
 
@@ -151,7 +165,7 @@ def reference_of(
         if plan.method == "pyro-nuts":
             tree = _one_by_one(program, data, settings, seed, progress)
         else:
-            tree = _batched(program, data, settings, plan.init, seed, progress)
+            tree = _batched(program, data, plan, seed, progress)
     add_groups(tree, program, data, groups, seed)
     return tree
 
@@ -211,33 +225,25 @@ def _exact(
 def _one_by_one(program: PyroModule, data: Data, settings: NutsSettings, seed: int, progress: Progress) -> xr.DataTree:
     lengths = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
     result = sample_pyro_nuts(program, data, **lengths, seed=stream(seed, "reference"), progress=progress)
-    tree = _mcmc_tree(program, data, result, "pyro-nuts", {**lengths, "seed": seed})
+    tree = _mcmc_tree(program, data.subset(result.data), result, "pyro-nuts", {**lengths, "seed": seed})
     _attach_convergence(tree, judge(result, lambda _: _gated(tree)))
     return tree
 
 
-def _batched(
-    program: PyroModule, data: Data, settings: NutsSettings, guide: Program | None, seed: int, progress: Progress
-) -> xr.DataTree:
+def _batched(program: PyroModule, data: Data, plan: ReferencePlan, seed: int, progress: Progress) -> xr.DataTree:
     latents = sites(program, *data.batch(torch.arange(1)))
     joint = any(not site.local for site in latents.values())
     continuous = [name for name, site in latents.items() if not site.support.is_discrete]
-    stored = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws, "seed": seed}
+    stored = {"chains": plan.chains, "warmup": plan.warmup, "draws": plan.draws, "seed": seed}
 
-    def sample(rows: Tensor, plan: NutsSettings) -> tuple[McmcDraws, Tensor]:
-        drawn, powers = sample_nuts(program, data.subset(rows), plan, stream(seed, "reference"), progress, guide)
-        return replace(drawn, data=rows[drawn.data]), powers
-
-    def tree_of(drawn: McmcDraws) -> xr.DataTree:
-        return _mcmc_tree(program, data, drawn, "nuts", stored)
-
-    def groups(drawn: McmcDraws) -> tuple[xr.Dataset, xr.Dataset]:
+    def groups(drawn: McmcDraws, own: Data) -> tuple[xr.Dataset, xr.Dataset]:
         """The groups that the gate judges, without discrete latents, which are drawn independently given all others."""
-        posterior, stats = _gated(tree_of(drawn))
+        posterior, stats = _gated(_mcmc_tree(program, own, drawn, "nuts", stored))
         return posterior.assign_attrs(latents=json.dumps(continuous)) if continuous else posterior, stats
 
-    draws, convergence = run_and_repair(sample, groups, len(data), settings, joint)
-    tree = tree_of(draws)
+    runs = Runs(program, plan.nuts, joint, groups, plan.init, progress)
+    draws, convergence = sample_all(runs, data, plan.starts if continuous else 0, seed)
+    tree = _mcmc_tree(program, data.subset(draws.data), draws, "nuts", stored)
     _attach_convergence(tree, convergence)
     return tree
 
@@ -252,7 +258,7 @@ def _mcmc_tree(
     return build_tree(
         result.draws,
         model=program,
-        data=data.subset(result.data),
+        data=data,
         local=result.local,
         latents=result.latents,
         method=method,

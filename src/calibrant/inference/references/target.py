@@ -18,15 +18,18 @@ as long as 64 Normal ones. At κ = 0, a lane therefore holds the Normal quantile
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from torch import Tensor
 
+from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.references.coordinates import (
     beside,
@@ -40,8 +43,8 @@ from calibrant.inference.references.coordinates import (
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.enumeration import combinations
-from calibrant.program.environment import seeded
-from calibrant.program.latents import Site
+from calibrant.program.environment import defaults, in_double, seeded
+from calibrant.program.latents import Site, sites
 from calibrant.program.supports import innermost, is_positive, is_real
 from calibrant.program.tracing import Hold, deterministic, is_local, sampled, trace
 
@@ -101,6 +104,7 @@ class Target:
         kinked: location and scale `(1, *event)` of local latents with a Laplace prior that is the same for all data.
         local_sites: names of latents, observations and deterministic sites in the data plate.
         joint: whether a lane is a chain over all data, because some latents are shared.
+        latents: names of all latents, the discrete ones too.
         width: length of the vector of a lane.
         pairs: pairs of latents for which coordinates can be chosen.
 
@@ -119,6 +123,7 @@ class Target:
         self.program, self.observed, self.covariates = program, dict(observed), dict(covariates)
         self.total = len(next(iter(observed.values())))
         self.joint = any(not site.local for site in found.values())
+        self.latents = list(found)
         discrete = {name: site for name, site in found.items() if site.support.is_discrete}
         self.combinations = combinations(self._of_all_data(discrete))
         size = self.total if self.joint else 1
@@ -291,6 +296,16 @@ class Target:
         return torch.cat([raw[name].reshape(size, -1) for name in self.blocks], 1)
 
 
+@contextmanager
+def target_of(model: PyroModule, data: Data) -> Iterator[Target]:
+    """The posterior of some data in float64; inside, tensors are made in float64 and on the model's device."""
+    given, also = data.tensors()
+    with defaults(model, given, torch.float64) as place, pyro.validation_enabled(False):
+        observed, covariates = data.tensors(*place)
+        found = sites(model, given, also)
+        yield Target(in_double(model), found, observed, covariates, getattr(model, "coordinates", None))
+
+
 def _location(vector: Block, plain: list[Block], runs: list[dict[str, Any]]) -> tuple[Tensor, Block | None]:
     """The location of the prior of a latent as a constant plus, possibly, another latent; zero if it has no such form.
 
@@ -359,11 +374,3 @@ class _Unconstrained(Hold):
 
 def _tile(value: Tensor, count: int) -> Tensor:
     return value if count == 1 else value.repeat(count, *[1] * (value.dim() - 1))
-
-
-def prior_start(target: Target, covariates: Values, size: int) -> Tensor:
-    """Prior draws as vectors in the program's own coordinates (κ = 0); improper priors start at U(−2, 2)."""
-    with pyro.validation_enabled(False):
-        run = trace(target.program, size, covariates)
-        values: dict[str, Any] = {name: run.nodes[name]["value"] for name in target.blocks}
-        return target.unconstrain(values, size, covariates)
