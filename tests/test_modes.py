@@ -14,6 +14,7 @@ from small_models import nuts
 
 import calibrant as cal
 from calibrant.errors import InferenceError
+from calibrant.inference.diagnostics import ess
 from calibrant.inference.references import composing, grouping, partition, searching
 from calibrant.inference.references.composing import Mode
 from calibrant.inference.references.lanes import NutsSettings
@@ -133,13 +134,18 @@ def test_modes_of_shared_latents():
 
 @pytest.mark.slow
 def test_no_wrong_mass_among_300_data_that_pass():
-    """Data of the model itself, some of whose modes touch. An error of .05 is ten standard errors of a weight."""
+    """Data of the model itself, some of whose modes touch, so that chains cross by themselves; a lost mode errs by .5."""
     x = cal.program.sample_prior(two_signs, 330, seed=5)["x"]
     tree = nuts(two_signs, {"x": x}, warmup=300)
     passed = tree["convergence"]["is_reference"].values
-    positive = (tree["posterior"]["z"].values > 0).mean((0, 1))
+    apart = tree["convergence"]["apart"].values
+    positive = (tree["posterior"]["z"].values > 0).astype(float)
+    error = np.abs(positive.mean((0, 1)) - 0.5)
     assert passed.sum() >= 300, tree["convergence"]["reason"].values[~passed]
-    assert np.abs(positive[passed] - 0.5).max() < 0.05
+    assert error[passed & apart].max() < 0.02
+    mixed = passed & ~apart
+    assert (error[mixed] < 0.5 * limit(int(mixed.sum())) / np.sqrt(ess(positive)[mixed])).all()
+    assert error[passed].max() < 0.15
     assert tree["convergence"].attrs["expected_wrong"] < 1e-6
 
 
