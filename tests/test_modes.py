@@ -134,7 +134,7 @@ def test_modes_of_shared_latents():
 
 @pytest.mark.slow
 def test_no_wrong_mass_among_300_data_that_pass():
-    """Data of the model itself, some of whose modes touch, so that chains cross by themselves; a lost mode errs by .5."""
+    """Data of the model itself; where modes touch, chains cross by themselves. A lost mode errs by .5."""
     x = cal.program.sample_prior(two_signs, 330, seed=5)["x"]
     tree = nuts(two_signs, {"x": x}, warmup=300)
     passed = tree["convergence"]["is_reference"].values
