@@ -48,11 +48,11 @@ class MadeUp:
         look, x = len(self.plans), data.tensors()[0]["x"]
         shape = settings.chains, settings.draws, len(x)
         generator = torch.Generator().manual_seed(seed + look)
-        rate = 100.0 * look + x + torch.randn(shape, generator=generator).exp()
+        rate = 100.0 * look + x + torch.randn(shape, generator=generator).exp().double()
         stats = {name: torch.zeros(shape, dtype=kind) for name, kind in STATISTICS.items()}
         stats["energy"] = torch.randn(shape, generator=generator).double()
         nothing = torch.zeros(len(x), dtype=torch.int64)
-        drawn = McmcDraws({"rate": rate}, stats, ["rate"], ["rate"], torch.arange(len(x)), nothing > 0, nothing)
+        drawn = McmcDraws({"rate": rate}, stats, ["rate"], ["rate"], torch.arange(len(x)), nothing > 0, nothing, {})
         drawn = self.ill(look, drawn)
         return drawn, torch.zeros(len(drawn.data), settings.chains, 0, dtype=torch.float64)
 

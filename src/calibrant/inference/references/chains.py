@@ -30,6 +30,7 @@ class McmcDraws:
         data: positions of the complete data in the data set, which after Ctrl-C are not all data.
         lost: `(data,)`, whether no start with a finite density was found for a datum; its draws are NaN.
         moved: `(data,)`, number of chains of a datum that were moved to the place of another chain in warm-up.
+        edges: continuous latents → `(data,)`, share of the draws of a datum that are `at_an_edge` of the support.
     """
 
     draws: dict[str, Tensor]
@@ -39,6 +40,7 @@ class McmcDraws:
     data: Tensor
     lost: Tensor
     moved: Tensor
+    edges: dict[str, Tensor]
 
     def thinned(self, keep: int) -> McmcDraws:
         """Keep every n-th draw, so that `keep` draws per chain remain."""
