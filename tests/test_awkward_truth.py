@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 import xarray as xr
 from agreement import Array, Truth, limit, signed_scores
-from awkward_programs import LEVELS, Case
+from awkward_programs import CASES, LEVELS, Case
+from scipy import stats
 
 import calibrant as cal
 
@@ -17,7 +19,8 @@ AMONG_ALL = 0.02  # largest error of the shares of all data together
 
 
 def sampled(case: Case, **options: Any) -> xr.DataTree:
-    settings = {"method": "nuts", "compile": False, "seed": 3, **case.options, **options}
+    lengths = {"warmup": 500, "draws": 500}
+    settings = {"method": "nuts", "compile": False, "seed": 3, **lengths, **case.options, **options}
     return cal.inference.reference(case.program, case.observed, covariates=case.covariates, **settings)
 
 
@@ -56,3 +59,82 @@ def complaints(case: Case, draws: Mapping[str, Any], kept: Array) -> list[str]:
         for what, value in errors.items()
         if not value < limits[what]
     ]
+
+
+def unexplained(case: Case, reasons: list[str]) -> list[str]:
+    """Refusals that do not name a reason of the case."""
+    return [reason for reason in reasons if reason and not any(word in reason for word in case.reasons)]
+
+
+QUICK = ("order statistics",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
+def test_what_passes_is_right_and_what_is_refused_has_its_reason(name: str) -> None:
+    case = CASES[name]()
+    tree = sampled(case)
+    convergence = tree["convergence"].dataset
+    kept, reasons = convergence["is_reference"].values, convergence["reason"].values.tolist()
+    assert unexplained(case, reasons) == []
+    assert kept.sum() >= case.at_least, reasons
+    assert complaints(case, case.quantities(tree["posterior"].dataset), kept) == []
+
+
+# -- planted defects ---------------------------------------------------------------------------------------------------
+
+
+def exact_draws(quantiles: Any, shape: tuple[int, ...]) -> Array:
+    """Independent draws `(4, 1000, *shape)` by a function from levels to values."""
+    return quantiles(np.random.default_rng(0).uniform(size=(4, 1000, *shape)))
+
+
+def banana_draws(case: Case, spread: float = 1.0, shift: float = 0.0) -> dict[str, Array]:
+    a, b = case.truth["a"], case.truth["b"]
+    unit = exact_draws(stats.norm.ppf, (2, *a.mean.shape))
+    first = a.mean + a.sd * unit[:, :, 0]
+    second = first**2 / 2 + 0.3 * unit[:, :, 1]
+    return {"a": a.mean + spread * (first - a.mean), "b": b.mean + spread * (second - b.mean) + shift * b.sd}
+
+
+def normal_draws(case: Case) -> dict[str, Array]:
+    """The draws of a Normal guide with the right means and sds."""
+    return {
+        name: truth.mean + truth.sd * exact_draws(stats.norm.ppf, truth.mean.shape)
+        for name, truth in case.truth.items()
+    }
+
+
+def test_draws_of_the_posterior_pass() -> None:
+    case = CASES["banana"]()
+    assert complaints(case, banana_draws(case), np.ones(8, dtype=bool)) == []
+
+
+PLANTED = {
+    "10% too wide": lambda case: banana_draws(case, spread=1.1),
+    "10% too narrow": lambda case: banana_draws(case, spread=0.9),
+    "shifted by a tenth of an sd": lambda case: banana_draws(case, shift=0.1),
+    "a Normal guide": normal_draws,
+}
+
+
+@pytest.mark.parametrize("wrong", PLANTED.values(), ids=PLANTED)
+def test_planted_defects_are_seen(wrong: Any) -> None:
+    case = CASES["banana"]()
+    assert complaints(case, wrong(case), np.ones(8, dtype=bool))
+    some = np.arange(8) < 2  # when the gate keeps few data too
+    assert complaints(case, wrong(case), some)
+
+
+def test_a_missed_mode_is_seen() -> None:
+    """Draws of the larger mode alone."""
+    case = CASES["two modes"]()
+    seen = case.observed["x"].numpy()
+    z = seen + exact_draws(stats.norm.ppf, (8,))
+    assert complaints(case, {"z": z}, np.ones(8, dtype=bool))
+
+
+def test_another_reason_is_not_accepted() -> None:
+    case = CASES["Beta(.1, .1)"]()
+    slow = "R-hat 1.200 of `p` (limit 1.01)"
+    edge = "2.7% of the draws of `p` closer to the edge of its support than float64 resolves (limit 0.5%)"
+    assert unexplained(case, ["", slow, edge, f"{slow}; {edge}"]) == [slow]

@@ -88,6 +88,7 @@ def mcmc_convergence(posterior: xr.Dataset, sample_stats: xr.Dataset) -> xr.Data
         numbers = {name: np.full(len(labels), np.nan) for name in _NUMBERS}
         return _group(labels, [reason] * len(labels), numbers, missing)
     latents, found = _diagnose(posterior, len(labels))
+    found = _without_fixed(latents, found, posterior.sizes["chain"] * posterior.sizes["draw"])
     divergences = _divergences(sample_stats, len(labels))
     fraction = _bfmi(sample_stats, len(labels))
     reasons = [_chain_reason(latents, {k: v[i] for k, v in found.items()}) for i in range(len(labels))]
@@ -201,8 +202,27 @@ def _scalar_diagnostics(x: Array) -> dict[str, Array]:
     finite = np.isfinite(x).all((0, 1))
     x = np.where(finite, x, 0.0)
     found = {k: np.where(finite, v, np.nan) for k, v in diagnose(x).items()}
-    constant = (x.max(1) == x.min(1)).any(0)
-    return found | {"constant": (constant & finite).astype(np.float64), "finite": finite.astype(np.float64)}
+    lowest, highest = x.min(1), x.max(1)
+    flags = {
+        "constant": (lowest == highest).any(0) & finite,
+        "fixed": (lowest.min(0) == highest.max(0)) & finite,
+        "finite": finite,
+    }
+    return found | {name: flag.astype(np.float64) for name, flag in flags.items()}
+
+
+def _without_fixed(latents: list[Latent], found: dict[str, Array], draws: int) -> dict[str, Array]:
+    """Diagnostics in which entries that are fixed by the support pass, such as the zeros of a Cholesky factor.
+
+    An entry is fixed if all chains have one value for it, while other entries of its site vary.
+    """
+    site = np.array([latent.site for latent in latents])
+    fixed = found["fixed"] > 0
+    for name in np.unique(site[fixed.any(0)]):
+        own = site == name
+        fixed[:, own] &= ~fixed[:, own].all(1, keepdims=True)
+    passing = {"rhat": 1.0, "ess_bulk": draws, "ess_tail": draws, "constant": 0.0}
+    return {name: np.where(fixed, passing.get(name, values), values) for name, values in found.items()}
 
 
 def _chain_reason(latents: list[Latent], found: dict[str, Array]) -> str:
