@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
@@ -60,31 +61,36 @@ def _to_lines(program: PyroModule, data: Data, names: set[str]) -> tuple[dict[st
     """The maps from the supports of latents to unconstrained space, and the latents whose bounds are not fixed."""
     if not names:
         return {}, set()
-    with torch.no_grad(), defaults(program, data.tensors()[0], torch.float64) as place:
-        double, covariates = in_double(program), data.tensors(*place)[1]
+    with (
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        defaults(program, data.tensors()[0], torch.float64) as place,
+    ):
+        double, (observed, covariates) = in_double(program), data.tensors(*place)
         runs = []
         for seed in (0, 1):
             with seeded(seed):
-                runs.append(sampled(trace(double, len(data), covariates)))
+                runs.append(sampled(trace(double, len(data), covariates, observed)))
     fns = [{name: run[name]["fn"] for name in names} for run in runs]
     moving = {name for name in names if not _same(*([*map(Tensor.cpu, bounds(fn[name].support))] for fn in fns))}
-    return {name: _to_line(fns[0][name]) for name in names - moving}, moving
+    return {name: _to_line(fns[0][name], place[0]) for name in names - moving}, moving
 
 
 def _same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def _to_line(fn: Any) -> ToLine | None:
+def _to_line(fn: Any, device: torch.device) -> ToLine | None:
     """The map from a support to unconstrained space; None for directions, and for supports that torch cannot map."""
     if is_circular(fn) or is_direction(fn) or fn.support.is_discrete:
         return None
     if base_support(fn.support) is constraints.simplex:  # each share has two bounds, which sticks do not show
         return torch.logit
     try:
-        return from_line(fn.support).inv
+        transform = from_line(fn.support)
     except NotImplementedError:
         return None
+    return lambda values: transform.inv(values.to(device)).cpu()
 
 
 def _stored(values: Tensor, to_line: ToLine | None, local: bool) -> Tensor:
