@@ -139,6 +139,19 @@ def assert_gamma(tree, observed):
     assert (np.abs(draws.mean((0, 1)) - truth.mean.numpy()) < limit(len(errors)) * errors).all()
 
 
+def test_draws_at_an_edge_are_refused_and_not_run_again(monkeypatch):
+    """Neither longer chains nor other settings give float64 more numbers."""
+
+    def ill(look, drawn):
+        return replace(drawn, edges={"rate": torch.where(torch.arange(len(drawn.data)) == 1, 0.02, 0.004)})
+
+    tree, sampler = made_up(monkeypatch, COUNTS, ill)
+    convergence = tree["convergence"].dataset
+    assert len(sampler.plans) == 1
+    assert convergence["is_reference"].values.tolist() == [i != 1 for i in range(len(looks_of(tree)))]
+    assert "2.0% of the draws of `rate`" in str(convergence["reason"].values[1])
+
+
 def test_a_real_second_look(monkeypatch):
     """The first look is made up, and its chains diverge."""
     sample, first = reference.sample_nuts, MadeUp()

@@ -13,6 +13,7 @@ from pyro.distributions import constraints
 from torch.distributions import biject_to
 
 import calibrant as cal
+from calibrant.inference.references import repair
 from calibrant.inference.rounding import as_stored
 from calibrant.program.contract import as_program
 from calibrant.program.supports import from_line
@@ -39,7 +40,7 @@ X = {"x": torch.tensor([FAR - 1, FAR, FAR + 0.5, FAR + 1], dtype=torch.float64)}
 
 @pytest.mark.parametrize("method", ["exact", "nuts"])
 def test_a_latent_far_from_zero_is_compared_rightly(method, tmp_path):
-    lengths = {} if method == "exact" else {"warmup": 300, "draws": 500, "compile": False}
+    lengths = {} if method == "exact" else {"warmup": 100, "draws": 500, "compile": False}
     reference = cal.inference.reference(far, X, method=method, **lengths)
     guided = cal.inference.posterior(far, exact_guide, X)
     for tree, name in ((reference, "reference.nc"), (guided, "posterior.nc")):
@@ -181,7 +182,7 @@ def test_small_shares_of_a_simplex_are_right():
     assert abs(float(to_simplex(far_out)[0, 1].log()) + 48 - log(3)) < 1e-9
 
 
-def test_mass_that_float64_cannot_hold_is_refused():
+def test_mass_that_float64_cannot_hold_is_refused(monkeypatch):
     """Of a Beta(10.1, .1) variable, 4% lie between 1 and the number before it; for the other datum there is none."""
 
     def program(size):
@@ -189,12 +190,12 @@ def test_mass_that_float64_cannot_hold_is_refused():
             z = pyro.sample("z", dist.Beta(0.1, 0.1))
             pyro.sample("x", dist.Binomial(10, z))
 
-    tree = cal.inference.reference(program, {"x": torch.tensor([9.0, 10.0])}, warmup=200, draws=500, compile=False)
+    monkeypatch.setattr(repair, "_LOOKS", 1)
+    tree = cal.inference.reference(program, {"x": torch.tensor([9.0, 10.0])}, warmup=100, draws=500, compile=False)
     convergence, z = tree["convergence"].dataset, tree["posterior"]["z"].values
     assert "closer to the edge of its support" in str(convergence["reason"].values[1])
     assert not bool(convergence["is_reference"][1])
     assert convergence["at_edge"][0] < 0.001 < 0.005 < convergence["at_edge"][1]
-    assert convergence["look"][1] == 1  # longer chains do not help
     assert z.dtype == np.float64
     assert ((z > 0) & (z < 1)).all()
     assert np.unique(z[:, :, 0], return_counts=True)[1].max() < 20  # a rejection repeats a draw
