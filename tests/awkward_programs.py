@@ -224,7 +224,7 @@ def correlated() -> Case:
 def ill_conditioned() -> Case:
     """100 dimensions, variances from 1 to 10,000 along random directions; a dense metric, as the documentation says."""
     directions = stats.ortho_group.rvs(100, random_state=2)
-    return flat_normal((directions * np.geomspace(1.0, 1e4, 100)) @ directions.T, dense=True)
+    return flat_normal((directions * np.geomspace(1.0, 1e4, 100)) @ directions.T, dense=True, chains=4)
 
 
 # -- heavy tails and modes ---------------------------------------------------------------------------------------------
