@@ -9,7 +9,7 @@ quarter of a standard deviation off: both must fail it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -35,11 +35,12 @@ class Truth:
     sd: Array
     quantiles: Array  # (3, …)
     errors: Array
+    probabilities: Array  # (3,): the levels of the quantiles
 
     @property
     def expected(self) -> Array:
         """The five expectations, `(5, …)`."""
-        shares = PROBABILITIES.reshape(-1, *[1] * self.mean.ndim) + 0.0 * self.quantiles
+        shares = self.probabilities.reshape(-1, *[1] * self.mean.ndim) + 0.0 * self.quantiles
         return np.concatenate([self.mean[None], self.sd[None] ** 2, shares])
 
     def statistics(self, draws: Array) -> Array:
@@ -49,19 +50,20 @@ class Truth:
         return np.concatenate([both, below], 2)
 
 
-def known(mean: Any, sd: Any = np.nan, quantiles: Any = np.nan) -> Truth:
+def known(mean: Any, sd: Any = np.nan, quantiles: Any = np.nan, probabilities: Array = PROBABILITIES) -> Truth:
     """The truth from numbers that broadcast; quantiles have a leading dimension of 3."""
     mean, sd, *three = np.broadcast_arrays(mean, sd, *np.broadcast_to(quantiles, (3, *np.shape(quantiles)[1:])))
     errors = np.zeros((5, *mean.shape))
-    return Truth(*(np.asarray(part, dtype=np.float64) for part in (mean, sd, np.stack(three), errors)))
+    return Truth(*(np.asarray(part, dtype=np.float64) for part in (mean, sd, np.stack(three), errors)), probabilities)
 
 
-def from_scipy(distribution: Any) -> Truth:
+def from_scipy(distribution: Any, probabilities: Array = PROBABILITIES) -> Truth:
     """The truth of a frozen distribution of SciPy."""
-    return known(distribution.mean(), distribution.std(), np.stack([distribution.ppf(p) for p in PROBABILITIES]))
+    quantiles = np.stack([distribution.ppf(p) for p in probabilities])
+    return known(distribution.mean(), distribution.std(), quantiles, probabilities)
 
 
-def from_grid(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> Truth:
+def from_grid(values: npt.ArrayLike, log_weights: npt.ArrayLike, probabilities: Array = PROBABILITIES) -> Truth:
     """The truth by quadrature: values and log weights of the cells of a grid, `(…, cell)`, of any dimensions."""
     x, log_w = np.broadcast_arrays(np.asarray(values, dtype=np.float64), np.asarray(log_weights, dtype=np.float64))
     w = np.exp(log_w - log_w.max(-1, keepdims=True))
@@ -72,8 +74,8 @@ def from_grid(values: npt.ArrayLike, log_weights: npt.ArrayLike) -> Truth:
     x, w = (np.take_along_axis(part, order, -1) for part in (x, w))
     middle = w.cumsum(-1) - 0.5 * w
     rows = zip(x.reshape(-1, x.shape[-1]), middle.reshape(-1, x.shape[-1]), strict=True)
-    quantiles = np.array([np.interp(PROBABILITIES, at, value) for value, at in rows])
-    return known(mean, sd, quantiles.T.reshape(3, *mean.shape))
+    quantiles = np.array([np.interp(probabilities, at, value) for value, at in rows])
+    return known(mean, sd, quantiles.T.reshape(3, *mean.shape), probabilities)
 
 
 def from_draws(draws: npt.ArrayLike) -> Truth:
@@ -82,7 +84,7 @@ def from_draws(draws: npt.ArrayLike) -> Truth:
     quantiles = np.quantile(draws, PROBABILITIES, axis=(0, 1))
     truth = known(draws.mean((0, 1)), draws.std((0, 1)), quantiles)
     statistics = truth.statistics(draws)
-    return Truth(truth.mean, truth.sd, quantiles, statistics.std((0, 1)) / np.sqrt(diagnostics.ess(statistics)))
+    return replace(truth, errors=statistics.std((0, 1)) / np.sqrt(diagnostics.ess(statistics)))
 
 
 def limit(count: int) -> float:
@@ -90,7 +92,7 @@ def limit(count: int) -> float:
     return NormalDist().inv_cdf(1 - 1e-5 / (2 * count))
 
 
-def z_scores(draws: Array, truth: Truth) -> tuple[Array, Array]:
+def signed_scores(draws: Array, truth: Truth) -> tuple[Array, Array]:
     """z of the five expectations and their effective sample sizes, `(5, …)`; NaN where nothing is compared."""
     assert draws.shape[2:] == truth.mean.shape, (draws.shape, truth.mean.shape)
     statistics, expected = truth.statistics(draws), truth.expected
@@ -98,7 +100,13 @@ def z_scores(draws: Array, truth: Truth) -> tuple[Array, Array]:
     variance = np.concatenate([statistics[:, :, :2].var((0, 1)), expected[2:] * (1 - expected[2:])])
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = (statistics.mean((0, 1)) - expected) / np.sqrt(variance / sizes + truth.errors**2)
-    return np.abs(scores), np.where(np.isnan(expected), np.nan, sizes)
+    return scores, np.where(np.isnan(expected), np.nan, sizes)
+
+
+def z_scores(draws: Array, truth: Truth) -> tuple[Array, Array]:
+    """|z| of the five expectations and their effective sample sizes, `(5, …)`; NaN where nothing is compared."""
+    scores, sizes = signed_scores(draws, truth)
+    return np.abs(scores), sizes
 
 
 def assert_agrees(draws: Mapping[str, npt.ArrayLike], truth: Mapping[str, Truth]) -> None:

@@ -298,3 +298,24 @@ def test_trees_read_from_files_are_compared(tmp_path: Path) -> None:
     finally:
         for each in stored:
             each.close()
+
+
+# --- entries that a support fixes -------------------------------------------------------------------------------------
+
+
+def test_entries_that_the_support_fixes_are_not_compared() -> None:
+    """The upper triangle of a Cholesky factor is zero in all draws of both sides."""
+    rng, trees = np.random.default_rng(0), []
+    for _ in range(2):
+        one = tree(rng, 12, latents=4)
+        values = one["posterior"]["z"].values.copy()
+        values[..., 1] = 0.0
+        one["posterior"] = one["posterior"].to_dataset().assign(z=(one["posterior"]["z"].dims, values))
+        trees.append(one)
+    result = compare(*trees)
+    assert result["latent"].values.tolist() == ["scale", "z[0]", "z[2]"]
+    assert result.attrs["n_left_out"] == 0
+    other = trees[0].copy()
+    moved = other["posterior"]["z"].values + np.array([0.0, 1.0, 0.0])
+    other["posterior"] = other["posterior"].to_dataset().assign(z=(other["posterior"]["z"].dims, moved))
+    assert compare(other, trees[1]).attrs["n_left_out"] == 12, "a constant that differs is no support's"

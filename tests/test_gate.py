@@ -164,6 +164,19 @@ def test_short_runs_fail_whatever_they_hold(chains: int, draws: int, reason: str
     assert result["rhat"].isnull().all()
 
 
+def test_entries_that_the_support_fixes_are_not_judged() -> None:
+    """A Cholesky factor has zeros above its diagonal; a chain that stands still has them in one chain alone."""
+    posterior, stats = groups()
+    posterior["z"][..., 0] = 0.0
+    result = mcmc_convergence(posterior, stats)
+    assert result["is_reference"].all()
+    assert np.isfinite(result["rhat"]).all()
+    posterior["z"][1, :, 1, 0] = 0.5
+    only_middle_fails(mcmc_convergence(posterior, stats), "constant chain in `z[0]`")
+    posterior["z"][:, :, 1] = 0.0
+    only_middle_fails(mcmc_convergence(posterior, stats), "constant chain in `z[0]` and")
+
+
 def test_deterministics_are_not_judged() -> None:
     posterior, stats = groups()
     posterior["size"] = xr.zeros_like(posterior["scale"])

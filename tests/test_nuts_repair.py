@@ -47,11 +47,11 @@ class MadeUp:
         look, x = len(self.plans), data.tensors()[0]["x"]
         shape = settings.chains, settings.draws, len(x)
         generator = torch.Generator().manual_seed(seed + look)
-        rate = 100.0 * look + x + torch.randn(shape, generator=generator).exp()
+        rate = 100.0 * look + x + torch.randn(shape, generator=generator).exp().double()
         stats = {name: torch.zeros(shape, dtype=kind) for name, kind in STATISTICS.items()}
         stats["energy"] = torch.randn(shape, generator=generator).double()
         nothing = torch.zeros(len(x), dtype=torch.int64)
-        drawn = McmcDraws({"rate": rate}, stats, ["rate"], ["rate"], torch.arange(len(x)), nothing > 0, nothing)
+        drawn = McmcDraws({"rate": rate}, stats, ["rate"], ["rate"], torch.arange(len(x)), nothing > 0, nothing, {})
         drawn = self.ill(look, drawn)
         return drawn, torch.zeros(len(drawn.data), settings.chains, 0, dtype=torch.float64)
 
@@ -136,6 +136,19 @@ def assert_gamma(tree, observed):
     draws, truth = tree["posterior"]["rate"].values, dist.Gamma(2.0 + observed["x"], torch.tensor(2.0))
     errors = draws.std((0, 1)) / array_stats.ess(draws, chain_axis=0, draw_axis=1) ** 0.5
     assert (np.abs(draws.mean((0, 1)) - truth.mean.numpy()) < limit(len(errors)) * errors).all()
+
+
+def test_draws_at_an_edge_are_refused_and_not_run_again(monkeypatch):
+    """Neither longer chains nor other settings give float64 more numbers."""
+
+    def ill(look, drawn):
+        return replace(drawn, edges={"rate": torch.where(torch.arange(len(drawn.data)) == 1, 0.02, 0.004)})
+
+    tree, sampler = made_up(monkeypatch, COUNTS, ill)
+    convergence = tree["convergence"].dataset
+    assert len(sampler.plans) == 1
+    assert convergence["is_reference"].values.tolist() == [i != 1 for i in range(len(looks_of(tree)))]
+    assert "2.0% of the draws of `rate`" in str(convergence["reason"].values[1])
 
 
 def test_a_real_second_look(monkeypatch):

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xarray as xr
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant._version import __version__
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.inference.rounding import as_stored
 
 Array = npt.NDArray[np.float64]
 _BLOCK_ELEMENTS = 2**21  # 16 MiB of float64; diagnostics hold a few copies of a block
@@ -108,9 +111,9 @@ def model_sha256(model: nn.Module) -> str:
 
 
 def build_tree(
-    draws: Mapping[str, Tensor | np.ndarray],
+    draws: Mapping[str, Tensor],
     *,
-    model: nn.Module,
+    model: PyroModule,
     data: Data,
     local: Iterable[str],
     latents: Iterable[str],
@@ -122,7 +125,8 @@ def build_tree(
     """A result tree with `posterior`, `sample_stats`, `observed_data` and `constant_data`.
 
     Args:
-        draws: site → `(chain, draw, data, *event)`, or `(chain, draw, *event)` for a shared site.
+        draws: site → `(chain, draw, data, *event)`, or `(chain, draw, *event)` for a shared site; they are stored in
+            the dtype that `rounding.as_stored` chooses.
         model: the program, whose weights are hashed and whose `dims` and `coords` name dimensions.
         data: the data, with one entry per posterior.
         local: names of the sites with a data dimension.
@@ -132,25 +136,26 @@ def build_tree(
         sample_stats: name → `(chain, draw, data)`, or `(chain, draw)`.
         settings: settings of the method, JSON values.
     """
+    local, latents = set(local), list(latents)
     attributes = {
         "method": method,
         "independent_draws": int(independent),
-        "latents": json.dumps(list(latents)),
+        "latents": json.dumps(latents),
         "settings": json.dumps(dict(settings)),
         "model_sha256": model_sha256(model),
         "inference_library": "calibrant",
         "inference_library_version": __version__,
     }
-    local = set(local)
-    posterior = {name: _array(model, name, value, SAMPLE, name in local) for name, value in draws.items()}
+    kept = as_stored(draws, model, data, latents, local)
+    posterior = {name: _array(model, name, value.numpy(), SAMPLE, name in local) for name, value in kept.items()}
     stats = {name: _statistic(value) for name, value in sample_stats.items()}
     observed, covariates = data.tensors()
     coords = {"data": data.coords["data"], **getattr(model, "coords", {})}
     groups = {
         "posterior": xr.Dataset(posterior, attrs=attributes),
         "sample_stats": xr.Dataset(stats, attrs=attributes),
-        "observed_data": xr.Dataset({n: _array(model, n, v, (), True) for n, v in observed.items()}),
-        "constant_data": xr.Dataset({n: _array(model, n, v, (), True) for n, v in covariates.items()}),
+        "observed_data": xr.Dataset({n: _array(model, n, _short(v), (), True) for n, v in observed.items()}),
+        "constant_data": xr.Dataset({n: _array(model, n, _short(v), (), True) for n, v in covariates.items()}),
     }
     return xr.DataTree.from_dict({f"/{name}": with_coords(group, coords) for name, group in groups.items()})
 
@@ -165,7 +170,7 @@ def add_group(
 ) -> None:
     """Add a group of arrays `(*leading, data, *event)` to a tree; arrays of shared sites have no `data` dimension."""
     local = set(local)
-    group = xr.Dataset({n: _array(model, n, v, leading, n in local) for n, v in values.items()})
+    group = xr.Dataset({n: _array(model, n, _short(v), leading, n in local) for n, v in values.items()})
     coords = {"data": tree["observed_data"].coords["data"].values, **getattr(model, "coords", {})}
     tree[name] = xr.DataTree(with_coords(group, coords))
 
@@ -177,10 +182,12 @@ def with_coords(group: xr.Dataset, coords: Mapping[str, Any]) -> xr.Dataset:
 
 def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], local: bool) -> xr.DataArray:
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
     leading = (*leading, "data") if local else leading
     return xr.DataArray(array, dims=(*leading, *event_dims(model, name, array.ndim - len(leading))))
+
+
+def _short(value: Tensor) -> Tensor:
+    return value.float() if value.dtype == torch.float64 else value
 
 
 def event_dims(model: nn.Module, name: str, count: int) -> list[str]:
@@ -194,19 +201,20 @@ def _statistic(value: Any) -> xr.DataArray:
     return xr.DataArray(array, dims=(*SAMPLE, "data")[: array.ndim])
 
 
-def require_memory(entries: int, what: str, budget: int = 4 << 30) -> None:
+def require_memory(entries: int, what: str, width: int = 4, budget: int = 4 << 30) -> None:
     """Refuse results that exceed a memory budget.
 
     Args:
-        entries: number of float32 entries.
+        entries: number of entries.
         what: description of the results, for the error message.
+        width: bytes per entry.
         budget: memory budget in bytes.
 
     Raises:
         InferenceError: if the results are larger; the message says what to reduce.
     """
-    if 4 * entries > budget:
+    if width * entries > budget:
         raise InferenceError(
-            f"{what} take {4 * entries / 2**30:.1f} GiB, more than {budget / 2**30:.0f} GiB: reduce draws, or take "
+            f"{what} take {width * entries / 2**30:.1f} GiB, more than {budget / 2**30:.0f} GiB: reduce draws, or take "
             "fewer data"
         )

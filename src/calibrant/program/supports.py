@@ -14,7 +14,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, biject_to
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import IndependentTransform, StickBreakingTransform, Transform
+from torch.nn.functional import logsigmoid, pad
 
 from calibrant.errors import ProgramError
 
@@ -143,7 +144,36 @@ def from_line(support: Any) -> Transform:
     Raises:
         NotImplementedError: for a support for which torch has no such map.
     """
-    return biject_to(usual_support(support))
+    return _accurate(biject_to(usual_support(support)))
+
+
+def _accurate(transform: Transform) -> Transform:
+    if isinstance(transform, IndependentTransform):
+        return IndependentTransform(_accurate(transform.base_transform), transform.reinterpreted_batch_ndims)
+    return _StickBreaking() if isinstance(transform, StickBreakingTransform) else transform
+
+
+class _StickBreaking(StickBreakingTransform):
+    """The map of torch to a simplex, for corners too.
+
+    torch subtracts shares from 1, which leaves no share below 1e-16 after a share of nearly 1. On a logarithmic scale
+    all shares down to 1e-308 are right.
+    """
+
+    def _call(self, x: Tensor) -> Tensor:
+        x = x - self._offset(x)
+        log_rest = pad(logsigmoid(-x).cumsum(-1), (1, 0))
+        numbers = torch.finfo(x.dtype)
+        return (pad(logsigmoid(x), (0, 1)) + log_rest).exp().clamp(numbers.tiny, 1 - numbers.eps)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        rest = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        x = y[..., :-1].log() - rest.log()
+        return x + self._offset(x)
+
+    @staticmethod
+    def _offset(x: Tensor) -> Tensor:
+        return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
 def anywhere(fn: Any) -> Tensor | None:

@@ -24,6 +24,7 @@ from calibrant.evaluation.statistics.joining import (
     joined_labels,
     require_same_problem,
     select_rows,
+    varying,
 )
 from calibrant.evaluation.statistics.local_statistics import (
     MARGINAL,
@@ -117,7 +118,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
 
     if shared:
         statistics = _shared_statistics(amortized, reference, shared, level) if kept.any() else {}
-        result = result.merge(_assemble_shared(statistics, scalars(reference.posterior, shared)))
+        result = result.merge(_assemble_shared(statistics, _varying_scalars(amortized, reference, shared)))
     result = result.assign_coords(left_out=joined[~kept])
     result = result.assign(reason=("left_out", np.array([reason for reason in reasons if reason], dtype=str)))
     result = result.merge(_observed_difference(amortized, reference, joined, kept))
@@ -140,11 +141,17 @@ def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
     ]
 
 
+def _varying_scalars(amortized: Side, reference: Side, names: list[str]) -> list[Latent]:
+    every = scalars(reference.posterior, names)
+    return [every[i] for i in varying(amortized, reference, names)]
+
+
 def _shared_statistics(amortized: Side, reference: Side, names: list[str], level: float) -> dict[str, Array]:
     """Statistics of the shared latents, which are one datum."""
-    latents = scalars(reference.posterior, names)
-    a = Draws(shared_draws(amortized.posterior, names), amortized.independent)
-    r = Draws(shared_draws(reference.posterior, names), reference.independent)
+    some = varying(amortized, reference, names)
+    latents = _varying_scalars(amortized, reference, names)
+    a = Draws(shared_draws(amortized.posterior, names)[..., some], amortized.independent)
+    r = Draws(shared_draws(reference.posterior, names)[..., some], reference.independent)
     check_finite(a, latents, "the shared latents")
     if reason := defect(r, latents):
         raise InferenceError(f"the reference of the shared latents cannot be used: {reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from calibrant.errors import InferenceError
@@ -158,6 +159,26 @@ def common_latents(amortized: Side, reference: Side) -> list[str]:
                 raise InferenceError(f"latent `{name}` is missing from the {side.name} tree, which has {found}")
         _check_same_event(name, amortized, reference)
     return names
+
+
+def varying(amortized: Side, reference: Side, names: list[str]) -> npt.NDArray[np.intp]:
+    """Positions of the scalars of some sites that vary, in the order of `trees.scalars`.
+
+    The support of a site may fix entries, such as the upper triangle of a Cholesky factor: they have one value in all
+    draws of both sides, about which there is nothing to compare.
+    """
+    fixed = [_fixed(amortized.posterior[name], reference.posterior[name]) for name in names]
+    return np.flatnonzero(~np.concatenate(fixed)) if fixed else np.zeros(0, dtype=np.intp)
+
+
+def _fixed(ours: xr.DataArray, theirs: xr.DataArray) -> npt.NDArray[np.bool_]:
+    """Which entries of an event have one value on both sides; none if that holds for all of them."""
+    plate = [dim for dim in ("chain", "draw", "data") if dim in theirs.dims]
+    a, r = (side.transpose(*plate, ...).values for side in (ours, theirs))
+    shape = r.shape[len(plate) :]
+    a, r = a.reshape(-1, int(np.prod(shape))), r.reshape(-1, int(np.prod(shape)))
+    found = (r == r[:1]).all(0) & (a == r[:1]).all(0)
+    return found & ~found.all()
 
 
 def is_discrete(draws: xr.DataArray) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ from calibrant.evaluation.statistics.directions import (
 )
 from calibrant.evaluation.statistics.draws import Draws
 from calibrant.evaluation.statistics.heavy_tails import WIDTHS, Tails, quantile_statistics, robust_scale, tails_of
-from calibrant.evaluation.statistics.joining import Side
+from calibrant.evaluation.statistics.joining import Side, varying
 from calibrant.evaluation.statistics.marginals import centre_and_spread, coverage_blocks, marginal_statistics, moments
 from calibrant.evaluation.statistics.scatter import Scatter
 from calibrant.evaluation.statistics.shapes import PROBABILITIES, Shapes
@@ -78,10 +79,15 @@ class Sides:
     names: list[str]
     together: bool
 
-    @property
+    @cached_property
     def latents(self) -> list[Latent]:
-        """All scalars of the local sites."""
-        return scalars(self.reference.posterior, self.names)
+        """All scalars of the local sites that vary."""
+        every = scalars(self.reference.posterior, self.names)
+        return [every[i] for i in self._varying]
+
+    @cached_property
+    def _varying(self) -> npt.NDArray[np.intp]:
+        return varying(self.amortized, self.reference, self.names)
 
     def draws(self, labels: np.ndarray) -> Iterator[tuple[Draws, Draws]]:
         """Draws of guide and reference, datum by datum."""
@@ -90,7 +96,7 @@ class Sides:
     def _of(self, side: Side, labels: np.ndarray) -> Iterator[Draws]:
         for block in draw_blocks(side.posterior, self.names, side.rows(labels)):
             for values in block:
-                yield Draws(values, side.independent)
+                yield Draws(values[..., self._varying], side.independent)
 
 
 def local_statistics(

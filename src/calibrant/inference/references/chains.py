@@ -30,6 +30,7 @@ class McmcDraws:
         data: positions of the complete data in the data set, which after Ctrl-C are not all data.
         lost: `(data,)`, whether no start with a finite density was found for a datum; its draws are NaN.
         moved: `(data,)`, number of chains of a datum that were moved to the place of another chain in warm-up.
+        edges: continuous latents → `(data,)`, share of the draws of a datum that are `at_an_edge` of the support.
         vectors: vectors of the lanes, `(chain, draw, data, width)`, with one entry along `data` for chains over all
             data; None unless the chains are kept in a mode.
     """
@@ -41,6 +42,7 @@ class McmcDraws:
     data: Tensor
     lost: Tensor
     moved: Tensor
+    edges: dict[str, Tensor]
     vectors: Tensor | None = None
 
     def thinned(self, keep: int) -> McmcDraws:
@@ -58,15 +60,17 @@ class McmcDraws:
         if vectors is not None and other.vectors is not None:
             joint = vectors.shape[2] < len(self.data)
             vectors = other.vectors if joint else _put(vectors, rows, other.vectors)
-        return replace(self, draws=draws, stats=stats, vectors=vectors)
+        edges = {n: v.index_copy(0, rows, other.edges[n]) for n, v in self.edges.items()}
+        return replace(self, draws=draws, stats=stats, vectors=vectors, edges=edges)
 
     def part(self, rows: Tensor) -> McmcDraws:
         """The draws of some data, given by their positions along `data`."""
         draws = {n: v[:, :, rows] if n in self.local else v for n, v in self.draws.items()}
         stats = {n: v[:, :, rows] for n, v in self.stats.items()}
         vectors = None if self.vectors is None else self.vectors[:, :, rows]
+        edges = {n: v[rows] for n, v in self.edges.items()}
         own = {name: getattr(self, name)[rows] for name in ("data", "lost", "moved")}
-        return replace(self, draws=draws, stats=stats, vectors=vectors, **own)
+        return replace(self, draws=draws, stats=stats, vectors=vectors, edges=edges, **own)
 
 
 def joined(parts: list[McmcDraws]) -> McmcDraws:
@@ -75,7 +79,8 @@ def joined(parts: list[McmcDraws]) -> McmcDraws:
     draws = {n: torch.cat([p.draws[n] for p in parts], 2) if n in first.local else v for n, v in first.draws.items()}
     stats = {n: torch.cat([p.stats[n] for p in parts], 2) for n in first.stats}
     data, lost, moved = (torch.cat([getattr(p, n) for p in parts]) for n in ("data", "lost", "moved"))
-    return McmcDraws(draws, stats, first.latents, first.local, data, lost, moved).part(data.argsort())
+    edges = {n: torch.cat([p.edges[n] for p in parts]) for n in first.edges}
+    return McmcDraws(draws, stats, first.latents, first.local, data, lost, moved, edges).part(data.argsort())
 
 
 def _put(values: Tensor, rows: Tensor, new: Tensor) -> Tensor:

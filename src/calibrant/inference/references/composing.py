@@ -141,9 +141,9 @@ def composed(parts: list[McmcDraws], weights: Array, seed: int) -> McmcDraws:
     generator = np.random.default_rng(seed)
     chains, length = next(iter(parts[0].stats.values())).shape[:2]
     mode, draw = np.zeros((chains, length), np.int64), np.zeros((chains, length), np.int64)
-    edges = np.floor(np.outer(np.arange(chains + 1), np.cumsum(weights) * length) + generator.random(len(weights)))
-    edges[0] = 0
-    upto = np.diff(edges, axis=0).astype(np.int64)  # draws of the first modes together, so that rounding evens out
+    bounds = np.floor(np.outer(np.arange(chains + 1), np.cumsum(weights) * length) + generator.random(len(weights)))
+    bounds[0] = 0
+    upto = np.diff(bounds, axis=0).astype(np.int64)  # draws of the first modes together, so that rounding evens out
     upto = np.minimum(np.maximum.accumulate(upto, 1), length)
     upto[:, -1] = length
     for chain in range(chains):
@@ -161,4 +161,5 @@ def composed(parts: list[McmcDraws], weights: Array, seed: int) -> McmcDraws:
     draws = {name: picked([part.draws[name] for part in parts]) for name in first.draws}
     stats = {name: picked([part.stats[name] for part in parts]) for name in first.stats}
     moved = torch.stack([part.moved for part in parts]).sum(0)
-    return replace(first, draws=draws, stats=stats, moved=moved, vectors=None)
+    near = {name: torch.stack([part.edges[name] for part in parts]).amax(0) for name in first.edges}
+    return replace(first, draws=draws, stats=stats, moved=moved, edges=near, vectors=None)

@@ -19,6 +19,7 @@ from calibrant.program.latents import Site
 from calibrant.program.supports import from_line, is_circular, is_direction, is_masked, undressed
 from calibrant.program.tracing import is_local
 
+_FOUND_AGAIN = 1e-3  # error of an unconstrained value up to which the value determines it
 _LENGTH_FREEDOM = 8  # entries, at least, of the Normal vector whose length ambient vectors have
 
 
@@ -71,6 +72,16 @@ def to_raw(fn: Any, value: Tensor) -> Tensor:
     elif not is_direction(fn):
         return from_line(fn.support).inv(value)
     return max(_LENGTH_FREEDOM, value.shape[-1]) ** 0.5 * value
+
+
+def at_an_edge(fn: Any, raw: Tensor, value: Tensor) -> Tensor:
+    """Whether a value is so close to the edge of its support that its unconstrained value can't be found again from it.
+
+    Numbers between 0.9999999999999998 and 1 do not exist in float64, so that a density of a value near 1 is not right.
+    """
+    if is_direction(fn):
+        return torch.zeros_like(raw, dtype=torch.bool)
+    return (to_raw(fn, value) - raw).abs() > _FOUND_AGAIN
 
 
 def is_fixed_laplace(latent: Site, site: Mapping[str, Any], covariates: Values) -> bool:

@@ -132,7 +132,7 @@ class _Run:
         if settings.other_powers:
             self.first_powers = where.other(self.first_powers)
         self.powers = starts.new_zeros(units, chains, len(where.table))
-        self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float32, device=device)
+        self.q = torch.full((units, chains, draws, target.width), torch.nan, dtype=torch.float64, device=device)
         self.stats = {
             name: torch.zeros(units, chains, draws, dtype=kind, device=device) for name, kind in STATISTICS.items()
         }
@@ -225,7 +225,7 @@ class _Run:
         own = lane % len(self.state.lanes.key)
         at = self.unit[own // self.settings.chains], own % self.settings.chains
         draw, powers = ended.iteration[lane] - self.settings.warmup, self.state.fixed.powers[own]
-        self.q[*at, draw] = self.plan.coordinates.move(ended.q[lane], powers, torch.zeros_like(powers)).float()
+        self.q[*at, draw] = self.plan.coordinates.move(ended.q[lane], powers, torch.zeros_like(powers))
         self.powers[at] = powers
         found = {
             "lp": ended.log_density,
@@ -303,60 +303,65 @@ class _Run:
         lost, moved = self.lost[unit], self.moved[unit]
         stats = {name: value[unit].permute(1, 2, 0) for name, value in self.stats.items()}
         if self.target.joint:
-            draws = self._record_jointly()
+            draws, edges = self._record_jointly()
             everything = torch.arange(self.target.total)
             stats = {name: value.expand(*value.shape[:2], self.target.total) for name, value in stats.items()}
             lost, moved = lost.expand(self.target.total), moved.expand(self.target.total)
         else:
-            draws, everything = self._record_units(unit), unit
+            (draws, edges), everything = self._record_units(unit), unit
         local = [name for name in draws if name in self.target.local_sites]
         stats = {name: value.cpu() for name, value in stats.items()}
         vectors = self.q[unit].permute(1, 2, 0, 3).cpu() if self.places.partition is not None else None
-        latents = self.target.latents
-        return McmcDraws(draws, stats, latents, local, everything.cpu(), lost.cpu(), moved.cpu(), vectors)
+        latents, where = self.target.latents, everything.cpu()
+        return McmcDraws(draws, stats, latents, local, where, lost.cpu(), moved.cpu(), edges, vectors)
 
     def _levels(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
         count = torch.Size(shape).numel()
         return uniform(fold(key, _LEVEL), torch.arange(count, device=key.device)).reshape(shape)
 
-    def _record_units(self, units: Tensor) -> dict[str, Tensor]:
+    def _record_units(self, units: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws by site, and the share of draws at an edge by latent, `(data,)`."""
         chains, draws = self.settings.chains, self.settings.draws
         rows = max(1, _RECORD_ROWS // (chains * draws))
-        parts: list[dict[str, Tensor]] = []
+        parts, edges = [], []
         with torch.no_grad():
             for index in units.split(rows):
-                q = self.q[index].reshape(-1, self.target.width).double()
+                q = self.q[index].reshape(-1, self.target.width)
                 levels = torch.cat([self._levels(self.keys[unit], (chains * draws,)) for unit in index])
                 given = self.target.rows(index.repeat_interleave(chains * draws))
-                values = self.target.record(q, levels, *given)
+                values, edge = self.target.record(q, levels, *given)
+                edges.append({n: v.reshape(len(index), -1).double().mean(1).cpu() for n, v in edge.items()})
                 parts.append(
                     {
                         n: _by_chain(v, len(index), chains, draws, n in self.target.local_sites)
                         for n, v in values.items()
                     }
                 )
-        return {name: torch.cat([part[name] for part in parts], 2) for name in parts[0]}
+        shares = {name: torch.cat([edge[name] for edge in edges]) for name in edges[0]}
+        return {name: torch.cat([part[name] for part in parts], 2) for name in parts[0]}, shares
 
-    def _record_jointly(self) -> dict[str, Tensor]:
+    def _record_jointly(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Like `_record_units`; an edge of any datum counts for all."""
         chains, draws = self.settings.chains, self.settings.draws
         rows = max(1, _RECORD_ROWS // self.target.total)
         parts = []
-        q = self.q[0].reshape(-1, self.target.width).double()
+        q = self.q[0].reshape(-1, self.target.width)
         levels = self._levels(self.keys[0], (len(q), self.target.total))
         with torch.no_grad():
             for some in torch.arange(len(q), device=q.device).split(rows):
                 given = self.target.covariates, self.target.observed
                 parts.append(self.target.record(q[some], levels[some], *given))
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {name: value.reshape(chains, draws, *value.shape[1:]).float().cpu() for name, value in joined.items()}
+        joined, edges = ({n: torch.cat([part[i][n] for part in parts]) for n in parts[0][i]} for i in (0, 1))
+        shares = {name: edge.double().mean().expand(self.target.total).cpu() for name, edge in edges.items()}
+        return {name: value.reshape(chains, draws, *value.shape[1:]).cpu() for name, value in joined.items()}, shares
 
 
 def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) -> Tensor:
-    """Reshape rows `(data · chain · draw, …)` to `(chain, draw, data, …)`, in float32 on the CPU."""
+    """Reshape rows `(data · chain · draw, …)` to `(chain, draw, data, …)` on the CPU."""
     if not local:  # a constant of the program
         value = value.expand(data * chains * draws, *value.shape)
     shaped = value.reshape(data, chains, draws, *value.shape[1:])
-    return shaped.movedim(0, 2).to(torch.float32 if value.is_floating_point() else value.dtype).cpu()
+    return shaped.movedim(0, 2).cpu()
 
 
 def coordinates_of(target: Target, device: torch.device) -> nuts.Coordinates:

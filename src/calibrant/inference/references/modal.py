@@ -30,7 +30,7 @@ _SE = 0.01  # standard error of a weight above which draws are no reference
 _CUT = 0.005  # mass that a boundary may cut off a mode
 _SOFT = 0.05  # mean share of other groups in a mode: with more, a target may hold modes that its chains do not reach
 _WORST: dict[str, Any] = {"rhat": np.max, "ess_bulk": np.min, "ess_tail": np.min, "divergences": np.sum, "bfmi": np.min}
-_WORST |= {"moved": np.sum, "look": np.max}
+_WORST |= {"moved": np.sum, "look": np.max, "at_edge": np.max}
 
 
 @dataclass(frozen=True)

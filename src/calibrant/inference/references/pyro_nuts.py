@@ -15,6 +15,7 @@ from torch import Tensor
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.references.chains import STATISTICS, McmcDraws
+from calibrant.inference.references.coordinates import at_an_edge
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import defaults, in_double, seeded
@@ -43,10 +44,11 @@ def sample_pyro_nuts(
             return _datum_by_datum(double, latent, rows, covariates, (chains, warmup, draws), seed, progress)
         target = _Target(double, latent, rows, covariates)
         runs = [_chain(target, warmup, draws, (seed, 0, chain), progress) for chain in range(chains)]
-        values, stats = _stack(runs)
+        values, stats, edges = _stack(runs)
+        shares = {name: edge.double().mean().expand(len(data)) for name, edge in edges.items()}
         local = [name for name in values if is_local(target.example[name])]
         stats = {name: value[..., None].expand(*value.shape, len(data)) for name, value in stats.items()}
-        return McmcDraws(values, stats, list(latent), local, *_complete(len(data)))
+        return McmcDraws(values, stats, list(latent), local, *_complete(len(data)), shares)
 
 
 def _latent_sites(model: Program, rows: Values, covariates: Values) -> dict[str, dict[str, Any]]:
@@ -84,6 +86,10 @@ class _Target:
 
     def constrain(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.transforms[name](value) for name, value in raw.items()}
+
+    def edges(self, raw: Values, values: Values) -> dict[str, Tensor]:
+        """Latents whose values are `at_an_edge` of the support, in any entry."""
+        return {name: at_an_edge(self.example[name]["fn"], raw[name], values[name]).any() for name in raw}
 
     def record(self, values: Values) -> dict[str, Tensor]:
         """The latents, and the deterministic sites of the program at these latents."""
@@ -138,13 +144,14 @@ class _RecordingNUTS(NUTS):
         return result
 
 
-Run = tuple[dict[str, Tensor], dict[str, Tensor]]
+Run = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def _chain(target: _Target, warmup: int, draws: int, key: tuple[int, int, int], progress: Progress | None) -> Run:
-    """Run one chain; returns site → `(draw, size, *event)` (shared sites without `size`), and statistic → `(draw,)`."""
+    """Run one chain; returns site → `(draw, size, *event)` (shared sites without `size`), statistic → `(draw,)`, and
+    latent → whether its draws are `at_an_edge`, `(draw,)`."""
     seed, datum, chain = key
-    kept = []
+    kept, edges = [], []
     with seeded(stream(seed, "datum", datum, "chain", chain)):
         kernel = _RecordingNUTS(target, target.start())
         kernel.setup(warmup)
@@ -153,16 +160,19 @@ def _chain(target: _Target, warmup: int, draws: int, key: tuple[int, int, int], 
             raw = kernel.sample(raw)
             if step >= warmup:
                 with torch.no_grad():
-                    kept.append({n: v.float().cpu() for n, v in target.record(target.constrain(raw)).items()})
+                    values = target.constrain(raw)
+                    kept.append({n: v.cpu() for n, v in target.record(values).items()})
+                    edges.append({n: v.cpu() for n, v in target.edges(raw, values).items()})
             if progress is not None:
                 progress(f"reference, chain {chain + 1}", step + 1, warmup + draws)
     stats = {name: torch.tensor([row[name] for row in kernel.statistics[warmup:]]) for name in STATISTICS}
-    return {name: torch.stack([k[name] for k in kept]) for name in kept[0]}, stats
+    values, near = ({name: torch.stack([k[name] for k in part]) for name in part[0]} for part in (kept, edges))
+    return values, stats, near
 
 
 def _stack(runs: list[Run]) -> Run:
-    values, stats = ({name: torch.stack([run[i][name] for run in runs]) for name in runs[0][i]} for i in (0, 1))
-    return values, stats
+    values, stats, edges = ({n: torch.stack([run[i][n] for run in runs]) for n in runs[0][i]} for i in range(3))
+    return values, stats, edges
 
 
 def _datum_by_datum(
@@ -182,16 +192,17 @@ def _datum_by_datum(
             one = [{n: v[datum : datum + 1] for n, v in part.items()} for part in (rows, covariates)]
             target = _Target(model, latent, *one)
             done.append(_stack([_chain(target, warmup, draws, (seed, datum, c), None) for c in range(chains)]))
-            diverged = int(sum(stats["diverging"].sum() for _, stats in done))
+            diverged = int(sum(stats["diverging"].sum() for _, stats, _ in done))
             progress("reference", datum + 1, size, f"{diverged} divergences")
     except KeyboardInterrupt:
         if not done:
             raise
     local = [name for name in done[0][0] if is_local(target.example[name])]
-    values = {name: torch.cat([draw[name] for draw, _ in done], 2) for name in local}
+    values = {name: torch.cat([draw[name] for draw, _, _ in done], 2) for name in local}
     constants = {name: value for name, value in done[0][0].items() if name not in local}
-    stats = {name: torch.stack([stat[name] for _, stat in done], -1) for name in done[0][1]}
-    return McmcDraws({**values, **constants}, stats, list(latent), local, *_complete(len(done)))
+    stats = {name: torch.stack([stat[name] for _, stat, _ in done], -1) for name in done[0][1]}
+    shares = {name: torch.stack([edge[name].double().mean() for _, _, edge in done]) for name in latent}
+    return McmcDraws({**values, **constants}, stats, list(latent), local, *_complete(len(done)), shares)
 
 
 def _complete(count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -109,20 +109,23 @@ def judge(draws: McmcDraws, groups: Groups) -> xr.Dataset:
     """The verdict of the gate on every datum."""
     found = gate.mcmc_convergence(*groups(draws))
     lost = draws.lost.numpy()
-    reason = np.where(lost, "no finite log density at any of 100 starts", found["reason"].values)
-    found = found.assign(moved=("data", draws.moved.numpy()))
-    return found.assign(reason=("data", reason), is_reference=("data", found["is_reference"].values & ~lost))
+    shares, edges = gate.edge_reasons(draws.edges, len(lost))
+    reasons = ["; ".join(filter(None, both)) for both in zip(found["reason"].values.tolist(), edges, strict=True)]
+    reason = np.where(lost, "no finite log density at any of 100 starts", np.array(reasons, dtype=str))
+    found = found.assign(moved=("data", draws.moved.numpy()), at_edge=("data", shares))
+    return found.assign(reason=("data", reason), is_reference=("data", reason == ""))
 
 
 def _failures(course: _Course, look: int, joint: bool) -> Mapping[Treatment, Tensor]:
-    """The data that fail, by their next treatment; data without a finite start cannot be treated."""
+    """The data that fail, by their next treatment; no treatment helps without a finite start, or at an edge."""
     found = course.convergence
     transitions = next(iter(course.draws.stats.values()))[:, :, 0].numel()
     low_energy = ~(found["bfmi"].values >= gate.BFMI_LIMIT)  # treated as if all transitions had diverged
     share = np.where(low_energy, 1.0, found["divergences"].values / transitions)
     effective = np.minimum(found["ess_bulk"].values, found["ess_tail"].values)
     lacking = np.maximum((found["rhat"].values - 1) / (gate.RHAT_LIMIT - 1), gate.ESS_LIMIT / effective)
-    failed = ~found["is_reference"].values & ~course.draws.lost.numpy()
+    hopeless = course.draws.lost.numpy() | (found["at_edge"].values > gate.EDGE_LIMIT)
+    failed = ~found["is_reference"].values & ~hopeless
     chosen: dict[Treatment, list[int]] = {}
     for row in np.flatnonzero(failed).tolist():
         treatment = course.treatments[row].after(look, float(share[row]), float(lacking[row]))

@@ -58,8 +58,10 @@ def reference(
 ) -> xr.DataTree:
     """Draw `chains` × `draws` times from the exact posterior of every datum, and judge the draws by the gate.
 
-    Draws are computed in float64 and stored in float32: choose units of the program in which the sd of a posterior is
-    at least a millionth of its mean.
+    Draws are computed in float64. A variable is stored in float32 where rounding changes nothing, and in float64 where
+    it would: a mean that is a million times the sd, or draws next to a bound of the support. Draws so close to a bound
+    that float64 cannot represent them either (nearer to 1 than 1e-16, for example) are counted in `at_edge`; with more
+    than 0.5% of them, a datum fails. The remedy is a latent on another scale: log odds in place of a probability.
 
     Args:
         model: the program, in `eval()`.
@@ -87,7 +89,8 @@ def reference(
 
     Returns:
         A tree like that of `posterior`, with the group `convergence` (dimension `data`): `is_reference`, `reason`,
-        R-hat, ESS, divergences, E-BFMI. Batched NUTS adds `look` (number of the run) and `treatment` of the last run,
+        R-hat, ESS, divergences, E-BFMI. Markov chains add `at_edge`, the share of draws that are closer to the edge of
+        the support than float64 resolves; batched NUTS also `look` (number of the run) and `treatment` of the last run,
         and `moved`, the number of chains that were moved out of a mode without mass in warm-up. The search for modes
         adds `modes`, the number of modes with mass; `apart`, whether its starts ended in groups between which no chain
         moved; and the attributes `starts` and `expected_wrong`, the expected number of data that pass although a mode
@@ -155,7 +158,7 @@ def reference_of(
             "noise, Gaussian local latents, at most one scale, and no covariates): use method='nuts'"
         )
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
-    require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data")
+    require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data", width=8)
     if structure is not None:
         tree = _exact(program, structure, data, chains, draws, seed)
         progress("reference", len(data), len(data))

@@ -32,6 +32,7 @@ from torch import Tensor
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.references.coordinates import (
+    at_an_edge,
     beside,
     from_normal,
     is_fixed_laplace,
@@ -252,7 +253,9 @@ class Target:
         leading = q.shape[:-1]
         return {n: q[..., b.start : b.stop].reshape((*leading, *b.shape)) for n, b in self.blocks.items()}
 
-    def record(self, q: Tensor, levels: Tensor, covariates: Values, observed: Values) -> dict[str, Tensor]:
+    def record(
+        self, q: Tensor, levels: Tensor, covariates: Values, observed: Values
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Latents and deterministic sites of the program at vectors in its own coordinates (κ = 0).
 
         Args:
@@ -261,7 +264,8 @@ class Target:
             covariates, observed: data of the vectors, leading dimension n; all data if lanes are joint.
 
         Returns:
-            site → `(n, *event)`; for local sites of joint lanes, `(n, data, *event)`.
+            site → `(n, *event)`; for local sites of joint lanes, `(n, data, *event)`; and continuous latent →
+            whether its value is `at_an_edge`, `(n,)`.
         """
         powers = q.new_zeros(*q.shape[:-1], len(self.pairs))
         if not self.joint:
@@ -271,7 +275,7 @@ class Target:
 
     def _record(
         self, q: Tensor, powers: Tensor, levels: Tensor, covariates: Values, observed: Values
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         chosen = {}
         if self.combinations:
             terms, _, _ = self._terms(q, powers, covariates, observed)
@@ -280,10 +284,14 @@ class Target:
             chosen = {name: values[index] for name, values in self.combinations.items()}
         size = len(next(iter(observed.values())))
         held = {**observed, **chosen}
-        with _Unconstrained(self, self.split(q), powers, held, size) as placed, poutine.trace() as tracer:
+        raw = self.split(q)
+        with _Unconstrained(self, raw, powers, held, size) as placed, poutine.trace() as tracer:
             self.program(size, **covariates)
+        run = tracer.get_trace()
         latents = {name: value for name, value in placed.values.items() if name not in observed}
-        return {**latents, **{n: site["value"] for n, site in deterministic(tracer.get_trace()).items()}}
+        edges = {n: at_an_edge(run.nodes[n]["fn"], raw[n], latents[n]) for n in raw if n not in self.kinked}
+        edges = {n: edge.any() if self.joint else edge.reshape(size, -1).any(1) for n, edge in edges.items()}
+        return {**latents, **{n: site["value"] for n, site in deterministic(run).items()}}, edges
 
     def unconstrain(self, values: Values, size: int, covariates: Values) -> Tensor:
         """Vectors `(size, width)` in the program's own coordinates (κ = 0) for values of its continuous latents."""
