@@ -14,6 +14,7 @@ from calibrant.inference.references.random_numbers import fold, label_key, mix
 from calibrant.inference.references.target import Target
 from calibrant.program.contract import Program, Values
 from calibrant.program.environment import seeded
+from calibrant.program.supports import is_improper
 from calibrant.program.tracing import guide_trace, sampled, trace
 
 Starts = Callable[[Target, Tensor], Tensor]
@@ -50,16 +51,31 @@ def wide(target: Target, keys: Tensor, chains: int, guide: Program | None) -> Te
     """Starts `(unit, chain, width)` that are to find all modes.
 
     A quarter are draws of the prior, and a quarter lie farther out: a draw of the prior plus the difference of two
-    others, so that their sd on the line is √3 times that of the prior. The other half are draws of the guide, or of
-    these two kinds again without a guide.
+    others, so that their sd on the line is √3 times that of the prior. An improper prior tells no scale: there the
+    distances grow from chain to chain, up to ten times as far. The other half are draws of the guide, or of these two
+    kinds again without a guide.
     """
     starts = prior_and_guide(target, keys, chains, guide)
     others = (prior_and_guide(target, fold(keys, number), chains, None) for number in range(2))
     farther = starts + next(others) - next(others)
+    growing = torch.logspace(0, 1, chains, dtype=starts.dtype, device=starts.device)[:, None]
+    farther = torch.where(_without_scale(target), farther * growing, farther)
     starts[:, ::4] = farther[:, ::4]
     if guide is None:
         starts[:, 1::4] = farther[:, 1::4]
     return starts
+
+
+def _without_scale(target: Target) -> Tensor:
+    """Which entries of a vector have an improper prior, `(width,)`."""
+    size = target.total if target.joint else 1
+    with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
+        run = trace(target.program, size, target.rows(torch.arange(size))[0])
+    parts = [
+        torch.full((block.stop - block.start,), is_improper(run.nodes[name]["fn"]))
+        for name, block in target.blocks.items()
+    ]
+    return torch.cat(parts)
 
 
 def _own(target: Target, unit: int, chains: int) -> Tensor:
