@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -217,3 +218,26 @@ def test_peers_are_compared_at_equal_false_alarms():
     found = peers.repetition(pair(), "sd × 0.9", 1)
     assert {name.split(":")[0] for name in found} >= {"calibrant", "ArviZ"}
     assert all(np.isfinite(each["number"]) for each in found.values())
+
+
+def test_the_page_has_the_tables_of_the_stored_rows():
+    """docs/checks.md is what `python -m benchmarks.power_tables --docs docs/checks.md` writes."""
+    rows = [power_tables.Row(**row) for row in json.loads(power_tables.RESULTS.read_text())]
+    page = (power_tables.RESULTS.parents[2] / "docs/checks.md").read_text()
+    assert power_tables.with_tables(page, power_tables.all_tables(rows)) == page
+    with pytest.raises(SystemExit, match="places for the table"):
+        power_tables.with_tables("no place", {"conclusions": ""})
+
+
+def test_what_must_hold_is_said_of_rows():
+    budget = {"data": 128, "draws": 1000, "simulations": 2000, "reference": 1000, "ranked": 1000}
+    seen, missed, harmless = (
+        power_tables.Row("one pair", "one correlation ignored", 100, {"whole": 1.0}, {"whole": 0.0}, budget),
+        power_tables.Row("one pair", "one correlation ignored", 100, {"whole": 0.5}, {"whole": 0.3}, budget),
+        power_tables.Row("one direction", "sds 3% off", 100, {"whole": 0.0}, {"whole": 1.0}, budget),
+    )
+    assert {answer for _, answer in power_tables.requirements([seen])} == {"holds"}
+    assert {answer for _, answer in power_tables.requirements([missed])} == {"missed"}
+    assert {answer for _, answer in power_tables.requirements([harmless])} == {"holds"}
+    exact = power_tables.Row("one pair", "exact", 100, {"whole": 0.0}, {"whole": 0.8}, budget)
+    assert [answer for _, answer in power_tables.requirements([exact])] == ["holds", "missed"]
