@@ -9,7 +9,7 @@ from agreement import limit
 from calibrant.evaluation.judgements.pooled import Limits, Together, average, root
 from calibrant.evaluation.statistics.directions import HalfOfData, along, choose, covariance, own_direction
 from calibrant.evaluation.statistics.draws import BLOCKS, Draws
-from calibrant.evaluation.statistics.heavy_tails import quantile_statistics, tails_of
+from calibrant.evaluation.statistics.heavy_tails import quantile_blocks, quantile_statistics, tails_of
 from calibrant.evaluation.statistics.marginals import moments
 from calibrant.evaluation.statistics.scatter import Scatter
 from calibrant.evaluation.statistics.shapes import Shapes
@@ -188,3 +188,17 @@ def test_a_fail_counts_data_without_a_reference_as_right():
     assert root("", "", error**2, se**2, 0.1, Limits()).p_inside < 1e-6
     assert root("", "", error**2, se**2, 0.1, Limits(kept=0.4)).p_inside > 0.5
     assert average("", "", error + 0.2, se, 0.1, Limits(kept=0.5)).p_inside < 1e-6
+
+
+def test_heavy_tails_of_data_that_share_draws_are_judged_by_the_errors_of_quantiles():
+    """z_i = c + e_i with Cauchy draws of both: the average over data errs as much as its standard error says."""
+    rng, averages = np.random.default_rng(8), []
+    for _ in range(60):
+        scatter, errors = Scatter(), []
+        shared = [rng.standard_cauchy((count, 1)) for count in (800, 1600)]
+        for _ in range(20):
+            a, r = (independent(c + rng.standard_cauchy(c.shape)) for c in shared)
+            scatter.add(quantile_blocks(a, r)[0])
+            errors.append(float(quantile_statistics(a, r)["median_error"][0]))
+        averages.append(np.mean(errors) / float(scatter.statistics()["average_se"][0]))
+    assert calibrated(1.15 * np.array(averages))

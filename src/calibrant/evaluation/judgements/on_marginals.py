@@ -100,7 +100,7 @@ def _statistics(group: _Group, quantity: str, level: float, limits: Limits) -> I
     if quantity == "sd" and group.heavy.any():
         some = np.flatnonzero(group.heavy).tolist()
         ratio, ratio_se = (group.of(f"width_{WIDTHS[1]}_ratio{end}") for end in ("", "_se"))
-        yield from _pooled(group, quantity, np.log(ratio), ratio_se / ratio, margin, limits, some)
+        yield from _pooled(group, "width", np.log(ratio), ratio_se / ratio, margin, limits, some)
 
 
 def _pooled(

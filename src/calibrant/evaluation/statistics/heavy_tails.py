@@ -109,21 +109,28 @@ def quantile_statistics(a: Draws, r: Draws) -> dict[str, Array]:
     Both sides are on the scale on which they are judged. A quantile's influence is (p − 1[x ≤ q]) / f(q); the density f
     is the difference quotient of quantiles.
     """
-    centre, scale = robust_scale(r)
-    a, r = a.mapped(centre, scale), r.mapped(centre, scale)
-    sides = [_Quantiles(a), _Quantiles(r)]
+    sides = _in_robust_units(a, r)
     found = {"median_error": sides[0].at(0.5), "median_error_se": _error(sides, [s.influence(0.5) for s in sides])}
     for mass in WIDTHS:
-        tail = (1.0 - mass / 100.0) / 2.0
-        widths = [np.maximum(s.at(1.0 - tail) - s.at(tail), TINY) for s in sides]
-        series = [
-            (s.influence(1.0 - tail) - s.influence(tail)) / width[:, None]
-            for s, width in zip(sides, widths, strict=True)
-        ]
-        ratio = widths[0] / widths[1]
+        ratio = sides[0].width(mass) / sides[1].width(mass)
         found[f"width_{mass}_ratio"] = ratio
-        found[f"width_{mass}_ratio_se"] = ratio * _error(sides, series)
+        found[f"width_{mass}_ratio_se"] = ratio * _error(sides, [s.width_influence(mass) for s in sides])
     return found
+
+
+def quantile_blocks(a: Draws, r: Draws) -> list[Array]:
+    """Block means `(latent, block)` of the influence of draws on the error of the median and on each log width."""
+    ours, theirs = _in_robust_units(a, r)
+    found = [ours.draws.blocks(ours.influence(0.5)) - theirs.draws.blocks(theirs.influence(0.5))]
+    for mass in WIDTHS:
+        blocks = [side.draws.blocks(side.width_influence(mass)) for side in (ours, theirs)]
+        found.append(blocks[0] - blocks[1])
+    return found
+
+
+def _in_robust_units(a: Draws, r: Draws) -> list[_Quantiles]:
+    centre, scale = robust_scale(r)
+    return [_Quantiles(side.mapped(centre, scale)) for side in (a, r)]
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,16 @@ class _Quantiles:
 
     def at(self, probability: float) -> Array:
         return self.draws.quantiles([probability])[0]
+
+    def width(self, mass: int) -> Array:
+        """Width of the central mass, in percent."""
+        tail = (1.0 - mass / 100.0) / 2.0
+        return np.maximum(self.at(1.0 - tail) - self.at(tail), TINY)
+
+    def width_influence(self, mass: int) -> Array:
+        """First-order effect of each draw on the log of that width, `(latent, chain · draw)`."""
+        tail = (1.0 - mass / 100.0) / 2.0
+        return (self.influence(1.0 - tail) - self.influence(tail)) / self.width(mass)[:, None]
 
     def influence(self, probability: float) -> Array:
         """First-order effect of each draw on a quantile, `(latent, chain · draw)`."""

@@ -35,7 +35,14 @@ from calibrant.evaluation.statistics.directions import (
     own,
 )
 from calibrant.evaluation.statistics.draws import Draws
-from calibrant.evaluation.statistics.heavy_tails import WIDTHS, Tails, quantile_statistics, robust_scale, tails_of
+from calibrant.evaluation.statistics.heavy_tails import (
+    WIDTHS,
+    Tails,
+    quantile_blocks,
+    quantile_statistics,
+    robust_scale,
+    tails_of,
+)
 from calibrant.evaluation.statistics.joining import Side, varying
 from calibrant.evaluation.statistics.marginals import centre_and_spread, coverage_blocks, marginal_statistics, moments
 from calibrant.evaluation.statistics.scatter import Scatter
@@ -218,7 +225,7 @@ class _Passes:
         halves = halves_of_draws(ours, theirs)
         row |= half_statistics(halves, found)
         if self.sides.together:
-            self._scatter_marginals(marginal[0], marginal[1])
+            self._scatter_marginals(marginal[0], marginal[1], self.tails.on_scale(a), self.tails.on_scale(r))
         if len(self.labels) >= 2:
             row |= self._joint(ours, theirs, halves, (found["mean_error"], found["mean_error_se"]), label, half)
         return row
@@ -277,8 +284,13 @@ class _Passes:
         key = quantity, tuple(entries)
         self.scatters.setdefault(key, Scatter()).add(blocks)
 
-    def _scatter_marginals(self, a: Draws, r: Draws) -> None:
+    def _scatter_marginals(self, a: Draws, r: Draws, a_on_scale: Draws, r_on_scale: Draws) -> None:
         of_mean, of_log_sd = influence_blocks(a, r)
+        heavy = np.flatnonzero(self.tails.heavy)
+        if len(heavy):
+            blocks = quantile_blocks(a_on_scale.latents(heavy), r_on_scale.latents(heavy))
+            of_mean[heavy], of_log_sd[heavy], wide = blocks
+            self._scatter("width", [self.labels[i] for i in heavy], wide)
         self._scatter("mean", self.labels, of_mean)
         self._scatter("sd", self.labels, of_log_sd)
         self._scatter("coverage", self.labels, coverage_blocks(a, r, self.level))
