@@ -22,6 +22,7 @@ Array = npt.NDArray[np.float64]
 HEAVY = 0.5  # tail index of the squared draws from which a variance of the sd does not exist
 WIDTHS = (50, 80)  # central masses, in percent, whose widths are compared
 _QUARTER = 16.0  # relative efficiency for which ArviZ fits a tail of a quarter as many draws
+_BOUNDED = -10.0  # index of a tail that ends at a bound
 _SAME = 1e-9  # relative difference below which all draws of a tail are the same: they lie at a bound
 _NORMAL_IQR = 1.3489795  # interquartile range of a Normal distribution in sds
 _STEP = 0.25  # half width of the difference that estimates a density at a quantile, as a share of the smaller tail
@@ -79,7 +80,7 @@ def tails_of(pairs: Iterable[tuple[Draws, Draws]], latents: int) -> Tails:
 
 
 def _tail_index(draws: Draws) -> Array:
-    """Tail index k of the squared distances from the median, `(latent,)`; −∞ for constant latents.
+    """Tail index k of the squared distances from the median, `(latent,)`; −10 for constant latents.
 
     It is the smaller one of two tails, one with a quarter of the draws of the other: a heavy tail stays heavy, while a
     small mode far away looks heavy only to the tail that it does not fill.
@@ -88,13 +89,13 @@ def _tail_index(draws: Draws) -> Array:
     few = max(1, int(3.0 * np.sqrt(draws.count / _QUARTER)))  # draws of the smaller tail
     largest = np.partition(square, -few, axis=1)[:, -few:]
     varies = largest.min(1) < (1.0 - _SAME) * largest.max(1)
-    found = np.full(len(square), -np.inf)
+    found = np.full(len(square), _BOUNDED)
     if varies.any():
         scaled = square[varies] / square[varies].max(1, keepdims=True)
         with np.errstate(all="ignore"):
             tails = [array_stats.pareto_khat(scaled[:, None], r_eff=r, tail="right") for r in (1.0, _QUARTER)]
             found[varies] = np.min(tails, axis=0)
-    return np.nan_to_num(found, nan=-np.inf)
+    return np.nan_to_num(found, nan=_BOUNDED, posinf=-_BOUNDED).clip(_BOUNDED, -_BOUNDED)
 
 
 def robust_scale(draws: Draws) -> tuple[Array, Array]:
