@@ -36,6 +36,7 @@ import torch
 import xarray as xr
 from torch import Generator, Tensor
 
+from benchmarks.cells import FOOLED as FOOLED_CELLS
 from benchmarks.cells import PARTS, QUICK, Budget, Cell
 from benchmarks.chains import CHAINS, Chains
 from benchmarks.fooled import FOOLED
@@ -77,11 +78,16 @@ def by_chains(source: Chains, defect: str, budget: Budget, seed: int) -> Drawn:
 
 
 def outcome(
-    post: xr.DataTree, ref: xr.DataTree, informed: xr.Dataset | None, calibration: xr.DataTree, seed: int
+    post: xr.DataTree,
+    ref: xr.DataTree,
+    informed: xr.Dataset | None,
+    calibration: xr.DataTree,
+    seed: int,
+    classified: bool = True,
 ) -> dict[str, Any]:
     """Statuses by quantity, p-values by test; several p-values of one test are combined by Bonferroni.
 
-    C2ST is of the first datum.
+    C2ST is of the first datum, and left out unless `classified`.
     """
     comparison = compare(post, ref, informed=informed)
     diagnosed = weights(post) if "sample_stats" in post.children else None
@@ -95,7 +101,7 @@ def outcome(
     labels, values = table["quantity"].values.tolist(), table["p_value"].values
     p_values = {label: float(p) for label, p, one in zip(labels, values, named, strict=True) if one}
     p_values["latents"] = float(values[~named].min()) * int((~named).sum())
-    if "sample_stats" in post.children:
+    if classified:
         one = c2st(post.isel(data=[0]), ref.isel(data=[0]), seed=seed)
         p_values["c2st"] = float(one["c2st_p"][0])
     return {"answers": answers, "p": p_values}
@@ -221,13 +227,15 @@ def made(cell: Cell, work: Path, new: bool = True) -> Row | None:
     digest = hashlib.sha256(text.encode()).hexdigest()
     first = int(digest[:6], 16) * 10**6
 
+    described = cell.program not in FOOLED_CELLS
+
     def repetition(number: int) -> dict[str, Any]:
         source, seed = _source(cell.program, work, cell.epochs), first + number
         if isinstance(source, Trained | Hierarchy):
-            return outcome(*source.sampled(cell.guide, **asdict(cell.budget), seed=seed), seed)
+            return outcome(*source.sampled(cell.guide, **asdict(cell.budget), seed=seed), seed, described)
         if isinstance(source, Chains):
-            return outcome(*by_chains(source, cell.guide, cell.budget, seed), seed)
-        return outcome(*sampled(source, cell.guide, cell.budget, seed), seed)
+            return outcome(*by_chains(source, cell.guide, cell.budget, seed), seed, described)
+        return outcome(*sampled(source, cell.guide, cell.budget, seed), seed, described)
 
     outcomes = repeated(work / f"{digest[:12]}.jsonl", cell.repetitions, repetition if new else None)
     return summary(cell, outcomes) if outcomes else None

@@ -71,8 +71,8 @@ def _undecided_sites(result: xr.Dataset | None, calibration: xr.DataTree | None)
     """Local sites that simulated data have to decide, because too many data have no reference."""
     if result is None or calibration is None or not result.attrs["cannot_tell"]:
         return []
-    ranked = calibration["prior_sbc"].dataset
-    return [site for site in dict.fromkeys(result["site"].values.tolist()) if site in ranked]
+    ranked, sites = calibration["prior_sbc"].dataset, list(dict.fromkeys(result["site"].values.tolist()))
+    return sites if all(site in ranked for site in sites) else []
 
 
 def _verdict(question: Question, status: Status, decisive: Statistic) -> Verdict:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Question, Statistic, normal_statistic
 from calibrant.evaluation.judgements.pooled import Limits, average, root, together_of
-from calibrant.evaluation.statistics.directions import COMMON, INFORMED, OWN
+from calibrant.evaluation.statistics.directions import COMMON, INFORMED, OWN, OWN_WIDE
 
 Array = npt.NDArray[np.float64]
 
@@ -25,8 +25,8 @@ _LOG_SD = float(np.log1p(DIRECTION_SD_MARGIN))
 def questions(result: xr.Dataset, limits: Limits) -> list[Question]:
     """The questions about all local latents, and about all shared ones, if there are two or more."""
     asked = []
-    if result.sizes["latent"] > 1:
-        asked.append(Question("all latents", "correlation", list(_correlations(result, limits))))
+    if correlations := [*_correlations(result, limits), *_with_shared(result)]:
+        asked.append(Question("all latents", "correlation", correlations))
     if along := [*_directions(result, limits), *_shared(result)]:
         asked.append(Question("all latents", "direction", along))
     return asked
@@ -35,6 +35,8 @@ def questions(result: xr.Dataset, limits: Limits) -> list[Question]:
 def _correlations(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
     """The whole matrix, the pair that was chosen on the other half of the data, and every latent's row."""
     labels = result["latent"].values.tolist()
+    if len(labels) < 2:
+        return
     pairs = len(labels) * (len(labels) - 1) // 2
     note = f", root mean square over {pairs} {'pair' if pairs == 1 else 'pairs'}"
     square, noise = (result[f"correlation_{name}"].values for name in ("mean_square", "noise"))
@@ -50,6 +52,20 @@ def _correlations(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
         row = root(f"`{entry}`", note, squares[:, i], noises[:, i], CORRELATION_MARGIN, limits, shared)
         rows.append(replace(row, entry=entry))
     yield from sorted(rows, key=lambda row: -row.effect)
+
+
+def _with_shared(result: xr.Dataset) -> Iterator[Statistic]:
+    """The worst pair of shared latents, and every local latent with every shared one, averaged over data."""
+    if "shared_pair" in result:
+        for half in (0, 1):
+            error, se = (float(result[f"shared_pair_error{end}"][half]) for end in ("", "_se"))
+            yield normal_statistic(str(result["shared_pair"].values[half]), "", error, se, CORRELATION_MARGIN)
+    if "cross_error" not in result:
+        return
+    for label, error in zip(result["cross"].values.tolist(), result["cross_error"].values.tolist(), strict=True):
+        shared = together_of(result, "cross", [label])
+        assert shared is not None
+        yield normal_statistic(label, ", on average over data", error, shared.average_se, CORRELATION_MARGIN)
 
 
 def _pair(result: xr.Dataset, half: int, limits: Limits) -> Statistic:
@@ -72,7 +88,8 @@ def _directions(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
         elif name == INFORMED:
             yield from _along(result, name, name, "the direction about which the data say most", limits)
         elif name in OWN:
-            label = "the direction in which each datum's posterior is narrowest compared with the guide"
+            which = "narrowest" if name in OWN_WIDE else "widest"
+            label = f"the direction in which the posterior of a datum is {which} compared with the guide"
             yield from _along(result, name, name, label, limits)
 
 
@@ -80,17 +97,21 @@ def _shared(result: xr.Dataset) -> Iterator[Statistic]:
     """The sd along the own direction of the shared latents, which are one datum."""
     if "shared_own_sd_ratio" not in result:
         return
-    label = "the direction in which the posterior of the shared latents is narrowest compared with the guide"
-    for ratio, se in zip(result["shared_own_sd_ratio"].values, result["shared_own_sd_ratio_se"].values, strict=True):
-        yield normal_statistic(label, "sd", float(np.log(ratio)), float(se / ratio), _LOG_SD)
+    for i, which in enumerate(("narrowest", "widest") * 2):
+        ratio, se = float(result["shared_own_sd_ratio"][i]), float(result["shared_own_sd_ratio_se"][i])
+        label = f"the direction in which the posterior of the shared latents is {which} compared with the guide"
+        yield normal_statistic(label, "sd", float(np.log(ratio)), se / ratio, _LOG_SD)
 
 
 def _along(part: xr.Dataset, name: str, key: str, label: str, limits: Limits) -> Iterator[Statistic]:
     """Average and root mean square over data of the errors along one direction, as far as they are known."""
     one = part.sel(direction=name)
-    ratio, ratio_se = one["direction_sd_ratio"].values, one["direction_sd_ratio_se"].values
-    if not len(ratio) or not np.isfinite(ratio).all():
+    known = np.isfinite(one["direction_sd_ratio"].values)
+    if not known.any():
         return
+    limits = Limits(limits.kept * float(known.mean()))  # data without a direction count as right
+    one = one.isel(data=np.flatnonzero(known))
+    ratio, ratio_se = one["direction_sd_ratio"].values, one["direction_sd_ratio_se"].values
     found = {"sd": (np.log(ratio), ratio_se / ratio, _LOG_SD)}
     if name not in OWN:
         found["mean"] = one["direction_mean_error"].values, one["direction_mean_error_se"].values, DIRECTION_MEAN_MARGIN

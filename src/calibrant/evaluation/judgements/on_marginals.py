@@ -11,7 +11,7 @@ import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Question, Statistic, normal_statistic
 from calibrant.evaluation.judgements.pooled import Limits, Together, average, root, together_of
-from calibrant.evaluation.statistics.heavy_tails import HEAVY, WIDTHS
+from calibrant.evaluation.statistics.heavy_tails import WIDTHS
 
 Array = npt.NDArray[np.float64]
 
@@ -83,7 +83,7 @@ def _group(result: xr.Dataset, part: xr.Dataset, site: str, prefix: str) -> _Gro
     if known:
         shape = part[f"{prefix}shape_difference"].values, part[f"{prefix}shape_difference_se"].values
     none = np.zeros(latents, dtype=bool)
-    heavy = part[f"{prefix}tail_index"].values > HEAVY if f"{prefix}tail_index" in part else none
+    heavy = part[f"{prefix}heavy"].values.astype(bool) if f"{prefix}heavy" in part else none
     log_scale = part[f"{prefix}log_scale"].values.astype(bool) if f"{prefix}log_scale" in part else none
     labels = part[dim].values.tolist()
     return _Group(result, site, labels, values, heavy, log_scale, shape, bool(prefix))

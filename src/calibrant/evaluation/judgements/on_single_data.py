@@ -31,7 +31,7 @@ def questions(result: xr.Dataset, limits: Limits) -> list[Question]:
     if not result.sizes["latent"] or result.sizes["data"] < 2 or "half_mean_error" not in result:
         return []
     together = "together" in result.coords
-    found = [s for errors in _errors(result) for s in (*_worst(errors), *_few(errors, together))]
+    found = [s for errors in _errors(result) for s in (*_worst(errors), *_few(errors, limits, together))]
     return [Question("all latents", "single data", found)]
 
 
@@ -71,9 +71,9 @@ def _worst(errors: _Errors) -> Iterator[Statistic]:
         yield replace(found, entry=errors.latents[latent], datum=errors.data[datum])
 
 
-def _few(errors: _Errors, together: bool) -> Iterator[Statistic]:
-    """For every latent, the worst 5% of the data."""
-    count = int(np.ceil(FEW * len(errors.data)))
+def _few(errors: _Errors, limits: Limits, together: bool) -> Iterator[Statistic]:
+    """For every latent, the worst 5% of all data, of which those without a reference are not among the worst."""
+    count = min(len(errors.data), int(np.ceil(FEW * len(errors.data) / limits.kept)))
     for latent, name in enumerate(errors.latents):
         for chosen, judged in ((0, 1), (1, 0)):
             seen = errors.halves[:, chosen, latent]
@@ -81,7 +81,9 @@ def _few(errors: _Errors, together: bool) -> Iterator[Statistic]:
             effect = float((np.sign(seen[rows]) * errors.halves[rows, judged, latent]).mean())
             se = errors.se[rows, latent]
             spread = float(se.mean() if together else np.sqrt((se**2).sum()) / count)
-            label = f"the worst {count} of {len(errors.data)} data, `{name}`"
+            label = (
+                f"the worst {count} of {len(errors.data)} data, `{name}`" if count > 1 else f"the worst datum, `{name}`"
+            )
             found = _one_sided(label, errors.kind, effect, spread, errors.margins[1])
             yield replace(found, entry=name, datum=", ".join(errors.data[row] for row in rows[:3]))
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.correlations import correlation_blocks, squared_errors
 from calibrant.evaluation.statistics.directions import covariance, halves_of_draws, own
 from calibrant.evaluation.statistics.draws import Draws
 from calibrant.evaluation.statistics.heavy_tails import tails_of
@@ -24,7 +25,6 @@ from calibrant.evaluation.statistics.joining import (
     joined_labels,
     require_same_problem,
     select_rows,
-    varying,
 )
 from calibrant.evaluation.statistics.local_statistics import (
     MARGINAL,
@@ -37,9 +37,9 @@ from calibrant.evaluation.statistics.local_statistics import (
     units,
 )
 from calibrant.evaluation.statistics.marginals import marginal_statistics, moments
-from calibrant.evaluation.statistics.shapes import Shapes
+from calibrant.evaluation.statistics.shapes import FEW_BLOCKS, Shapes
 from calibrant.inference.references.gate import convergence_of
-from calibrant.inference.trees import Latent, scalars, shared_draws
+from calibrant.inference.trees import Latent
 
 Array = npt.NDArray[np.float64]
 LEFT_OUT_LIMIT = 0.05
@@ -111,21 +111,22 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
 
     reasons = _gate_reasons(ref, joined)
     candidates = joined[[not reason for reason in reasons]]
-    sides = Sides(amortized, reference, local, together=bool(shared))
+    sides = Sides(amortized, reference, local, shared)
     result, defects = local_statistics(sides, candidates, level, informed)
     reasons = [defects.get(label, reason) for label, reason in zip(joined.tolist(), reasons, strict=True)]
     kept = np.array([not reason for reason in reasons], dtype=bool)
 
     if shared:
-        statistics = _shared_statistics(amortized, reference, shared, level) if kept.any() else {}
-        result = result.merge(_assemble_shared(statistics, _varying_scalars(amortized, reference, shared)))
+        statistics = _shared_statistics(sides, level) if kept.any() else {}
+        result = result.merge(_assemble_shared(statistics, sides.shared_latents))
     result = result.assign_coords(left_out=joined[~kept])
     result = result.assign(reason=("left_out", np.array([reason for reason in reasons if reason], dtype=str)))
     result = result.merge(_observed_difference(amortized, reference, joined, kept))
     left = [name for name in common if name not in names]
     if gap := _evidence_gap(amortized, reference, joined[kept]):
         result = result.assign({name: ("data", values) for name, values in gap.items()})
-    attrs = _attributes(amortized, reference, kept, level) | _dimensions(informed)
+    attrs = _attributes(amortized, reference, kept, level) | _dimensions(informed, result.sizes["latent"])
+    attrs |= _missed_modes(reference)
     return result.assign_attrs(attrs, discrete=", ".join(left))
 
 
@@ -141,37 +142,46 @@ def _gate_reasons(ref: xr.DataTree, joined: np.ndarray) -> list[str]:
     ]
 
 
-def _varying_scalars(amortized: Side, reference: Side, names: list[str]) -> list[Latent]:
-    every = scalars(reference.posterior, names)
-    return [every[i] for i in varying(amortized, reference, names)]
-
-
-def _shared_statistics(amortized: Side, reference: Side, names: list[str], level: float) -> dict[str, Array]:
+def _shared_statistics(sides: Sides, level: float) -> dict[str, Array]:
     """Statistics of the shared latents, which are one datum."""
-    some = varying(amortized, reference, names)
-    latents = _varying_scalars(amortized, reference, names)
-    a = Draws(shared_draws(amortized.posterior, names)[..., some], amortized.independent)
-    r = Draws(shared_draws(reference.posterior, names)[..., some], reference.independent)
+    latents, (a, r) = sides.shared_latents, sides.shared_draws
     check_finite(a, latents, "the shared latents")
     if reason := defect(r, latents):
         raise InferenceError(f"the reference of the shared latents cannot be used: {reason}")
-    tails, shapes = tails_of([(a, r)], len(latents)), Shapes(together=False)
+    positive = np.minimum(a.values.min((0, 1)), r.values.min((0, 1))) > 0.0
+    tails, shapes = tails_of([r], positive), Shapes(together=False)
     shapes.add(a, r)
     *marginal, ours, theirs = units(a, r, tails)
     found = marginal_statistics(marginal[0], marginal[1], level) | quantiles_of_heavy(a, r, tails)
-    found |= shapes.statistics() | {"tail_index": tails.index, "log_scale": tails.log_scale.astype(np.float64)}
+    of_tails = {"tail_index": tails.index, "heavy": tails.heavy, "log_scale": tails.log_scale}
+    found |= shapes.statistics() | {name: values.astype(np.float64) for name, values in of_tails.items()}
     if len(latents) > 1:
         halves = halves_of_draws(ours, theirs)
         projected = own(halves, [(covariance(x), covariance(y)) for x, y in halves])
         along = [moments(*sides) for sides in projected.values()]
         found |= {f"own_{name}": np.concatenate([one[name] for one in along]) for name in ("sd_ratio", "sd_ratio_se")}
+        found |= _shared_pairs(halves, [latent.label for latent in latents])
     return found
+
+
+def _shared_pairs(halves: list[tuple[Draws, Draws]], labels: list[str]) -> dict[str, Array]:
+    """The shared pair whose correlation errs most, chosen on either half of the draws and judged on the other."""
+    blocks = [correlation_blocks(*sides) for sides in halves]
+    names, errors, ses = [], [], []
+    for judged in (0, 1):
+        pair = int(squared_errors(blocks[1 - judged])[0].argmax())
+        one, other = (indices[pair] for indices in np.triu_indices(len(labels), 1))
+        series = blocks[judged][:, pair]
+        names.append(f"`{labels[one]}` and `{labels[other]}`")
+        errors.append(series.mean())
+        ses.append(FEW_BLOCKS * np.sqrt(series.var(ddof=1) / len(series)))
+    return {"pair": np.array(names, dtype=str), "pair_error": np.array(errors), "pair_error_se": np.array(ses)}
 
 
 def _assemble_shared(statistics: dict[str, Array], latents: list[Latent]) -> xr.Dataset:
     missing = np.full(len(latents), np.nan)
     names = statistics or dict.fromkeys(MARGINAL, missing)
-    dims = {"own": ("half",), "shape": ("probability", "shared_latent")}
+    dims = {"own": ("own_direction",), "pair": ("half",), "shape": ("probability", "shared_latent")}
     variables = {f"shared_{n}": (dims.get(n.split("_")[0], ("shared_latent",)), v) for n, v in names.items()}
     return xr.Dataset(variables, coords=latent_coords(latents, "shared_"))
 
@@ -209,9 +219,16 @@ def _evidence_gap(amortized: Side, reference: Side, labels: np.ndarray) -> dict[
     return {"evidence_gap": evidence - weights.mean(1), "evidence_gap_se": error}
 
 
-def _dimensions(informed: xr.Dataset | None) -> dict[str, float]:
-    """The mean number of dimensions that a likelihood informs."""
-    return {} if informed is None else {"informed_dimensions": float(informed["dimensions"].mean())}
+def _dimensions(informed: xr.Dataset | None, latents: int) -> dict[str, float]:
+    """The number of dimensions that a likelihood informs: the median over data, at most the number of latents."""
+    found = np.nan if informed is None else float(informed["dimensions"].median())
+    return {"informed_dimensions": min(found, float(latents))} if np.isfinite(found) else {}
+
+
+def _missed_modes(reference: Side) -> dict[str, float]:
+    """The expected number of data whose reference misses a mode, where it is known."""
+    attrs = reference.group("convergence").attrs
+    return {"expected_wrong": float(attrs["expected_wrong"])} if "expected_wrong" in attrs else {}
 
 
 def _attributes(

@@ -59,6 +59,15 @@ def _correlation_rows(squares: Array, variance: Array, latents: int) -> dict[str
     return {"correlation_row_mean_square": row(squares), "correlation_row_noise": row(variance)}
 
 
+def cross_blocks(a: Draws, r: Draws, shared_a: Draws, shared_r: Draws) -> Array:
+    """Difference of the correlations of local with shared latents from each block of draws, `(pair, block)`."""
+    latents, shared = a.values.shape[-1], shared_a.values.shape[-1]
+    sides = [np.concatenate((own.values, other.values), -1) for own, other in ((a, shared_a), (r, shared_r))]
+    one, other = np.triu_indices(latents + shared, 1)
+    crosses = (one < latents) & (other >= latents)
+    return (_linearised(sides[0]) - _linearised(sides[1])).T[crosses]
+
+
 def rows_of(blocks: Array, latents: int) -> Array:
     """The blocks `(block, pair)` sorted into rows of the correlation matrix, `(latent, latent, block)`."""
     upper = np.triu_indices(latents, 1)

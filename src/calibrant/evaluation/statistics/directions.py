@@ -7,8 +7,8 @@ like further latents. Whatever is chosen by looking is chosen on one half and ju
 - *common* directions, for all data: those in which the guide is widest and narrowest in units of the reference, and the
   one along which its means err most, chosen on every second datum;
 - the *informed* direction of a datum, about which its likelihood says most (`informed_directions`);
-- a datum's *own* direction, the one in which the reference is narrowest relative to the guide, chosen on half of the
-  draws of that datum, because nothing common may be wrong;
+- a datum's *own* directions, those in which the guide is widest and narrowest relative to the reference, chosen on half
+  of the draws of that datum, because nothing common may be wrong;
 - the *pair* of latents whose correlation errs most, chosen on every second datum.
 
 Draws are in units of the reference's mean and sd. Errors of the mean are asked only along common and informed
@@ -29,12 +29,14 @@ from calibrant.evaluation.statistics.marginals import log_sd_influence, mean_inf
 Array = npt.NDArray[np.float64]
 
 COMMON = ("widest 1", "widest 2", "narrowest 1", "narrowest 2", "mean")
-OWN = ("own, first half", "own, second half")
+OWN_WIDE = ("own, widest, first half", "own, widest, second half")
+OWN_NARROW = ("own, narrowest, first half", "own, narrowest, second half")
+OWN = (*OWN_WIDE, *OWN_NARROW)
 INFORMED = "informed"
 DIRECTIONS = (*COMMON, INFORMED, *OWN)
 
 _RIDGE = 1e-6  # added to the reference's variances, so that its covariance can be inverted
-_SHRUNK_GUIDE, _SHRUNK_REFERENCE = 0.9, 0.2  # share of the unit matrix in the covariances that choose an own direction
+_SHRUNK_WIDE, _SHRUNK_NARROW = 0.9, 0.2  # share of the unit matrix in the covariances that choose an own direction
 
 
 @dataclass
@@ -105,11 +107,14 @@ def covariance(draws: Draws) -> Array:
     return centred @ centred.T / (draws.count - 1)
 
 
-def own_direction(guide: Array, reference: Array) -> Array:
-    """The direction `(latent, 1)` in which a reference is narrowest relative to its guide, from their covariances."""
-    one, last = np.eye(len(guide)), len(guide) - 1
-    wide = (1.0 - _SHRUNK_GUIDE) * guide + _SHRUNK_GUIDE * one
-    narrow = (1.0 - _SHRUNK_REFERENCE) * reference + _SHRUNK_REFERENCE * one
+def own_direction(wide: Array, narrow: Array) -> Array:
+    """The direction `(latent, 1)` in which one covariance is widest relative to another one.
+
+    The wider side is shrunk more: what makes a direction stand out is that the other side is narrow there.
+    """
+    one, last = np.eye(len(wide)), len(wide) - 1
+    wide = (1.0 - _SHRUNK_WIDE) * wide + _SHRUNK_WIDE * one
+    narrow = (1.0 - _SHRUNK_NARROW) * narrow + _SHRUNK_NARROW * one
     return np.asarray(eigh(wide, narrow, subset_by_index=[last, last])[1])
 
 
@@ -121,9 +126,13 @@ def along(a: Draws, r: Draws, directions: Array) -> tuple[Draws, Draws]:
 
 
 def own(halves: list[tuple[Draws, Draws]], covariances: list[tuple[Array, Array]]) -> dict[str, tuple[Draws, Draws]]:
-    """Draws along a datum's own direction, chosen on either half of the draws and judged on the other half."""
-    chosen = dict(zip(OWN, (1, 0), strict=True))
-    return {name: along(*halves[1 - half], own_direction(*covariances[half])) for name, half in chosen.items()}
+    """Draws along a datum's own directions, chosen on either half of the draws and judged on the other half."""
+    found = {}
+    for judged, (wide, narrow) in enumerate(zip(OWN_WIDE, OWN_NARROW, strict=True)):
+        guide, reference = covariances[1 - judged]
+        found[wide] = along(*halves[judged], own_direction(guide, reference))
+        found[narrow] = along(*halves[judged], own_direction(reference, guide))
+    return found
 
 
 def common(a: Draws, r: Draws, choice: Choice) -> dict[str, tuple[Draws, Draws]]:

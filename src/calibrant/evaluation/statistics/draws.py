@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from calibrant.inference.diagnostics import ess
 Array = npt.NDArray[np.float64]
 
 BLOCKS = 40  # number of contiguous parts of the draws; chains that pass the gate have 10 effective draws in each
+_SHORT = 4  # fewest draws of a chain whose halves are used
 TINY = 1e-12  # smallest sd (in reference sd), given to constant latents so that its log stays finite
 
 
@@ -58,9 +60,10 @@ class Draws:
         return Draws(self.values[..., index], self.independent)
 
     def half(self, number: int) -> Draws:
-        """The first or the second half of every chain; if there is one chain, of all draws."""
-        middle = self.values.shape[1] // 2
-        return Draws(self.values[:, middle:] if number else self.values[:, :middle], self.independent)
+        """The first or the second half of every chain, or of the chains if these are too short."""
+        values = self.values if self.values.shape[1] >= _SHORT else self.values.swapaxes(0, 1)
+        middle = values.shape[1] // 2
+        return Draws(values[:, middle:] if number else values[:, :middle], self.independent)
 
     def along(self, directions: Array) -> Draws:
         """The draws projected on directions `(latent, direction)`."""
@@ -98,9 +101,9 @@ class Draws:
         below, above = self.ordered[:, low], self.ordered[:, np.minimum(low + 1, last)]
         return (below + part * (above - below)).T
 
-    def below(self, cuts: Array) -> Array:
-        """The share of the draws that are at most each cut, `(cut, latent)`."""
-        found = [np.searchsorted(row, at, side="right") for row, at in zip(self.ordered, cuts.T, strict=True)]
+    def below(self, cuts: Array, side: Literal["left", "right"] = "right") -> Array:
+        """The share of the draws that are at most each cut (`side` "left": less than it), `(cut, latent)`."""
+        found = [np.searchsorted(row, at, side=side) for row, at in zip(self.ordered, cuts.T, strict=True)]
         return np.array(found).T / self.count
 
     def blocks(self, series: Array) -> Array:

@@ -22,6 +22,8 @@ Array = npt.NDArray[np.float64]
 HEAVY = 0.5  # tail index of the squared draws from which a variance of the sd does not exist
 WIDTHS = (50, 80)  # central masses, in percent, whose widths are compared
 _QUARTER = 16.0  # relative efficiency for which ArviZ fits a tail of a quarter as many draws
+_LONG = 0.3  # index from which statistics of several latents take a bounded transform
+_CLEARLY, _SOME = 0.7, 0.15  # an index that is heavy beyond noise, and the share of the data that have it
 _BOUNDED = -10.0  # index of a tail that ends at a bound
 _SAME = 1e-9  # relative difference below which all draws of a tail are the same: they lie at a bound
 _NORMAL_IQR = 1.3489795  # interquartile range of a Normal distribution in sds
@@ -33,17 +35,22 @@ class Tails:
     """How each latent is judged; the rule is one for all data.
 
     Attributes:
-        index: `(latent,)`, the tail index of the squared draws: the median over data, the larger of both sides.
+        index: `(latent,)`, the tail index of the reference's squared draws, the median over data.
+        heavy: `(latent,)`, whether quantiles decide in place of mean and sd.
         log_scale: `(latent,)`, whether a heavy-tailed latent is positive and therefore judged on the log scale.
     """
 
     index: Array
+    heavy: npt.NDArray[np.bool_]
     log_scale: npt.NDArray[np.bool_]
 
     @property
-    def heavy(self) -> npt.NDArray[np.bool_]:
-        """`(latent,)`, whether quantiles decide in place of mean and sd."""
-        return self.index > HEAVY
+    def stretched(self) -> npt.NDArray[np.bool_]:
+        """`(latent,)`, whether statistics of several latents and of single data take a bounded transform.
+
+        They do from a smaller index on, because few draws of heavy tails make the errors of single data large.
+        """
+        return self.heavy | (self.index > _LONG)
 
     def on_scale(self, draws: Draws) -> Draws:
         """The draws with positive heavy-tailed latents on the log scale."""
@@ -59,24 +66,27 @@ class Tails:
 
         The map makes all moments exist, so that heavy-tailed latents can take part in correlations and directions.
         """
-        found = self.on_scale(draws).mapped(centre, scale)
-        if not self.heavy.any():
-            return found
-        values = found.values
-        values[..., self.heavy] = np.arcsinh(values[..., self.heavy])
+        values = self.on_scale(draws).mapped(centre, scale).values
+        values[..., self.stretched] = np.arcsinh(values[..., self.stretched])
         return Draws(values, draws.independent)
 
 
-def tails_of(pairs: Iterable[tuple[Draws, Draws]], latents: int) -> Tails:
-    """How to judge the latents, from draws of guide and reference for some of the data."""
-    indices: list[Array] = []
-    positive = np.ones(latents, dtype=bool)
-    for pair in pairs:
-        indices.append(np.max([_tail_index(side) for side in pair], axis=0))
-        for side in pair:
-            positive &= side.ordered[:, 0] > 0.0
-    index = np.median(indices, axis=0) if indices else np.full(latents, np.nan)
-    return Tails(index, positive & (index > HEAVY))
+def tails_of(references: Iterable[Draws], positive: npt.NDArray[np.bool_]) -> Tails:
+    """How to judge the latents.
+
+    The reference decides, since a guide whose own tails are too heavy must not be asked less. A latent has heavy tails
+    if its index exceeds 1/2 in the median over data, or clearly (0.7) for 15% of them.
+
+    Args:
+        references: draws of the reference for some of the data.
+        positive: `(latent,)`, whether all draws of both sides are positive.
+    """
+    indices = np.array([_tail_index(draws) for draws in references]).reshape(-1, len(positive))
+    if not len(indices):
+        return Tails(np.full(len(positive), np.nan), np.zeros_like(positive), np.zeros_like(positive))
+    index = np.median(indices, axis=0)
+    heavy = (index > HEAVY) | ((indices > _CLEARLY).mean(0) > _SOME)
+    return Tails(index, heavy, positive & heavy)
 
 
 def _tail_index(draws: Draws) -> Array:

@@ -16,6 +16,7 @@ from calibrant.evaluation.statistics.correlations import (
     PER_DATUM,
     correlation_blocks,
     correlation_error,
+    cross_blocks,
     pair_error,
     rows_of,
     squared_errors,
@@ -47,12 +48,12 @@ from calibrant.evaluation.statistics.joining import Side, varying
 from calibrant.evaluation.statistics.marginals import centre_and_spread, coverage_blocks, marginal_statistics, moments
 from calibrant.evaluation.statistics.scatter import Scatter
 from calibrant.evaluation.statistics.shapes import PROBABILITIES, Shapes
-from calibrant.inference.trees import Latent, draw_blocks, scalars
+from calibrant.inference.trees import Latent, draw_blocks, scalars, shared_draws
 
 Array = npt.NDArray[np.float64]
 Rows = list[dict[str, Array]]
 
-_TAILS_FROM = 16  # number of data from which the rule for heavy tails is chosen
+_TAILS_FROM = 32  # number of data from which the rule for heavy tails is chosen
 
 MARGINAL = (
     *(f"{name}{suffix}" for name in ("mean_error", "sd_ratio", "wasserstein", "coverage") for suffix in ("", "_se")),
@@ -75,16 +76,31 @@ _DIMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Sides:
-    """The local latents of the two trees.
-
-    Attributes:
-        together: whether some latents are shared, so that a draw moves all data.
-    """
+    """The latents of the two trees, local ones in `names`."""
 
     amortized: Side
     reference: Side
     names: list[str]
-    together: bool
+    shared: list[str]
+
+    @property
+    def together(self) -> bool:
+        """Whether some latents are shared, so that a draw moves all data."""
+        return bool(self.shared)
+
+    @cached_property
+    def shared_latents(self) -> list[Latent]:
+        """All scalars of the shared sites that vary."""
+        every = scalars(self.reference.posterior, self.shared)
+        return [every[i] for i in varying(self.amortized, self.reference, self.shared)]
+
+    @cached_property
+    def shared_draws(self) -> tuple[Draws, Draws]:
+        """Draws of the shared latents of guide and reference."""
+        some = varying(self.amortized, self.reference, self.shared)
+        sides = (self.amortized, self.reference)
+        draws = [Draws(shared_draws(side.posterior, self.shared)[..., some], side.independent) for side in sides]
+        return draws[0], draws[1]
 
     @cached_property
     def latents(self) -> list[Latent]:
@@ -119,21 +135,25 @@ def local_statistics(
     """
     if not sides.names:
         return _dataset([{} for _ in labels], labels, sides, None, {}), {}
-    usable, defects = _usable(sides, labels)
+    usable, defects, positive = _usable(sides, labels)
     some = usable[np.unique(np.linspace(0, len(usable) - 1, _TAILS_FROM).astype(int))] if len(usable) else usable
-    tails = tails_of(sides.draws(some), len(sides.latents))
+    tails = tails_of((r for _, r in sides.draws(some)), positive)
     run = _Passes(sides, tails, level, _informed(informed, sides.latents))
     rows = run.all(usable)
     return _dataset(rows, usable, sides, tails, run.over_data()), defects
 
 
-def _usable(sides: Sides, labels: np.ndarray) -> tuple[np.ndarray, dict[Hashable, str]]:
+def _usable(sides: Sides, labels: np.ndarray) -> tuple[np.ndarray, dict[Hashable, str], npt.NDArray[np.bool_]]:
+    """The data with usable references, why all others have none, and which latents are positive in all draws."""
     defects: dict[Hashable, str] = {}
+    positive = np.ones(len(sides.latents), dtype=bool)
     for label, (a, r) in zip(labels.tolist(), sides.draws(labels), strict=True):
         check_finite(a, sides.latents, f"datum {label!r}")
         if reason := defect(r, sides.latents):
             defects[label] = reason
-    return labels[[label not in defects for label in labels.tolist()]], defects
+        else:
+            positive &= np.minimum(a.values.min((0, 1)), r.values.min((0, 1))) > 0.0
+    return labels[[label not in defects for label in labels.tolist()]], defects, positive
 
 
 def check_finite(draws: Draws, latents: list[Latent], what: str) -> None:
@@ -161,22 +181,40 @@ def _informed(informed: xr.Dataset | None, latents: list[Latent]) -> dict[Hashab
     if len(order) < len(latents):  # a latent that the likelihood does not see as a number, such as a discrete one
         return {}
     weights = informed["direction"].transpose("data", "latent").values[:, order]
-    return {label: row[:, None] for label, row in zip(informed["data"].values.tolist(), weights, strict=True)}
+    rows = zip(informed["data"].values.tolist(), weights, strict=True)
+    return {label: row[:, None] for label, row in rows if np.isfinite(row).all()}
 
 
 def units(a: Draws, r: Draws, tails: Tails) -> tuple[Draws, Draws, Draws, Draws]:
     """Draws in units of the reference: for marginals, and for all that takes several latents together."""
     centre, scale = centre_and_spread(r)
     marginal = a.mapped(centre, scale), r.mapped(centre, scale)
-    if not tails.heavy.any():
+    if not tails.stretched.any():
         return *marginal, *marginal
-    middle, width = robust_scale(tails.on_scale(r))
-    if tails.log_scale.any() or tails.heavy.any():
-        light = ~tails.heavy
-        middle[light], width[light] = centre[light], scale[light]
+    middle, width = _bounding_units(r, tails)
     bounded = tails.bounded(a, middle, width), tails.bounded(r, middle, width)
     centre, scale = centre_and_spread(bounded[1])
     return *marginal, bounded[0].mapped(centre, scale), bounded[1].mapped(centre, scale)
+
+
+def _bounding_units(r: Draws, tails: Tails) -> tuple[Array, Array]:
+    """Centre and scale of the bounded transform: robust ones where it is not the identity."""
+    centre, scale = centre_and_spread(r)
+    middle, width = robust_scale(tails.on_scale(r))
+    return np.where(tails.stretched, middle, centre), np.where(tails.stretched, width, scale)
+
+
+def in_bounded_units(direction: Array, r: Draws, tails: Tails) -> Array:
+    """A direction `(latent, 1)` in units of the reference's sds, in those of the bounded transform at its centre."""
+    if not tails.stretched.any():
+        return direction
+    middle, width = _bounding_units(r, tails)
+    _, scale = centre_and_spread(tails.bounded(r, middle, width))
+    slope = (
+        np.where(tails.log_scale, np.exp(np.minimum(middle, 700.0)), 1.0) * width * scale
+    )  # of a latent at its centre
+    ratio = np.where(tails.stretched, slope / centre_and_spread(r)[1], 1.0)
+    return direction * ratio[:, None]
 
 
 def quantiles_of_heavy(a: Draws, r: Draws, tails: Tails) -> dict[str, Array]:
@@ -199,6 +237,7 @@ class _Passes:
     halves: tuple[HalfOfData, HalfOfData] = field(default_factory=lambda: (HalfOfData(), HalfOfData()))
     chosen: list[Choice] = field(default_factory=list)
     scatters: dict[tuple[str, tuple[str, ...]], Scatter] = field(default_factory=dict)
+    crossed: list[Array] = field(default_factory=list)
     shapes: Shapes = field(init=False)
     labels: list[str] = field(init=False)
 
@@ -221,13 +260,16 @@ class _Passes:
         self.shapes.add(a, r)
         *marginal, ours, theirs = units(a, r, self.tails)
         row = marginal_statistics(marginal[0], marginal[1], self.level) | quantiles_of_heavy(a, r, self.tails)
-        found = moments(ours, theirs) if self.tails.heavy.any() else row
+        found = moments(ours, theirs) if self.tails.stretched.any() else row
         halves = halves_of_draws(ours, theirs)
         row |= half_statistics(halves, found)
         if self.sides.together:
             self._scatter_marginals(marginal[0], marginal[1], self.tails.on_scale(a), self.tails.on_scale(r))
+            self._with_shared(ours, theirs)
         if len(self.labels) >= 2:
-            row |= self._joint(ours, theirs, halves, (found["mean_error"], found["mean_error_se"]), label, half)
+            direction = self.informed.get(label)
+            informed = None if direction is None else in_bounded_units(direction, r, self.tails)
+            row |= self._joint(ours, theirs, halves, (found["mean_error"], found["mean_error_se"]), informed, half)
         return row
 
     def _joint(
@@ -236,7 +278,7 @@ class _Passes:
         r: Draws,
         halves: list[tuple[Draws, Draws]],
         errors: tuple[Array, Array],
-        label: Hashable,
+        informed: Array | None,
         half: int,
     ) -> dict[str, Array]:
         """Statistics of several latents together; adds the datum to its half of the data."""
@@ -246,8 +288,8 @@ class _Passes:
         self.halves[half].add(whole, errors, squared_errors(blocks)[0])
         row = correlation_error(blocks, a.values.shape[-1])
         projected = own(halves, both)
-        if label in self.informed:
-            projected[INFORMED] = along(a, r, self.informed[label])
+        if informed is not None:
+            projected[INFORMED] = along(a, r, informed)
         row |= self._along(projected, "")
         if self.sides.together:
             self._scatter("correlation", [""], blocks.T[None])
@@ -295,6 +337,17 @@ class _Passes:
         self._scatter("sd", self.labels, of_log_sd)
         self._scatter("coverage", self.labels, coverage_blocks(a, r, self.level))
 
+    def _with_shared(self, a: Draws, r: Draws) -> None:
+        """Add a datum's errors of the correlations of local latents with shared ones."""
+        blocks = cross_blocks(a, r, *self.sides.shared_draws)
+        self.crossed.append(blocks.mean(1))
+        self._scatter("cross", self._crosses, blocks)
+
+    @property
+    def _crosses(self) -> list[str]:
+        shared = [latent.label for latent in self.sides.shared_latents]
+        return [f"`{one}` and `{other}`" for one in self.labels for other in shared]
+
     def over_data(self) -> dict[str, xr.Variable]:
         """What is known of all data together: shapes, choices, and the errors that data share."""
         found: dict[str, xr.Variable] = {}
@@ -305,6 +358,9 @@ class _Passes:
             pairs = np.array([[self.labels[i] for i in self.chosen[1 - half].pair] for half in (0, 1)])
             found["direction_weight"] = xr.Variable(("half", "latent", "common_direction"), weights)
             found["pair"] = xr.Variable(("half", "end"), pairs)
+        if self.crossed:
+            found["cross"] = xr.Variable("cross", np.array(self._crosses, dtype=str))
+            found["cross_error"] = xr.Variable("cross", np.mean(self.crossed, axis=0))
         return found | self._shared_errors()
 
     def _shared_errors(self) -> dict[str, xr.Variable]:
@@ -350,9 +406,9 @@ def _dataset(
         values = [row.get(name, np.full(shape, np.nan)) for row in rows]
         array = np.array(values, dtype=np.float64).reshape(len(rows), *shape)
         variables[name] = xr.Variable(("data", *dims), array)
-    index = tails.index if tails is not None else np.full(len(latents), np.nan)
-    log_scale = tails.log_scale if tails is not None else np.zeros(len(latents), dtype=bool)
-    variables |= {"tail_index": xr.Variable("latent", index), "log_scale": xr.Variable("latent", log_scale)}
+    tails = tails or tails_of([], np.zeros(len(latents), dtype=bool))
+    of_tails = {"tail_index": tails.index, "heavy": tails.heavy, "log_scale": tails.log_scale}
+    variables |= {name: xr.Variable("latent", values) for name, values in of_tails.items()}
     coords = {"data": labels, "direction": list(DIRECTIONS), "common_direction": list(COMMON), "half": [0, 1]}
     return xr.Dataset(variables | over_data, coords | {"probability": PROBABILITIES} | latent_coords(latents, ""))
 

@@ -22,6 +22,8 @@ FEW_BLOCKS = (
 class Shapes:
     """F_reference(q_guide(p)) − p at each p of `PROBABILITIES`, summed over data, with the noise of the sum.
 
+    The noise of the reference is that at its own quantiles, which are the guide's if both agree.
+
     Attributes:
         together: whether all data share their draws, so that their errors do not average out.
     """
@@ -33,12 +35,15 @@ class Shapes:
 
     def add(self, a: Draws, r: Draws) -> None:
         """Add a datum."""
-        below = r.below(a.quantiles(PROBABILITIES))
+        cuts, p = a.quantiles(PROBABILITIES), PROBABILITIES[:, None]
+        below = r.below(cuts)
+        less = r.below(cuts, "left")  # at an atom, every probability between the two is right
         around = np.concatenate((np.zeros_like(below[:1]), below, np.ones_like(below[:1])))
         ratio = (around[2:] - around[:-2]) / (2.0 * STEP)  # density of the reference over that of the guide
-        p = PROBABILITIES[:, None]
         self.count += 1
-        self.total = self.total + below - p
+        tied = below - less > 1.5 / r.count  # more than one draw
+        outside = np.where(p > below, below - p, np.where(p < less, less - p, 0.0))
+        self.total = self.total + np.where(tied, outside, below - p)
         if self.together:
             self.noise = self.noise + _blocks(a, r, ratio)
             return

@@ -111,7 +111,8 @@ def sample_all(runs: Runs, data: Data, starts: int, seed: int) -> Judged:
         combine_attrs="override",
     )
     convergence = convergence.isel(data=np.argsort(rows))
-    wrong = float(convergence["apart"].sum()) / (2.0 ** (starts - 1) - 1)
+    exploring = starts if runs.guide is None else starts - starts // 2  # draws of a guide find what it knows
+    wrong = float(convergence["apart"].sum()) / (2.0 ** (exploring - 1) - 1)
     return draws, convergence.assign_attrs(starts=starts, expected_wrong=wrong)
 
 
