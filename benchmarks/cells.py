@@ -30,14 +30,7 @@ WEAK = ("sd × 0.9", "sd × 1.1", "sd × 1.25", "mean + 0.1 sd", "low contrast",
 OF_GSM = ("sd × 0.8", "sd × 1.25", "mean + 0.3 sd", "prior as posterior", "low contrast")
 OF_PPCA = ("sd × 0.8", "one latent × 0.7", "tails lost")
 HARMLESS = ("sd × 1.03", "sds 3% off")  # errors that do not matter: in all latents, but small
-FALSE_ALARMS, POWER, HALF, SOME, FEW, RARE = (
-    100,
-    100,
-    50,
-    40,
-    10,
-    5,
-)  # repetitions: where all of 100 fail, the power is above 96%
+FALSE_ALARMS, POWER, HALF, SOME, FEW, RARE = 100, 100, 50, 40, 10, 5  # repetitions; 100 of 100 is a power above 96%
 QUICK = 2
 
 

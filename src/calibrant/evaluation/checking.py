@@ -160,9 +160,10 @@ def examine(
     """Run all parts of a check; `keep(field, value)` is called with each part of the result once it is computed."""
     amortized = posterior_of(problem, effort.draws, seed=stream(seed, "posterior"), progress=progress)
     keep("amortized", amortized)
-    comparison = _compared(problem, amortized, reference, stream(seed, "c2st"), progress)
+    notes: list[str] = []
+    comparison = _compared(problem, amortized, reference, stream(seed, "c2st"), notes, progress)
     keep("comparison", comparison)
-    result = RunResult(name, problem.program, {"notes": []}, amortized, reference, comparison)
+    result = RunResult(name, problem.program, {"notes": notes}, amortized, reference, comparison)
     parts: Parts = {"weights": ("no diagnosis of importance weights", partial(weights, amortized))}
     parts |= _parts(problem, reference, effort, train, seed, progress)
     for field, (without, function) in parts.items():
@@ -208,11 +209,11 @@ def _or_note(without: str, function: Callable[[], Found], notes: list[str]) -> F
 
 
 def _compared(
-    problem: Problem, amortized: xr.DataTree, reference: xr.DataTree, seed: int, progress: Progress
+    problem: Problem, amortized: xr.DataTree, reference: xr.DataTree, seed: int, notes: list[str], progress: Progress
 ) -> xr.Dataset:
     """The comparison with the reference, with the classifier test for the data that have a reference."""
     progress("compare", 0, 2)
-    comparison = compare(amortized, reference, informed=_informed(problem, reference))
+    comparison = compare(amortized, reference, informed=_informed(problem, reference, notes))
     progress("compare", 1, 2)
     try:
         tested = c2st(amortized, reference, draws=_C2ST_DRAWS, seed=seed)
@@ -223,12 +224,10 @@ def _compared(
     return comparison.merge(tested, join="left").assign_attrs({**comparison.attrs, **tested.attrs})
 
 
-def _informed(problem: Problem, reference: xr.DataTree) -> xr.Dataset | None:
-    """The directions that the likelihood informs; None without continuous local latents or without any reference."""
-    try:
-        return informed_of(problem.program, problem.data, reference)
-    except CalibrantError:
-        return None
+def _informed(problem: Problem, reference: xr.DataTree, notes: list[str]) -> xr.Dataset | None:
+    """The directions that the likelihood informs; None, with a note, where there are none."""
+    without = "no directions that the likelihood informs"
+    return _or_note(without, partial(informed_of, problem.program, problem.data, reference), notes)
 
 
 def _name(program: PyroModule) -> str:

@@ -53,7 +53,7 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
     if unseen := _unseen(deciding, comparison):
         return Conclusion("cannot tell", [f"No question fails, but {unseen}."])
     assert comparison is not None
-    return Conclusion("pass", [*_right(comparison), *_not_asked(deciding), *_single(comparison)])
+    return Conclusion("pass", [*_right(comparison), *_not_asked(deciding, comparison), *_single(comparison)])
 
 
 def _unseen(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
@@ -62,6 +62,8 @@ def _unseen(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
         return "without a reference, errors that its own draws do not show stay unseen"
     if discrete := comparison.attrs.get("discrete", ""):
         return f"{discrete}, whose values are whole numbers, could not be compared"
+    if comparison.sizes.get("latent", 0) and "half_mean_error" not in comparison:
+        return "this comparison was stored by an earlier version, which asked less: compare again"
     if not any(verdict.quantity in _OF_SHAPE for verdict in deciding):
         return "no question about the shape of its distributions was asked"
     return ""
@@ -71,13 +73,17 @@ _OF_SHAPE = ("shape", "log joint")
 
 
 def _right(comparison: xr.Dataset) -> list[str]:
-    left_out = int(comparison.attrs["n_left_out"])
-    besides = f", and {left_out} more without a reference" if left_out else ""
+    count, left_out = comparison.sizes["data"], int(comparison.attrs["n_left_out"])
+    data = "the datum that was checked" if count == 1 else f"the {count} data that were checked"
+    several = comparison.sizes.get("latent", 0) and count > 1
+    over = ", on average over the data and for the worst of them" if several else ""
     found = [
-        f"You can trust the guide's uncertainty on the {comparison.sizes['data']} data that were checked{besides}: its "
-        "means, sds, intervals, shapes and dependencies agree with the reference posterior, on average over the data "
-        "and for the worst of them."
+        f"You can trust the guide's uncertainty on {data}: its means, sds, intervals, shapes and dependencies agree "
+        f"with the reference posterior{over}."
     ]
+    if left_out:
+        have = "has" if left_out == 1 else "have"
+        found.append(f"Nothing was compared for {left_out} more, which {have} no reference.")
     if comparison.attrs["cannot_tell"]:
         found.append("For the data without a reference, the ranks of every latent on simulated data are right.")
     expected = float(comparison.attrs.get("expected_wrong", 0.0))
@@ -86,11 +92,19 @@ def _right(comparison: xr.Dataset) -> list[str]:
     return found
 
 
-def _not_asked(deciding: Sequence[Verdict]) -> list[str]:
+def _not_asked(deciding: Sequence[Verdict], comparison: xr.Dataset) -> list[str]:
+    """Name what was not asked, so that nobody takes it for checked."""
     asked = {verdict.quantity for verdict in deciding}
-    parts = {"k-hat": "its importance weights", "log joint": "simulated data"}
+    parts = {
+        "direction": "sums of latents",
+        "k-hat": "its importance weights",
+        "log joint": "simulated data",
+        "log likelihood": "what the likelihood informs",
+    }
+    if comparison.sizes.get("latent", 0) < 2:
+        del parts["direction"]
     absent = [words for quantity, words in parts.items() if quantity not in asked]
-    return [f"Not checked: {' and '.join(absent)} (the notes say why)."] if absent else []
+    return [f"Not checked: {' and '.join(absent)}."] if absent else []
 
 
 def _single(comparison: xr.Dataset) -> list[str]:
@@ -137,12 +151,13 @@ _PLAIN = {
 def _fault(verdict: Verdict) -> str:
     if verdict.quantity == "sd":
         by = f"by {abs(verdict.effect):.0%}{_entry(verdict)}"
+        width = "the width of its posterior" if verdict.quantiles else "its posterior sd"
         return {
-            "too narrow": f"its posterior sd is too small {by}",
-            "too wide": f"its posterior sd is too large {by}",
-        }.get(_direction(verdict), f"its posterior sd is wrong for single data, {by}")
+            "too narrow": f"{width} is too small {by}",
+            "too wide": f"{width} is too large {by}",
+        }.get(_direction(verdict), f"{width} is wrong for single data, {by}")
     if verdict.quantity == "mean":
-        return f"its posterior mean is off{_entry(verdict)}"
+        return f"its posterior {'median' if verdict.quantiles else 'mean'} is off{_entry(verdict)}"
     if verdict.quantity == "single data":
         return f"it is wrong for single data (the worst: {verdict.sentence})"
     return _PLAIN[verdict.quantity]

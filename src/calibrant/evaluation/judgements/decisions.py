@@ -50,6 +50,7 @@ class Verdict:
             root mean square, whose sign may differ from datum to datum; "" for other quantities.
         entry: the latent whose own error decided, such as `z[3]`; "" if the error of the whole site decided.
         datum: the data whose own error decided, for "single data"; else "".
+        quantiles: whether quantiles decided in place of mean and sd, because tails are heavy.
     """
 
     site: str
@@ -63,6 +64,7 @@ class Verdict:
     direction: Direction = ""
     entry: str = ""
     datum: str = ""
+    quantiles: bool = False
 
     @property
     def answer(self) -> Status:
