@@ -53,7 +53,8 @@ from calibrant.inference.trees import Latent, draw_blocks, scalars, shared_draws
 Array = npt.NDArray[np.float64]
 Rows = list[dict[str, Array]]
 
-_TAILS_FROM = 32  # number of data from which the rule for heavy tails is chosen
+_TAILS_FROM = 8, 32  # least and largest number of data from which the rule for heavy tails is chosen
+_TAIL_FITS = 2000  # number of latents times data above which it is chosen from fewer data
 
 MARGINAL = (
     *(f"{name}{suffix}" for name in ("mean_error", "sd_ratio", "wasserstein", "coverage") for suffix in ("", "_se")),
@@ -136,7 +137,8 @@ def local_statistics(
     if not sides.names:
         return _dataset([{} for _ in labels], labels, sides, None, {}), {}
     usable, defects, positive = _usable(sides, labels)
-    some = usable[np.unique(np.linspace(0, len(usable) - 1, _TAILS_FROM).astype(int))] if len(usable) else usable
+    count = int(np.clip(_TAIL_FITS // len(sides.latents), *_TAILS_FROM))
+    some = usable[np.unique(np.linspace(0, len(usable) - 1, count).astype(int))] if len(usable) else usable
     tails = tails_of((r for _, r in sides.draws(some)), positive)
     run = _Passes(sides, tails, level, _informed(informed, sides.latents))
     rows = run.all(usable)
