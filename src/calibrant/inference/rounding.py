@@ -24,6 +24,8 @@ from calibrant.program.supports import base_support, bounds, from_line, is_circu
 from calibrant.program.tracing import sampled, trace
 
 _HARMLESS = 1e-3  # largest change of a draw, in units of the spread
+_ROUNDING = 2.0**-24  # relative change of a number that float32 rounds
+_FEW_DRAWS = 64  # draws per chain, at most, from which the quick answer takes the spread
 _SPREAD_DRAWS = 256  # draws per chain, at most, from which the spread is computed
 _BLOCK_ELEMENTS = 2**20  # 8 MiB of float64; the rule holds a few copies of a block
 
@@ -81,8 +83,8 @@ def _same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _to_line(fn: Any, device: torch.device) -> ToLine | None:
-    """The map from a support to unconstrained space; None for directions, and for supports that torch cannot map."""
-    if is_circular(fn) or is_direction(fn) or fn.support.is_discrete:
+    """The map from a support to unconstrained space; None for the line, directions, and supports without such a map."""
+    if is_circular(fn) or is_direction(fn) or fn.support.is_discrete or base_support(fn.support) is constraints.real:
         return None
     if base_support(fn.support) is constraints.simplex:  # each share has two bounds, which sticks do not show
         return torch.logit
@@ -95,6 +97,8 @@ def _to_line(fn: Any, device: torch.device) -> ToLine | None:
 
 def _stored(values: Tensor, to_line: ToLine | None, local: bool) -> Tensor:
     """One variable, `(chain, draw, …)`, in the dtype in which it is stored."""
+    if to_line is None and _is_harmless(values):
+        return values.float()
     to_line = to_line or _as_it_is
     few = to_line(values[:, :: max(1, values.shape[1] // _SPREAD_DRAWS)]).flatten(0, 1).sort(0).values
     lower, centre, upper = (few[(len(few) * quarter) // 4] for quarter in (1, 2, 3))
@@ -110,6 +114,14 @@ def _stored(values: Tensor, to_line: ToLine | None, local: bool) -> Tensor:
     if harmless.all():
         return rounded
     return torch.where(harmless.reshape(-1, *[1] * (values.dim() - 3)), rounded.double(), values)
+
+
+def _is_harmless(values: Tensor) -> bool:
+    """Whether rounding is harmless even for the largest number of every entry; the quick answer for most variables."""
+    few = values[:, :: max(1, values.shape[1] // _FEW_DRAWS)].flatten(0, 1).sort(0).values
+    spread = (few[3 * len(few) // 4] - few[len(few) // 4]) / 1.349
+    largest = torch.maximum(values.amax((0, 1)), -values.amin((0, 1)))
+    return bool((_ROUNDING * largest <= 0.5 * _HARMLESS * spread).all())
 
 
 def _as_it_is(values: Tensor) -> Tensor:
