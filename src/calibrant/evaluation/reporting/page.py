@@ -136,8 +136,8 @@ def _section(result: RunResult) -> _Section:
         equations=equations,
         paper=paper,
         conclusion=conclude(found, comparison),
-        compared=[verdict for verdict in found if verdict.quantity in COMPARED],
-        unaided=[verdict for verdict in found if verdict.quantity not in COMPARED],
+        compared=[verdict for verdict in found if _is_compared(verdict)],
+        unaided=[verdict for verdict in found if not _is_compared(verdict)],
         contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
         numbers=number_rows(result),
         settings=setting_rows(result.config),
@@ -151,6 +151,11 @@ def _section(result: RunResult) -> _Section:
         pictures=pictures,
         typical=str(run_plots.typical_datum(comparison)) if comparison is not None and "dist" in pictures else "",
     )
+
+
+def _is_compared(verdict: Verdict) -> bool:
+    """Whether a verdict needs the reference; the evidence gap decides only where the reference knows the evidence."""
+    return verdict.quantity in COMPARED or (verdict.quantity == "evidence gap" and verdict.primary)
 
 
 def _check_pictures(result: RunResult) -> dict[str, str | None]:
