@@ -111,7 +111,8 @@ def test_trees_of_shared_latents_only_are_compared() -> None:
     result = compare(shared_tree(rng, local=False), shared_tree(rng, local=False))
     assert result.sizes["latent"] == 0
     assert result.attrs["n_joined"] == 16
-    asked = {("w", quantity) for quantity in ("sd", "mean", "coverage", "shape")} | {("all latents", "direction")}
+    of_site = {("w", quantity) for quantity in ("sd", "mean", "coverage", "shape")}
+    asked = of_site | {("all latents", "correlation"), ("all latents", "direction")}
     assert {(v.site, v.quantity) for v in verdicts(result)} == asked
     assert "fail" not in {v.status for v in verdicts(result)}
 

@@ -81,9 +81,10 @@ def tails_of(references: Iterable[Draws], positive: npt.NDArray[np.bool_]) -> Ta
         references: draws of the reference for some of the data.
         positive: `(latent,)`, whether all draws of both sides are positive.
     """
-    indices = np.array([_tail_index(draws) for draws in references]).reshape(-1, len(positive))
-    if not len(indices):
+    found = [_tail_index(draws) for draws in references]
+    if not found:
         return Tails(np.full(len(positive), np.nan), np.zeros_like(positive), np.zeros_like(positive))
+    indices = np.stack(found)
     index = np.median(indices, axis=0)
     heavy = (index > HEAVY) | ((indices > _CLEARLY).mean(0) > _SOME)
     return Tails(index, heavy, positive & heavy)
