@@ -13,7 +13,6 @@ import xarray as xr
 
 from calibrant.evaluation.judgements import on_dependence, on_evidence, on_marginals, on_single_data, without_reference
 from calibrant.evaluation.judgements.decisions import Direction, Question, Statistic, Status, Verdict, decide
-from calibrant.evaluation.judgements.on_marginals import HEAVY_TAILS
 from calibrant.evaluation.judgements.pooled import Limits
 from calibrant.evaluation.judgements.sentences import compared_sentence, natural
 
@@ -92,7 +91,7 @@ def _verdict(question: Question, status: Status, decisive: Statistic) -> Verdict
         direction=_direction(decisive) if question.quantity == "sd" else "",
         entry=decisive.entry,
         datum=decisive.datum,
-        quantiles=HEAVY_TAILS in decisive.note,
+        quantiles=bool(decisive.tails),
     )
 
 

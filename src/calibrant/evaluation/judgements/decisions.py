@@ -79,6 +79,8 @@ class Statistic:
     Attributes:
         label: site or latent, as the sentence names it.
         note: remark that the sentence adds.
+        kind: "sd" or "mean", for a statistic of either in a question about both; else "".
+        tails: remark on heavy tails, where quantiles decide in place of mean and sd; else "".
         effect, se, low, high: the estimate, its standard error, and the interval at the level of a pass.
         p_inside: p-value of the hypothesis that the effect lies inside the margin; NaN without data.
         margin: the largest effect that passes.
@@ -98,6 +100,8 @@ class Statistic:
     signed: bool = True
     entry: str = ""
     datum: str = ""
+    kind: str = ""
+    tails: str = ""
 
     @property
     def is_inside(self) -> bool:

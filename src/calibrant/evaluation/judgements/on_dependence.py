@@ -100,7 +100,7 @@ def _shared(result: xr.Dataset) -> Iterator[Statistic]:
     for i, which in enumerate(("narrowest", "widest") * 2):
         ratio, se = float(result["shared_own_sd_ratio"][i]), float(result["shared_own_sd_ratio_se"][i])
         label = f"the direction in which the posterior of the shared latents is {which} compared with the guide"
-        yield normal_statistic(label, "sd", float(np.log(ratio)), se / ratio, _LOG_SD)
+        yield replace(normal_statistic(label, "", float(np.log(ratio)), se / ratio, _LOG_SD), kind="sd")
 
 
 def _along(part: xr.Dataset, name: str, key: str, label: str, limits: Limits) -> Iterator[Statistic]:
@@ -117,8 +117,8 @@ def _along(part: xr.Dataset, name: str, key: str, label: str, limits: Limits) ->
         found["mean"] = one["direction_mean_error"].values, one["direction_mean_error_se"].values, DIRECTION_MEAN_MARGIN
     for kind, (error, se, margin) in found.items():
         shared = together_of(part, f"direction {kind}", [key])
-        yield average(label, kind, error[:, None], se[:, None], margin, limits, shared)
-        yield root(label, kind, error**2 - se**2, se**2, margin, limits, shared)
+        yield replace(average(label, "", error[:, None], se[:, None], margin, limits, shared), kind=kind)
+        yield replace(root(label, "", error**2 - se**2, se**2, margin, limits, shared), kind=kind)
 
 
 def _mainly(result: xr.Dataset, name: str, half: int) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Question, Statistic, normal_statistic
-from calibrant.evaluation.judgements.pooled import Limits, Together, average, root, together_of
+from calibrant.evaluation.judgements.pooled import Limits, Together, average, missing_as_right, root, together_of
 from calibrant.evaluation.statistics.heavy_tails import WIDTHS
 
 Array = npt.NDArray[np.float64]
@@ -20,8 +20,8 @@ MEAN_MARGIN = 0.1
 COVERAGE_MARGIN = 0.03
 SHAPE_MARGIN = 0.04
 _LOG_SD = float(np.log1p(SD_MARGIN))  # the sd is judged on the log scale, where factors either way are alike
-HEAVY_TAILS = "its tails are too heavy for a mean or an sd"
-ON_LOG_SCALE = "on the log scale, "
+_HEAVY_TAILS = "its tails are too heavy for a mean or an sd"
+_ON_LOG_SCALE = "on the log scale, "
 _QUANTITIES = ("sd", "mean", "coverage", "shape")
 
 
@@ -52,11 +52,11 @@ class _Group:
     def of(self, name: str) -> Array:
         return self.values[name]
 
-    def note(self, entries: list[int]) -> str:
+    def tails(self, entries: list[int]) -> str:
         """What the sentence adds about heavy tails."""
         if not self.heavy[entries].any():
             return ""
-        return f", {ON_LOG_SCALE}{HEAVY_TAILS}" if self.log_scale[entries].any() else f", {HEAVY_TAILS}"
+        return f"{_ON_LOG_SCALE}{_HEAVY_TAILS}" if self.log_scale[entries].any() else _HEAVY_TAILS
 
     def together(self, quantity: str, entries: list[int]) -> Together | None:
         if self.is_shared:
@@ -107,61 +107,31 @@ def _pooled(
     group: _Group, quantity: str, error: Array, se: Array, margin: float, limits: Limits, entries: list[int]
 ) -> Iterator[Statistic]:
     """Average and root mean square of the entries together, then of each by itself, the largest first."""
-    error, se = error[:, entries], se[:, entries]
-    many = len(group.labels) > 1
-    yield _average(group, quantity, error, se, margin, limits, entries, whole=True)
-    single = [_average(group, quantity, error[:, [i]], se[:, [i]], margin, limits, [e]) for i, e in enumerate(entries)]
-    yield from _largest_first(single) if many else []
+
+    def of(some: list[int], whole: bool, squared: bool) -> Statistic:
+        label, note, entry = _names(group, some, whole)
+        together, own, noise = group.together(quantity, some), error[:, some], se[:, some]
+        if squared:
+            note = f", root mean square over {'data and latents' if whole and len(some) > 1 else 'data'}{note}"
+            found = root(label, note, own**2 - noise**2, noise**2, margin, limits, together)
+        else:
+            found = average(label, note, own, noise, margin, limits, together)
+        return replace(found, entry=entry, tails=group.tails(some))
+
     # Coverage is an average, which need not be right for single data; shared latents are one datum.
-    if quantity == "coverage" or group.is_shared:
-        return
-    square, noise = error**2 - se**2, se**2
-    yield _root(group, quantity, square, noise, margin, limits, entries, whole=True)
-    single = [_root(group, quantity, square[:, [i]], noise[:, [i]], margin, limits, [e]) for i, e in enumerate(entries)]
-    yield from _largest_first(single) if many else []
-
-
-def _average(
-    group: _Group,
-    quantity: str,
-    error: Array,
-    se: Array,
-    margin: float,
-    limits: Limits,
-    entries: list[int],
-    *,
-    whole: bool = False,
-) -> Statistic:
-    label, note, entry = _names(group, entries, whole)
-    found = average(label, note, error, se, margin, limits, group.together(quantity, entries))
-    return replace(found, entry=entry)
-
-
-def _root(
-    group: _Group,
-    quantity: str,
-    square: Array,
-    noise: Array,
-    margin: float,
-    limits: Limits,
-    entries: list[int],
-    *,
-    whole: bool = False,
-) -> Statistic:
-    label, note, entry = _names(group, entries, whole)
-    over = "data and latents" if whole and len(entries) > 1 else "data"
-    note = f", root mean square over {over}{note}"
-    found = root(label, note, square, noise, margin, limits, group.together(quantity, entries))
-    return replace(found, entry=entry)
+    for squared in (False,) if quantity == "coverage" or group.is_shared else (False, True):
+        yield of(entries, True, squared)
+        if len(group.labels) > 1:
+            yield from _largest_first([of([entry], False, squared) for entry in entries])
 
 
 def _names(group: _Group, entries: list[int], whole: bool) -> tuple[str, str, str]:
     """Label, note and entry of a statistic of some entries."""
     count = len(group.labels)
     if whole or count == 1:
-        return f"`{group.site}`", group.note(entries), ""
+        return f"`{group.site}`", "", ""
     entry = group.labels[entries[0]]
-    return f"`{entry}`", f", the worst of {count} latents{group.note(entries)}", entry
+    return f"`{entry}`", f", the worst of {count} latents", entry
 
 
 def _errors(group: _Group, quantity: str, level: float) -> tuple[Array, Array]:
@@ -195,8 +165,6 @@ def _shapes(group: _Group, limits: Limits) -> Iterator[Statistic]:
         for i, label in enumerate(group.labels):
             difference, se = (float(part[place, i]) for part in group.shape)
             one = normal_statistic(f"`{label}`", f"{p:.2f}", difference, se, SHAPE_MARGIN)
-            if limits.kept < 1.0 and not group.is_shared:
-                of_all = normal_statistic("", "", limits.kept * difference, limits.kept * se, SHAPE_MARGIN)
-                one = replace(one, p_inside=of_all.p_inside)
+            one = one if group.is_shared else missing_as_right(one, limits)
             found.append(replace(one, entry=label if len(group.labels) > 1 else ""))
     yield from _largest_first(found)

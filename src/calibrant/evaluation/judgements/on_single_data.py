@@ -91,4 +91,5 @@ def _few(errors: _Errors, limits: Limits, together: bool) -> Iterator[Statistic]
 def _one_sided(label: str, kind: str, effect: float, se: float, margin: float) -> Statistic:
     """A statistic in the direction in which the error was seen; an effect in the other direction is no error."""
     p_value = float(ndtr(-(effect - margin) / max(se, 1e-300)))
-    return Statistic(label, kind, effect, se, 0.0, max(effect, 0.0) + WIDTH * se, p_value, margin, signed=False)
+    high = max(effect, 0.0) + WIDTH * se
+    return Statistic(label, "", effect, se, 0.0, high, p_value, margin, signed=False, kind=kind)

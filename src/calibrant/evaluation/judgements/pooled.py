@@ -12,7 +12,7 @@ Data without a reference count as right where an error is to be shown: a `fail` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +70,15 @@ def average(
     mean, spread = float(error.mean()), float(np.sqrt((se.mean(1) ** 2).sum())) / len(error)
     if together is not None:
         spread = together.average_se
-    found = normal_statistic(label, note, mean, spread, margin)
+    return missing_as_right(normal_statistic(label, note, mean, spread, margin), limits)
+
+
+def missing_as_right(found: Statistic, limits: Limits) -> Statistic:
+    """An average whose p-value counts the data without a reference as right."""
     if limits.kept == 1.0:
         return found
-    of_all = normal_statistic(label, note, limits.kept * mean, limits.kept * spread, margin)
-    return Statistic(label, note, mean, spread, found.low, found.high, of_all.p_inside, margin)
+    of_all = normal_statistic("", "", limits.kept * found.effect, limits.kept * found.se, found.margin)
+    return replace(found, p_inside=of_all.p_inside)
 
 
 def root(

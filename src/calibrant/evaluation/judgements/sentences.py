@@ -7,9 +7,7 @@ import numpy as np
 from calibrant.evaluation.judgements.decisions import Question, Statistic, Status
 from calibrant.evaluation.judgements.on_marginals import (
     COVERAGE_MARGIN,
-    HEAVY_TAILS,
     MEAN_MARGIN,
-    ON_LOG_SCALE,
     SD_MARGIN,
     SHAPE_MARGIN,
 )
@@ -33,7 +31,7 @@ def compared_sentence(question: Question, status: Status, decisive: Statistic) -
 
 def natural(quantity: str, found: Statistic) -> tuple[float, float]:
     """Effect and standard error in the units of `Verdict`, which for an sd are ratios in place of logs."""
-    if quantity == "sd" or found.note == "sd":
+    if quantity == "sd" or found.kind == "sd":
         return float(np.expm1(found.effect)), float(np.exp(found.effect) * found.se)
     return found.effect, found.se
 
@@ -56,14 +54,14 @@ def _bound(kind: str, reach: float) -> str:
 
 def _marginal(question: Question, status: Status, found: Statistic) -> str:
     kind = question.quantity
-    name = _BY_QUANTILES[kind] if HEAVY_TAILS in found.note else kind
+    name = _BY_QUANTILES[kind] if found.tails else kind
     if status == "pass":
-        scale = ON_LOG_SCALE if ON_LOG_SCALE in found.note else ""
-        why = f" ({scale}{HEAVY_TAILS})" if HEAVY_TAILS in found.note else ""
+        why = f" ({found.tails})" if found.tails else ""
         return f"posterior {name} of `{question.site}`: within {_bound(kind, found.reach)} of the reference{why}"
     margin = f"{SD_MARGIN:.0%}" if kind == "sd" else f"{MEAN_MARGIN} posterior sd"
     head = f"posterior {name} of {found.label}"
-    return _said(status, found, head, f"{_error(kind, found)}{found.note}", margin)
+    why = f", {found.tails}" if found.tails else ""
+    return _said(status, found, head, f"{_error(kind, found)}{found.note}{why}", margin)
 
 
 def _coverage(question: Question, status: Status, found: Statistic) -> str:
@@ -94,20 +92,20 @@ def _correlation(question: Question, status: Status, found: Statistic) -> str:
 
 def _direction(question: Question, status: Status, found: Statistic) -> str:
     if status == "pass":
-        return f"sums of latents: posterior {found.note} within {_bound(found.note, found.reach)} of the reference"
+        return f"sums of latents: posterior {found.kind} within {_bound(found.kind, found.reach)} of the reference"
     return _said(
-        status, found, f"posterior {found.note} along {found.label}", _error(found.note, found), _margin(found)
+        status, found, f"posterior {found.kind} along {found.label}", _error(found.kind, found), _margin(found)
     )
 
 
 def _single(question: Question, status: Status, found: Statistic) -> str:
     if status == "pass":
         return "single data: the worst datum and the worst 5% of the data are within their margins"
-    return _said(status, found, f"posterior {found.note} of {found.label}", _error(found.note, found), _margin(found))
+    return _said(status, found, f"posterior {found.kind} of {found.label}", _error(found.kind, found), _margin(found))
 
 
 def _margin(found: Statistic) -> str:
-    return f"{np.expm1(found.margin):.0%}" if found.note == "sd" else f"{found.margin} posterior sd"
+    return f"{np.expm1(found.margin):.0%}" if found.kind == "sd" else f"{found.margin} posterior sd"
 
 
 def _gap(question: Question, status: Status, found: Statistic) -> str:

@@ -53,12 +53,10 @@ def questions(
     for site in sites:
         entries = ranks.isel(quantity=np.flatnonzero(ranks["site"].values == site))
         rows = [entries.isel(quantity=i) for i in range(entries.sizes["quantity"])]
-        found.append(Question(site, "ranks", [s for row in rows for s in _bias_and_spread(row, _label(row), 2)]))
+        found.append(
+            Question(site, "ranks", [s for row in rows for s in _bias_and_spread(row, row["quantity"].item(), 2)])
+        )
     return found
-
-
-def _label(row: xr.Dataset) -> str:
-    return f"`{row['quantity'].item()}`"
 
 
 def verdict(question: Question, status: Status, decisive: Statistic) -> Verdict:
@@ -117,14 +115,14 @@ def _bias_and_spread(row: xr.Dataset, entry: str, dimensions: float) -> list[Sta
     bias, bias_se, spread, spread_se = (float(row[name]) for name in ("bias", "bias_se", "spread", "spread_se"))
     margin = RANK_MARGIN * np.sqrt(max(2.0, dimensions) / 2)
     found = [
-        normal_statistic("bias", entry, bias, bias_se, margin),
-        normal_statistic("spread", entry, float(np.log(spread)), spread_se / spread, RANK_MARGIN),
+        normal_statistic("bias", "", bias, bias_se, margin),
+        normal_statistic("spread", "", float(np.log(spread)), spread_se / spread, RANK_MARGIN),
     ]
-    return [replace(one, entry=entry.strip("`")) for one in found]
+    return [replace(one, entry=entry) for one in found]
 
 
 def _rank_words(question: Question, status: Status, found: Statistic) -> str:
-    what = found.note or {"log joint": "log joint", "log likelihood": "log likelihood"}[question.quantity]
+    what = f"`{found.entry}`" if found.entry else question.quantity
     if status == "pass":
         unit = "sd" if found.label == "bias" else "in the log of the spread"
         name = f"`{question.site}`" if question.quantity == "ranks" else what

@@ -23,9 +23,9 @@ from scipy.special import ndtri
 from scipy.stats import false_discovery_control, rankdata
 
 from calibrant.errors import InferenceError
-from calibrant.evaluation.statistics.joining import check_same_problem
+from calibrant.evaluation.statistics.joining import check_same_problem, is_discrete
 from calibrant.inference.diagnostics import ess
-from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.gate import passed_labels
 from calibrant.inference.trees import Latent, data_labels, draw_blocks, latent_names, scalars
 from calibrant.streams import stream
 
@@ -123,7 +123,7 @@ def _local_latents(post: xr.DataTree, ref: xr.DataTree) -> list[str]:
     ours, theirs = post["posterior"].dataset, ref["posterior"].dataset
     common = [name for name in latent_names(theirs) if name in ours]
     local = [name for name in common if "data" in theirs[name].dims]
-    names = [name for name in local if not all(_is_discrete(side[name]) for side in (ours, theirs))]
+    names = [name for name in local if not all(is_discrete(side[name]) for side in (ours, theirs))]
     if not names:
         raise InferenceError(
             f"of the latents {common} none is local and continuous: the classifier test needs such a latent"
@@ -131,15 +131,9 @@ def _local_latents(post: xr.DataTree, ref: xr.DataTree) -> list[str]:
     return names
 
 
-def _is_discrete(draws: xr.DataArray) -> bool:
-    values = draws.values
-    return all(bool((some == np.rint(some)).all()) for some in (values[:, :10], values))
-
-
 def _labels(post: xr.DataTree, ref: xr.DataTree) -> np.ndarray:
     """The labels of the joined data that pass the gate."""
-    gate = convergence_of(ref)
-    passed = set(gate["data"].values[gate["is_reference"].values].tolist()) & set(data_labels(ref).tolist())
+    passed = passed_labels(ref) & set(data_labels(ref).tolist())
     labels = data_labels(post)
     return labels[[label in passed for label in labels.tolist()]]
 

@@ -17,7 +17,7 @@ from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.correlations import correlation_blocks, squared_errors
 from calibrant.evaluation.statistics.directions import covariance, halves_of_draws, own
 from calibrant.evaluation.statistics.draws import Draws
-from calibrant.evaluation.statistics.heavy_tails import tails_of
+from calibrant.evaluation.statistics.heavy_tails import positive_in, tails_of
 from calibrant.evaluation.statistics.joining import (
     Side,
     common_latents,
@@ -148,8 +148,7 @@ def _shared_statistics(sides: Sides, level: float) -> dict[str, Array]:
     check_finite(a, latents, "the shared latents")
     if reason := defect(r, latents):
         raise InferenceError(f"the reference of the shared latents cannot be used: {reason}")
-    positive = np.minimum(a.values.min((0, 1)), r.values.min((0, 1))) > 0.0
-    tails, shapes = tails_of([r], positive), Shapes(together=False)
+    tails, shapes = tails_of([r], positive_in(a, r)), Shapes(together=False)
     shapes.add(a, r)
     *marginal, ours, theirs = units(a, r, tails)
     found = marginal_statistics(marginal[0], marginal[1], level) | quantiles_of_heavy(a, r, tails)

@@ -90,6 +90,11 @@ def tails_of(references: Iterable[Draws], positive: npt.NDArray[np.bool_]) -> Ta
     return Tails(index, heavy, positive & heavy)
 
 
+def positive_in(a: Draws, r: Draws) -> npt.NDArray[np.bool_]:
+    """Which latents are positive in all draws of both sides, `(latent,)`."""
+    return np.asarray(np.minimum(a.values.min((0, 1)), r.values.min((0, 1))) > 0.0)
+
+
 def _tail_index(draws: Draws) -> Array:
     """Tail index k of the squared distances from the median, `(latent,)`; −10 for constant latents.
 

@@ -17,7 +17,7 @@ from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.joining import is_discrete
 from calibrant.inference.problem import checked
-from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.gate import passed_labels
 from calibrant.inference.trees import Latent, data_labels, latent_names, scalars
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
@@ -62,12 +62,11 @@ def informed_directions(
 
 def informed_of(program: PyroModule, data: Data, reference: xr.DataTree) -> xr.Dataset:
     """Like `informed_directions`, for a program and data that are already checked."""
-    gate = convergence_of(reference)
-    passed = set(gate["data"].values[gate["is_reference"].values].tolist()) & set(data_labels(reference).tolist())
-    data = data[np.array([label in passed for label in data.labels().tolist()], dtype=bool)] if passed else data
-    if not passed or not len(data):
+    passed = passed_labels(reference) & set(data_labels(reference).tolist())
+    kept = np.array([label in passed for label in data.labels().tolist()], dtype=bool)
+    if not kept.any():
         raise InferenceError("the reference has none of the data, or no datum passes its gate")
-    posterior = reference["posterior"].dataset
+    data, posterior = data[kept], reference["posterior"].dataset
     names = [n for n in latent_names(posterior) if "data" in posterior[n].dims and not is_discrete(posterior[n])]
     if not names:
         raise InferenceError("there is no continuous local latent along which a direction could lie")

@@ -39,6 +39,7 @@ from calibrant.evaluation.statistics.draws import Draws
 from calibrant.evaluation.statistics.heavy_tails import (
     WIDTHS,
     Tails,
+    positive_in,
     quantile_blocks,
     quantile_statistics,
     robust_scale,
@@ -93,15 +94,19 @@ class Sides:
     def shared_latents(self) -> list[Latent]:
         """All scalars of the shared sites that vary."""
         every = scalars(self.reference.posterior, self.shared)
-        return [every[i] for i in varying(self.amortized, self.reference, self.shared)]
+        return [every[i] for i in self._varying_shared]
 
     @cached_property
     def shared_draws(self) -> tuple[Draws, Draws]:
         """Draws of the shared latents of guide and reference."""
-        some = varying(self.amortized, self.reference, self.shared)
+        some = self._varying_shared
         sides = (self.amortized, self.reference)
         draws = [Draws(shared_draws(side.posterior, self.shared)[..., some], side.independent) for side in sides]
         return draws[0], draws[1]
+
+    @cached_property
+    def _varying_shared(self) -> npt.NDArray[np.intp]:
+        return varying(self.amortized, self.reference, self.shared)
 
     @cached_property
     def latents(self) -> list[Latent]:
@@ -154,7 +159,7 @@ def _usable(sides: Sides, labels: np.ndarray) -> tuple[np.ndarray, dict[Hashable
         if reason := defect(r, sides.latents):
             defects[label] = reason
         else:
-            positive &= np.minimum(a.values.min((0, 1)), r.values.min((0, 1))) > 0.0
+            positive &= positive_in(a, r)
     return labels[[label not in defects for label in labels.tolist()]], defects, positive
 
 
@@ -212,9 +217,8 @@ def in_bounded_units(direction: Array, r: Draws, tails: Tails) -> Array:
         return direction
     middle, width = _bounding_units(r, tails)
     _, scale = centre_and_spread(tails.bounded(r, middle, width))
-    slope = (
-        np.where(tails.log_scale, np.exp(np.minimum(middle, 700.0)), 1.0) * width * scale
-    )  # of a latent at its centre
+    at_centre = np.where(tails.log_scale, np.exp(np.minimum(middle, 700.0)), 1.0)
+    slope = at_centre * width * scale
     ratio = np.where(tails.stretched, slope / centre_and_spread(r)[1], 1.0)
     return direction * ratio[:, None]
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from calibrant.errors import InferenceError
-from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.gate import passed_labels
 from calibrant.inference.trees import latent_names
 from calibrant.streams import stream
 
@@ -38,8 +38,7 @@ def pit(post: xr.DataTree, ref: xr.DataTree, draws: int = 100, seed: int = 0) ->
         InferenceError: for fewer guide or reference draws than asked for, or trees without data or latents in common.
     """
     ours, theirs = post["posterior"].dataset, ref["posterior"].dataset
-    gate = convergence_of(ref)
-    passed = set(gate["data"].values[gate["is_reference"].values].tolist())
+    passed = passed_labels(ref)
     labels = [label for label in ours["data"].values.tolist() if label in passed]
     names = [n for n in latent_names(ours) if n in theirs and "data" in ours[n].dims and ours[n].sizes["data"]]
     if not labels or not names:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from calibrant.evaluation.statistics.draws import BLOCKS, Draws
+from calibrant.evaluation.statistics.draws import Draws
 
 Array = npt.NDArray[np.float64]
 
@@ -45,12 +45,14 @@ class Shapes:
         outside = np.where(p > below, below - p, np.where(p < less, less - p, 0.0))
         self.total = self.total + np.where(tied, outside, below - p)
         if self.together:
-            self.noise = self.noise + _blocks(a, r, ratio)
+            self.noise = self.noise + _blocks(r, cuts) - ratio[..., None] * _blocks(a, cuts)
             return
-        of_guide = ratio**2 * p * (1.0 - p) / a.count if a.independent else _scatter(_blocks(a, None, ratio))
+        of_guide = ratio**2 * (p * (1.0 - p) / a.count if a.independent else _scatter(_blocks(a, cuts)))
         size = r.count + 2.0  # a share of 0 or 1 also has an error
         share = (below * r.count + 1.0) / size
-        of_reference = share * (1.0 - share) / size if r.independent else _scatter(_blocks(None, r, ratio))
+        of_reference = (
+            share * (1.0 - share) / size if r.independent else _scatter(_blocks(r, r.quantiles(PROBABILITIES)))
+        )
         self.noise = self.noise + of_guide + np.maximum(of_reference, share * (1.0 - share) / size)
 
     def statistics(self) -> dict[str, Array]:
@@ -62,18 +64,9 @@ class Shapes:
         }
 
 
-def _blocks(a: Draws | None, r: Draws | None, ratio: Array) -> Array:
-    """Block means of the influence of both sides' draws, `(probability, latent, block)`."""
-    found = np.zeros((*ratio.shape, BLOCKS))
-    if a is not None:
-        for i, cut in enumerate(a.quantiles(PROBABILITIES)):
-            below = (a.rows <= cut[:, None]).astype(np.float64)
-            found[i] -= ratio[i][:, None] * a.blocks(below)
-    if r is not None:
-        cuts = a.quantiles(PROBABILITIES) if a is not None else r.quantiles(PROBABILITIES)
-        for i, cut in enumerate(cuts):
-            found[i] += r.blocks((r.rows <= cut[:, None]).astype(np.float64))
-    return found
+def _blocks(draws: Draws, cuts: Array) -> Array:
+    """Block means of the distribution function of one side at cuts `(probability, latent)`, with blocks last."""
+    return np.stack([draws.blocks((draws.rows <= cut[:, None]).astype(np.float64)) for cut in cuts])
 
 
 def _scatter(blocks: Array) -> Array:

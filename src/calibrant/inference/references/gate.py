@@ -176,6 +176,12 @@ def convergence_of(tree: xr.DataTree) -> xr.Dataset:
     return result
 
 
+def passed_labels(tree: xr.DataTree) -> set[Hashable]:
+    """Labels of the data that pass the gate of a tree."""
+    found = convergence_of(tree)
+    return set(found["data"].values[found["is_reference"].values].tolist())
+
+
 _NUMBERS = ("rhat", "ess_bulk", "ess_tail", "divergences", "bfmi")
 
 
