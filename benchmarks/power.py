@@ -288,7 +288,7 @@ def main() -> None:
     options.add_argument("--made", action="store_true", help="rows of what is in the work folder, nothing new")
     options.add_argument("--work", type=Path, default=Path("runs/power"), help="folder of finished repetitions")
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--json", help="write the rows to this file")
+    options.add_argument("--json", help="write the rows to this file, beside its rows of other guides")
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
     rows: list[Row] = []
@@ -298,7 +298,20 @@ def main() -> None:
                 rows.append(row)
                 print(f"{name}, {row.program}, {row.guide}: fails {row.rates['whole']:.1%}", flush=True)
     show(rows)
-    write(rows, asked.json)
+    write(together(rows, asked.json), asked.json)
+
+
+def together(rows: list[Row], path: str | None) -> list[Row]:
+    """The rows, and those of the file that no row replaces, in the order of the parts."""
+    earlier = [Row(**row) for row in json.loads(Path(path).read_text())] if path and Path(path).is_file() else []
+    found = {_key(row.program, row.guide, row.budget): row for row in [*earlier, *rows]}
+    cells = [cell for part in PARTS.values() for cell in part]
+    keys = [_key(cell.program, cell.guide, asdict(cell.budget)) for cell in cells]
+    return [found[key] for key in keys if key in found]
+
+
+def _key(program: str, guide: str, budget: Mapping[str, int]) -> tuple[str, str, str]:
+    return program, guide, json.dumps(budget, sort_keys=True)
 
 
 if __name__ == "__main__":

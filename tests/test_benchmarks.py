@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -241,3 +241,14 @@ def test_what_must_hold_is_said_of_rows():
     assert {answer for _, answer in power_tables.requirements([harmless])} == {"holds"}
     exact = power_tables.Row("one pair", "exact", 100, {"whole": 0.0}, {"whole": 0.8}, budget)
     assert [answer for _, answer in power_tables.requirements([exact])] == ["holds", "missed"]
+
+
+def test_rows_that_are_not_made_again_stay_in_the_file(tmp_path: Path) -> None:
+    cell, file = cells.PARTS["pair"][0], tmp_path / "rows.json"
+    row = power_tables.Row(cell.program, cell.guide, 50, {"whole": 1.0}, {"whole": 0.0}, asdict(cell.budget))
+    gone = replace(row, program="no program of today")
+    file.write_text(json.dumps([asdict(gone), asdict(row)]))
+    exact = replace(row, guide="exact", repetitions=100)
+    assert power.together([exact], str(file)) == [row, exact]
+    assert power.together([replace(row, repetitions=60)], str(file)) == [replace(row, repetitions=60)]
+    assert power.together([exact], None) == [exact]

@@ -244,3 +244,14 @@ def test_bad_input_is_refused() -> None:
     post[0, 5, 1, 1] = np.nan
     with pytest.raises(InferenceError, match=r"not finite in `z\[1\]` for datum 101$"):
         c2st(tree(post), tree(ref))
+
+
+def test_entries_that_the_support_fixes_are_left_out() -> None:
+    """The upper triangle of a Cholesky factor is the same in all draws; planted: another sd of one free entry."""
+    free = normal(11, 400, 4, 3)
+    fixed = np.concatenate((free, np.zeros_like(free[..., :1])), axis=-1)
+    fair = c2st(tree(fixed[:, :200]), tree(fixed[:, 200:]), permutations=99)
+    assert fair.identical(c2st(tree(free[:, :200]), tree(free[:, 200:]), permutations=99))
+    assert fair.sizes["data"] == 4
+    assert not fair["c2st_flagged"].any()
+    assert c2st(tree(fixed[:, :200] * [1, 1, 3, 1]), tree(fixed[:, 200:]), permutations=99)["c2st_flagged"].all()

@@ -23,7 +23,7 @@ from scipy.special import ndtri
 from scipy.stats import false_discovery_control, rankdata
 
 from calibrant.errors import InferenceError
-from calibrant.evaluation.statistics.joining import check_same_problem, is_discrete
+from calibrant.evaluation.statistics.joining import Side, check_same_problem, is_discrete, varying
 from calibrant.inference.diagnostics import ess
 from calibrant.inference.references.gate import passed_labels
 from calibrant.inference.trees import Latent, data_labels, draw_blocks, latent_names, scalars
@@ -50,7 +50,8 @@ def c2st(
 ) -> xr.Dataset:
     """Test for every datum whether draws of the guide can be told from draws of the reference.
 
-    All local continuous latents of a datum are tested jointly. The trees are joined on the coordinate `data`; data
+    All local continuous latents of a datum are tested jointly, but for entries that the support fixes (the upper
+    triangle of a Cholesky factor). The trees are joined on the coordinate `data`; data
     whose reference fails the convergence gate are left out. Both sides give equally many draws, evenly spaced. Draws
     that are not independent (attribute `independent_draws` 0: Markov chains, resampled draws) are thinned to their
     smallest effective sample size over the latents, their distances from the median and their principal axes. Folds
@@ -82,12 +83,14 @@ def c2st(
     _check_settings(draws, folds, permutations, fdr)
     check_same_problem(post, ref)
     names, labels = _local_latents(post, ref), _labels(post, ref)
+    entries = varying(Side.read(post, "amortized"), Side.read(ref, "reference"), names)
     most = max(permutations, min(math.ceil(len(labels) / fdr), MAX_PERMUTATIONS))
     generators = np.random.default_rng(stream(seed, "c2st")).spawn(len(labels))
     found: dict[int, _Test] = {}
     sides = zip(_per_datum(post, names, labels), _per_datum(ref, names, labels), strict=True)
     for i, (ours, theirs) in enumerate(sides):
         _check_finite(ours, scalars(ref["posterior"].dataset, names), labels.tolist()[i])
+        ours, theirs = ours[..., entries], theirs[..., entries]
         if _usable(theirs):
             samples = _alike(_nearly_independent(post, ours), _nearly_independent(ref, theirs), draws)
             found[i] = _test(*samples, folds, permutations, most, generators[i])
