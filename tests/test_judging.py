@@ -203,3 +203,12 @@ def test_the_advice_for_shared_latents_names_their_own_budget():
     assert "20,000 draws of the guide" in found
     assert "ESS of 8,000" in found
     assert "128 data" not in found
+
+
+def test_the_advice_for_single_data_names_more_draws():
+    single = verdict("all latents", "single data", "cannot tell")
+    found = str(conclude([*PASSING, single], comparison(0)))
+    assert "4,000 guide draws for each" in found
+    assert "128 data" not in found
+    both = str(conclude([*PASSING, single, verdict("z", "mean", "cannot tell")], comparison(0)))
+    assert "128 data" in both

@@ -14,6 +14,7 @@ from calibrant.evaluation.judgements.without_reference import LEAST_DATA
 # A budget with which an exact guide passes (benchmarks/power.py).
 FULL_DATA, FULL_DRAWS, FULL_SIMULATIONS, FULL_ESS = 128, 1000, 2000, 1000
 SHARED_DRAWS, SHARED_ESS = 20_000, 8000
+SINGLE_DRAWS = 4000  # with a quarter of them, a datum whose posterior has a light second mode often stays undecided
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,8 @@ def _advice(open_: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
     weighed = any(verdict.quantity == "k-hat" for verdict in open_)
     if weighed and comparison.sizes["data"] < LEAST_DATA:
         advice.append(f"Use at least {LEAST_DATA} data: with fewer, all may have good weights by chance.")
+    if [verdict.quantity for verdict in open_] == ["single data"]:
+        advice.append(f"A single datum is judged by its own draws alone: use {SINGLE_DRAWS:,} guide draws for each.")
     if any(verdict.site not in shared for verdict in open_) and not advice:
         advice.append(
             f"Use at least {FULL_DATA} data, {FULL_DRAWS:,} guide draws and {FULL_SIMULATIONS:,} simulations, and "
