@@ -84,7 +84,7 @@ FOOLED: Mapping[str, list[Cell]] = {
     "pair, NUTS": _cells("pair, NUTS", {"exact": RARE, "correlation ignored": RARE}),
     "two modes, NUTS": _cells("two modes, NUTS", {"exact": RARE, "missing mode": RARE}),
     "unequal modes, NUTS": [
-        *_cells("unequal modes, NUTS", {"exact": FEW}, DECIDED),
+        *_cells("unequal modes, NUTS", {"exact": RARE}, DECIDED),
         *_cells("unequal modes, NUTS", {"masses 1:1": RARE}),
     ],
     "hierarchy": _cells("hierarchy", dict.fromkeys(Hierarchy.guides, FEW), SHARED),
