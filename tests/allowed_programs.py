@@ -45,9 +45,10 @@ def shared_plates(size):
 
 
 def masked_by_covariate(size, seen):
-    with pyro.plate("data", size), poutine.mask(mask=seen):
+    with pyro.plate("data", size):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0))
+        with poutine.mask(mask=seen):
+            pyro.sample("x", dist.Normal(z, 1.0))
 
 
 def masked_entries(size, seen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException | type = KeyboardInterrupt) -> None:
     """Raise in the given step of training, counted from 0."""
-    training = sys.modules[cal.inference.fit.__module__]
+    training = import_module("calibrant.inference.fitting.loop")
     original, count = training._step, iter(range(10_000))
 
     def stepped(*args: Any) -> Any:

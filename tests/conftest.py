@@ -43,6 +43,7 @@ def same_global_state() -> Iterator[None]:
     before = _state()
     yield
     after = _state()
+    pyro.clear_param_store()
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     assert not changed, f"global state changed (before, after): {changed}"
     assert not after["Pyro's parameters"], "parameters in Pyro's global store"

@@ -104,7 +104,7 @@ MODULES = {
     "pyro.param in a function": Case(plain(calls_param), ("['loc']", "nn.Parameter", "__init__")),
     "pyro.param in a module": Case(module(dict, method_calls_param), ("['loc']", "nn.Parameter", "__init__")),
     "pyro.module": Case(
-        module(decoder_of(), calls_module), ("decoder$$$0.weight", "pyro.module", "submodule in __init__")
+        module(decoder_of(), calls_module), ("['decoder']", "pyro.module", "leave the call out", "__init__")
     ),
     "parameter of the first run": Case(module(dict, late_parameter), ("['loc']", "create them in __init__")),
     "PyroParam of the first run": Case(LatePyroParam, ("['scale_unconstrained']", "create them in __init__")),
@@ -137,10 +137,13 @@ MODULES = {
     "module around a function": Case(outer_module, ("float64", "parameters and buffers")),
     "weight around a function": Case(outer_weight, ("no parameters", "attributes of a PyroModule")),
     "no model": Case(lambda: "ea-vae", ("PyroModule or a function", "str")),
+    "a class": Case(lambda: LatePyroParam, ("LatePyroParam is a class", "give an instance")),
+    "a module without forward": Case(nn.Module, ("Module has no forward", "its .model")),
     "no size": Case(plain(lambda: None), ("number of data as its first argument",)),
     "unnamed covariates": Case(plain(lambda size, **labels: conjugate(size)), ("**labels", "name each covariate")),
     "observations as an argument": Case(
-        plain(lambda x: conjugate(x.shape[0])), ("does not run for 3 data", "'int' object has no attribute 'shape'")
+        plain(lambda x: conjugate(x.shape[0])),
+        ("takes (x)", "'int' object has no attribute 'shape'", "def model(size)", "no obs=", "observed={"),
     ),
     "a bad scale": Case(
         plain(lambda size: pyro.sample("x", dist.Normal(0.0, -1.0))), ("does not run for 3 data", "scale")
@@ -243,7 +246,7 @@ INDEPENDENCE = {
     "hidden noise": Case(plain(hidden_noise), ("'x'", "running it again")),
     "hidden site": Case(plain(hidden_site), ("'x'", "running it again")),
     "factor over the data": Case(plain(factor_over_data), ("'total'", "outside the plate does not depend on the data")),
-    "mask of data around a shared latent": Case(plain(masked_prior_of_shared), ("'w'", "outside the plate")),
+    "mask of data around a shared latent": Case(plain(masked_prior_of_shared), ("'w'", "is masked")),
     "recorded over the data": Case(plain(recorded_over_data), ("'centred'", "what is recorded for it")),
     "summary over the data": Case(
         plain(summary_over_data), ("'mean'", "outside the plate does not depend on the data")

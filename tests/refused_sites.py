@@ -93,6 +93,11 @@ def outer_plate(size):
         pyro.sample("x", dist.Normal(0.0, 1.0))
 
 
+def far_plate(size):
+    with pyro.plate("data", size, dim=-2):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
 def long_factor(size):
     with pyro.plate("data", size):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
@@ -130,8 +135,8 @@ def data_plate_in_sequence(size):
 PLATES = {
     "obs= inside": Case(plain(obs_inside), ("'x'", "obs=", "observed={'x'")),
     "condition inside": Case(plain(conditioned_inside), ("'x'", "obs=", "observed={'x'")),
-    "obs_mask inside": Case(plain(partly_observed_inside), ("'x_observed'", "obs=")),
-    "another plate": Case(plain(other_plate), ("'x'", "plate 'batch'", 'pyro.plate("data", size)')),
+    "obs_mask inside": Case(plain(partly_observed_inside), ("'x'", "obs_mask=", ".mask(seen)", "observed={'x'")),
+    "another plate": Case(plain(other_plate), ("'x'", "['batch']", 'pyro.plate("data", size)')),
     "no plate": Case(plain(no_plate), ("'x'", "no plate", 'pyro.plate("data", size)')),
     "latent outside the plate": Case(
         plain(latent_outside), ("'z'", "data-sized", "(3,) for 3", 'inside pyro.plate("data", size)')
@@ -149,8 +154,13 @@ PLATES = {
     "data-sized event without to_event": Case(
         plain(square_without_event), ("'x'", "(3, 3)", "wanted (3,)", ".to_event(1)"), observed={"x": torch.zeros(3, 3)}
     ),
-    "plate around the data plate": Case(plain(inner_plate), ("'x'", "(2, 3)", "wanted (3,)", ".to_event(1)")),
-    "data plate around a plate": Case(plain(outer_plate), ("'x'", "dim -2", "wanted -1")),
+    "plate around the data plate": Case(
+        plain(inner_plate), ("'x'", "['pixels'] beside 'data'", ".expand([size, 2]).to_event(1)")
+    ),
+    "data plate around a plate": Case(
+        plain(outer_plate), ("'x'", "['pixels'] beside 'data'", ".expand([size, 2]).to_event(1)")
+    ),
+    "data plate of another dimension": Case(plain(far_plate), ("'x'", "dim -2", "wanted -1")),
     "factor beyond the data": Case(plain(long_factor), ("'penalty'", "(4, 3)", "sum its log factor")),
     "plate of the whole data": Case(plain(minibatch), ("'x'", "3 of 1000", "never by subsample_size")),
     "subsample_size": Case(plain(smaller_minibatch), ("'x'", "2 of 3", "never by subsample_size")),
@@ -181,6 +191,17 @@ def changing_event(size):
     with pyro.plate("data", size):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([size + 1]).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0))
+
+
+def torch_distribution(size):
+    with pyro.plate("data", size):
+        pyro.sample("x", torch.distributions.Normal(torch.zeros(size), 1.0))
+
+
+def event_of_data(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(torch.zeros(size, 2), 1.0).to_event(2))
+        pyro.sample("x", dist.Normal(z.sum(), 1.0))
 
 
 def twice(size):
@@ -243,6 +264,16 @@ def plate_built_twice(size):
         pyro.sample("x", dist.Normal(z, 1.0))
 
 
+def named_twice(name, dims=1):
+    def model(size):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2] * dims).to_event(dims))
+            other = pyro.sample(name, dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.flatten(1).sum(-1) + other, 1.0))
+
+    return model
+
+
 def named(name):
     def program(size):
         with pyro.plate("data", size):
@@ -275,6 +306,8 @@ def random_weight_in_plate(self, size):
 SITES = {
     "sites by size": Case(plain(changing_sites), ("['w']", "same sites each time")),
     "sites by chance": Case(plain(chance_of_a_site), ("['w']", "same sites each time")),
+    "a distribution of torch": Case(plain(torch_distribution), ("'x'", "Normal of torch", "pyro.distributions.Normal")),
+    "to_event of the data": Case(plain(event_of_data), ("'z'", "(3, 3, 2)", ".to_event counts the dimensions after")),
     "event by size": Case(plain(changing_event), ("'z'", "(3, 4)", "(5, 6)", "stay the same")),
     "a name twice": Case(plain(twice), ("does not run for 3 data", "Multiple sample sites named 'x'")),
     "unknown observation": Case(
@@ -289,6 +322,8 @@ SITES = {
     "moving support of the data": Case(plain(moving_observation), ("'x'", "support", "other latents")),
     "plate built twice": Case(plain(plate_built_twice), ("'data'", 'plate = pyro.plate("data", size)')),
     "name of a result's dimension": Case(plain(named("draw")), ("'draw'", "rename")),
+    "name of an entry": Case(plain(named_twice("z[0]")), ("'z[0]'", "'z'", "rename one of them")),
+    "name of an entry of a matrix": Case(plain(named_twice("z[1,0]", 2)), ("'z[1,0]'", "rename one of them")),
     "name with a slash": Case(plain(named("a/b")), ("'a/b'", "rename")),
     "shifted exponential": Case(plain(shifted_exponential), ("'z'", "no density", "Real()", "transform the value")),
     "scaled uniform": Case(plain(scaled_uniform), ("'z'", "no density", "base distribution")),

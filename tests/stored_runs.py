@@ -46,7 +46,7 @@ def outputs(model, guide, dtype=torch.float32):
     """Everything that the pair computes for some data: guide draws, both log densities."""
     data = {"x": rows()["x"].to(dtype)}
     torch.manual_seed(3)
-    with torch.no_grad():
+    with torch.no_grad(), pyro.get_param_store().scope():
         run = pyro.poutine.trace(guide).get_trace(data, 64)
         values = {n: s["value"] for n, s in run.nodes.items() if s["type"] == "sample" and n != "data"}
         density = cal.program.log_density(model, {**values, **data}, observed=["x"])

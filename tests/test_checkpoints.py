@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from importlib import import_module
 
 import pytest
 import safetensors.torch
@@ -12,7 +12,7 @@ from stored_runs import cut, modules, rows, same
 
 import calibrant as cal
 from calibrant.errors import NonFiniteLoss, RunError
-from calibrant.inference.fitting import checkpoints
+from calibrant.inference.fitting import checkpoints, lengths
 
 EPOCHS = 3
 
@@ -52,7 +52,7 @@ def test_the_test_of_resuming_notices_what_a_checkpoint_lost(tmp_path, monkeypat
         interrupt_at(patched, 9)
         train(tmp_path, clip=0.5)
     if lost == "moments":
-        monkeypatch.setattr(checkpoints, "_moments", lambda adam: {})
+        monkeypatch.setattr(checkpoints, "_moments", lambda adam, weights: {})
     else:
         original = checkpoints._read_checkpoint
 
@@ -68,12 +68,13 @@ def test_the_test_of_resuming_notices_what_a_checkpoint_lost(tmp_path, monkeypat
 def test_early_stopping_counts_on(tmp_path, monkeypatch):
     first = [weight.clone() for module in modules("ea-vae") for weight in module.parameters()]
 
-    def worse_every_epoch(state, held, plan, total, draws=1, purpose="epoch"):
+    def worse_every_epoch(state, held, plan, total, draws=(1, 1), purpose="epoch"):
         now = state.modules.parameters()
         elbo = -sum(float((a - b).norm().detach()) for a, b in zip(now, first, strict=True))
         return elbo, 0.0, elbo
 
-    monkeypatch.setattr(sys.modules[cal.inference.fit.__module__], "held_out_elbo", worse_every_epoch)
+    monkeypatch.setattr(import_module("calibrant.inference.fitting.loop"), "held_out_elbo", worse_every_epoch)
+    monkeypatch.setattr(lengths, "_PATIENT_STEPS", 1)
     options = {"lr": 0.01, "patience": 2, "epochs": 6}
     whole, weights = train(**options)
     assert (whole.stopped, whole.epochs) == ("early", 3)
@@ -126,7 +127,9 @@ def test_a_training_of_a_version_with_other_random_streams_is_refused(tmp_path, 
     path = tmp_path / "checkpoints" / "training.safetensors"
     tensors, training = checkpoints._read_checkpoint(path)
     del training["settings"]["random streams"]
-    path.write_bytes(safetensors.torch.save(tensors, {"training": json.dumps(training)}))
+    text = json.dumps(training)
+    sha256 = checkpoints.digest_of_tensors(tensors, text)
+    path.write_bytes(safetensors.torch.save(tensors, {"training": text, "sha256": sha256}))
     with pytest.raises(RunError, match="random streams was None, is named by purpose"):
         train(tmp_path, resume=True, epochs=1)
 

@@ -48,7 +48,7 @@ finally:
 
 def test_help_names_every_default():
     text = re.sub(r"[\s│]+", " ", good("run", "--help")[0])
-    assert f"Passes over the training data ({Settings().epochs}; quick: {QUICK['epochs']})" in text
+    assert f"at least 1,000 steps ({Settings().epochs}; quick: {QUICK['epochs']})" in text
     assert "(natural-patches)" in text
     assert set(QUICK) <= set(Settings.__dataclass_fields__)
 

@@ -28,7 +28,7 @@ MISTAKES = {
     "file with an error": ("fit faulty.py:Mine", "faulty.py does not import: ZeroDivisionError"),
     "no such argument": ("fit vae --data rows.npz --set latent=3", "no argument latent; it has shape, latents, prior"),
     "bad argument": ("fit vae --data rows.npz --set prior=cauchy", "unknown latent prior 'cauchy'"),
-    "bad type": ("fit vae --data rows.npz --set latents=many", "vae could not be built"),
+    "bad type": ("fit vae --data rows.npz --set latents=many", 'vae: latents="many" is given, wanted a whole number'),
     "no value": ("fit vae --set latents", "--set latents: write NAME=VALUE"),
     "no key": ("fit vae --site x=", "--site x=: write NAME=KEY"),
     "device": ("fit vae --data rows.npz --device gpu", "device 'gpu' can't be used here"),

@@ -369,7 +369,7 @@ def test_a_guide_without_its_model_says_so():
     with pytest.raises(ProgramError, match="another model than this one"):
         posterior(copy.deepcopy(model), guide, observed, draws=2)
     with pytest.raises(ProgramError, match="attach the model that the guide was made for"):
-        alone.attach(made("ppca")[0])(observed, 20)
+        alone.attach(made("ppca")[0]).forward(observed, 20)
     posterior(model, alone.attach(model), observed, draws=2)
 
 
@@ -377,7 +377,7 @@ def test_a_model_that_lost_the_structure_says_so():
     model, guide, observed = made()
     with torch.no_grad():
         model.likelihood.log_scale.fill_(torch.nan)
-    with pytest.raises(InferenceError, match="no longer linear and Gaussian"):
+    with pytest.raises(InferenceError, match="no longer linear and Gaussian"), pyro.get_param_store().scope():
         guide(observed, 20)
 
 
@@ -392,7 +392,7 @@ def test_draws_have_the_dtype_of_the_call(dtype, global_state):
     model, guide, observed = made()
     model, guide = model.to(dtype), guide.to(dtype)
     before = global_state()
-    with defaults(guide, {}):
+    with defaults(guide, {}), pyro.get_param_store().scope():
         run = pyro.poutine.trace(guide).get_trace({"x": observed["x"].to(dtype)}, 20)
     assert {run.nodes[name]["value"].dtype for name in ("scale", "y")} == {dtype}
     assert set(sampled(run)) == {"scale", "y"}  # reading the model leaves no trace of it

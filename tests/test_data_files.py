@@ -1,7 +1,10 @@
 """Splits, files and functions of users, and the registry of data sets."""
 
+import io
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,7 @@ def test_splits_are_disjoint_complete_stratified_and_seeded():
     assert [int(labels[where].sum()) for where in positions] == [80, 10, 10]
     assert np.array_equal(random_splits(data, 1, labels)["test"].labels(), positions[2])
     assert not np.array_equal(random_splits(data, 2, labels)["test"].labels(), positions[2])
-    with pytest.raises(DataError, match="9 data are too few"):
+    with pytest.raises(DataError, match="there are 9: return the splits"):
         random_splits(data[:9], 0)
 
 
@@ -93,8 +96,11 @@ def test_user_function(tmp_path):
     assert sum(len(data) for data in load(f"{file}:whole", size=30).values()) == 30
     assert {k: len(v) for k, v in load(f"{file}:parts").items()} == {"train": 3, "validation": 2, "test": 1}
     assert sum(len(data) for data in load(f"{file}:arrays").values()) == 20
-    with pytest.raises(KeyError, match="own error"):
+    with pytest.raises(
+        DataError, match=r"breaks raises KeyError: .the user's own error. \(in line \d+ of .*mine.py\)"
+    ) as told:
         load(f"{file}:breaks")
+    assert isinstance(told.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize(
@@ -184,3 +190,111 @@ def test_import_is_light():
     code = f"import sys, calibrant.data; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("size", range(1, 21))
+def test_few_data_are_split_or_refused_with_a_remedy(tmp_path, size):
+    x = np.arange(2.0 * size).reshape(size, 2)
+    np.save(tmp_path / "few.npy", x)
+    (tmp_path / "few.py").write_text(
+        "import numpy as np\n\n\ndef splits():\n"
+        "    x = {'x': np.load(__file__.replace('.py', '.npy'))}\n"
+        "    return {'train': x, 'validation': x, 'test': x}\n"
+    )
+    if size < 10:
+        there = "there is 1" if size == 1 else f"there are {size}"
+        with pytest.raises(DataError, match=rf"few\.npy: .*{there}: return the splits train, validation and test"):
+            load(tmp_path / "few.npy")
+        splits = load(f"{tmp_path / 'few.py'}:splits")  # the remedy
+        assert [len(splits[name]) for name in SPLITS] == [size] * 3
+        return
+    splits = load(tmp_path / "few.npy")
+    assert sum(len(part) for part in splits.values()) == size
+    assert all(len(part) for part in splits.values())
+    assert sorted(np.concatenate([part.labels() for part in splits.values()])) == list(range(size))
+
+
+def with_a_shape(shape: tuple[int, ...]) -> bytes:
+    """A .npy file of 25 numbers whose header says another shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue() + b"\0" * 100
+
+
+HOSTILE = {
+    "huge.npy": with_a_shape((10**12, 10**6)),
+    "negative.npy": with_a_shape((-5, 5)),
+    "short.npy": with_a_shape((5, 6)),
+    "long.npy": with_a_shape((5, 4)),
+    "pickle.npy": pickle.dumps({"x": 1}),
+    "pickle.npz": pickle.dumps({"x": 1}),
+    "deep.npy": b"\x93NUMPY\x01\x00\xff\xff" + (b"(" * 9000 + b")" * 9000).ljust(65535),
+    "csv.npy": b"1,2,3\n4,5,6\n",
+    "empty.npz": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_array_files_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(HOSTILE[name])
+    with pytest.raises(DataError, match=f"{name} cannot be read"):
+        load(tmp_path / name)
+
+
+MEMBERS = {
+    "text": ("x.txt", b"hello", "cannot be read"),
+    "too long": ("x.npy", with_a_shape((5, 4)), "cannot be read"),
+    "too large": ("x.npy", with_a_shape((10**10, 100)), "does not fit into memory.*save a .npy file|cannot be read"),
+    "object": (
+        "x.npy",
+        b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }",
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_hostile_members_of_archives_are_refused(tmp_path, member):
+    name, content, message = MEMBERS[member]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000 + ".npy", "a\0.npz", "folder.npy", "loop.npy"])
+def test_names_of_no_file_are_refused(tmp_path, name):
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "loop.npy").symlink_to("loop.npy")
+    with pytest.raises(DataError, match="there is no file"):
+        load(tmp_path / name)
+
+
+MASKED = {
+    "observed": lambda x: Data({"x": x}),
+    "covariate": lambda x: Data({"x": np.zeros(len(x))}, {"y": x}),
+    "nothing masked": lambda x: Data({"x": np.ma.masked_array(x.data)}),
+    "integers": lambda x: Data({"x": np.ma.masked_array(np.arange(8), np.arange(8) == 3)}),
+    "items": lambda x: Data(Rows(x)).tensors(),
+}
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index]}
+
+
+@pytest.mark.parametrize("form", MASKED)
+def test_masked_arrays_are_refused_by_name(form):
+    x = np.ma.masked_array(np.full((8, 3), -999.0), np.eye(8, 3, dtype=bool))
+    name = "y" if form == "covariate" else "x"
+    with pytest.raises(DataError, match=rf"{name} is a masked array: .*{name}\.filled\(VALUE\)"):
+        MASKED[form](x)
+    remedied = Data({"x": x.filled(0.0)}, {"seen": ~np.ma.getmaskarray(x)})
+    assert remedied.tensors()[1]["seen"].sum() == 21

@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from agreement import limit
-from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from small_models import X, conjugate, hierarchical
 from torch import Tensor, nn
@@ -128,19 +127,6 @@ def test_minibatches_add_up_to_the_whole():
     whole = elbo(X["x"])
     assert math.isclose(whole, (elbo(X["x"][:2]) + elbo(X["x"][2:])) / 2, rel_tol=1e-6)
     assert math.isclose(whole, sum(elbo(x[None]) for x in X["x"]) / 4, rel_tol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "handler", [poutine.mask(mask=torch.tensor([True, False, True, True])), poutine.scale(scale=0.5)]
-)
-def test_closed_form_kl_refuses_masks_and_scales(handler):
-    def model(size):
-        with handler:
-            conjugate(size)
-
-    with pytest.raises(ProgramError, match=r"'z' is masked or scaled.*stl"):
-        analytic_kl(as_program(model), Guide(), X, 4, {})
-    assert path_derivative(as_program(model), Guide(), X, 4, {}).local.isfinite().all()
 
 
 def test_closed_form_kl_refuses_another_order_and_unknown_pairs():

@@ -13,7 +13,7 @@ from pyro import poutine
         (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
         (lambda: torch.set_grad_enabled(False), lambda: torch.set_grad_enabled(True)),
         (lambda: pyro.enable_validation(False), lambda: pyro.enable_validation(True)),
-        (lambda: pyro.settings.set(module_local_params=False), lambda: pyro.settings.set(module_local_params=True)),
+        (lambda: pyro.settings.set(module_local_params=True), lambda: pyro.settings.set(module_local_params=False)),
         (lambda: pyro.param("p", torch.zeros(())), pyro.clear_param_store),
         (lambda: pyro.plate("data", 2).__enter__(), poutine.runtime.NonlocalExit({}).reset_stack),
     ],

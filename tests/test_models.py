@@ -87,7 +87,8 @@ def test_prior_simulation_fits_the_contract(case, model):
 def test_density_is_that_of_pyro(case, model):
     values, covariates = case.values(model, 4, seed=2), case.covariates(4)
     density = cal.program.log_density(model, values, 4, covariates, observed=case.case.observed)
-    run = pyro.poutine.trace(pyro.condition(model, data=values)).get_trace(4, **covariates)
+    with pyro.get_param_store().scope():
+        run = pyro.poutine.trace(pyro.condition(model, data=values)).get_trace(4, **covariates)
     torch.testing.assert_close(density.joint.sum(), run.log_prob_sum())
     torch.testing.assert_close(density.joint.sum(), density.latent.sum() + density.observed.sum())
     assert all(term.shape in ((4,), ()) for term in density.values())

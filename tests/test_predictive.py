@@ -254,7 +254,7 @@ def test_a_run_is_no_larger_than_memory_allows(monkeypatch):
 
     monkeypatch.setattr(predictive_draws.Runs, "simulate", spied)
     parts = predictive_check(image, image_guide, images(12, 3), draws=50)
-    assert max(sizes) == 20
+    assert max(sizes[1:]) == 20  # the first run measures the memory of a row
     assert {name: value.shape for name, value in parts.items()} == {name: v.shape for name, v in whole.items()}
     error = np.sqrt(2.0 / 50) * whole["predictive_sd"]
     assert (abs(parts["predictive_mean"] - whole["predictive_mean"]) < limit(error.size) * error).all()

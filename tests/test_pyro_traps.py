@@ -194,7 +194,7 @@ def test_parameters_exist_before_the_first_run(structure):
     x = {"x": torch.randn(20, 5)}
     guide = cal.guides.amortize(cal.models.create("gsm", shape=(5,), latents=2), x, structure)
     before = {name: value.shape for name, value in guide.state_dict().items()}
-    guide(x, 20)
+    guide_trace(guide, x, 20, {})
     assert {name: value.shape for name, value in guide.state_dict().items()} == before
     assert before
     assert not pyro.get_param_store().keys()

@@ -123,7 +123,8 @@ def test_rows_are_found_by_value():
     assert len(refined.keys) == 11
 
     def location(rows):
-        run = pyro.poutine.trace(refined).get_trace({"x": rows}, len(rows))
+        with pyro.get_param_store().scope():
+            run = pyro.poutine.trace(refined).get_trace({"x": rows}, len(rows))
         fn = run.nodes["z"]["fn"]
         return fn.base_dist.base_dist.loc, fn.transforms[1].loc
 

@@ -223,7 +223,6 @@ FAMILIES: dict[str, Callable[[Tensor], dist.Distribution]] = {
     "lkj": lambda a: dist.LKJCholesky(3, a.exp()),
     "logistic-normal": lambda a: dist.LogisticNormal(a[:, None].expand(-1, 2), torch.ones(2)),
     "low-rank": lambda a: dist.LowRankMultivariateNormal(a[:, None].expand(-1, 2), torch.ones(2, 1), torch.ones(2)),
-    "masked": lambda a: dist.Normal(a, 1.0).mask(a > 0),
     "mixture": lambda a: dist.MixtureSameFamily(
         dist.Categorical(torch.ones(2)), dist.Normal(torch.stack([a, -a], -1), 1.0)
     ),

@@ -15,6 +15,7 @@ from torch import nn
 import calibrant as cal
 from calibrant import store
 from calibrant.errors import RunError
+from calibrant.workflow import preparing
 
 USER_MODEL = '''
 """A user's model; its import leaves a trace."""
@@ -232,14 +233,13 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
 
 
 def edit(folder, **changes):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, **changes}))
+    """Change a configuration and its sha256, as a program would that knows it."""
+    store.write_config(folder, {**json.loads((folder / "config.json").read_text()), **changes})
 
 
 def without(folder, key):
-    path = folder / "config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    config = json.loads((folder / "config.json").read_text())
+    store.write_config(folder, {k: v for k, v in config.items() if k != key})
 
 
 def flip(path):
@@ -314,9 +314,44 @@ def test_clearing_leaves_what_calibrant_did_not_write(tmp_path):
         store.clear_run(tmp_path / "run")
 
 
-def test_clearing_stays_inside_the_folder(tmp_path):
+@pytest.mark.parametrize("name", ["../other", "..", ".", "", "/tmp", "a/b"])
+def test_clearing_stays_inside_the_folder(tmp_path, name):
     saved(tmp_path / "other")
     saved(tmp_path / "run")
-    edit(tmp_path / "run", runs=["../other"])
-    store.clear_run(tmp_path / "run")
-    assert (tmp_path / "other" / "config.json").is_file()
+    before = sorted(tmp_path.rglob("*"))
+    edit(tmp_path / "run", runs=[name])
+    for refuse in (store.clear_run, store.read_config, preparing.member_folders):
+        with pytest.raises(RunError, match="no folder inside it"):
+            refuse(tmp_path / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["member", "checkpoints", ".checking", "ppca/checkpoints"])
+def test_clearing_follows_no_link(tmp_path, place):
+    saved(tmp_path / "other")
+    (tmp_path / "other" / "training.safetensors").write_text("mine")
+    saved(tmp_path / "run")
+    saved(tmp_path / "run" / "ppca")
+    (tmp_path / "run" / place).symlink_to(tmp_path / "other")
+    edit(tmp_path / "run", runs=["ppca", "member"])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=f"{place} is a link: .*delete the link|member is a link: .*put the run itself"):
+        store.clear_run(tmp_path / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "run" / place).unlink()
+    store.clear_run(tmp_path / "run")  # the remedy
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
+        "config.json",
+        "guide.safetensors",
+        "history.csv",
+        "model.safetensors",
+        "training.safetensors",
+    ]
+
+
+def test_clearing_removes_what_a_killed_process_left(tmp_path):
+    saved(tmp_path)
+    (tmp_path / ".amortized.nc.123.new").write_text("half")
+    (tmp_path / ".thesis.123.new").write_text("mine")
+    store.clear_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".thesis.123.new"]

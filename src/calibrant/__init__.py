@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from calibrant._pyro_setting import keep_parameters_in_modules
 from calibrant._version import __version__
-
-keep_parameters_in_modules()
 
 if TYPE_CHECKING:
     from calibrant import data, errors, evaluation, guides, inference, models, program, store

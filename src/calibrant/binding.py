@@ -9,7 +9,7 @@ import torch
 
 from calibrant.data.dataset import Data, as_data
 from calibrant.errors import DataError
-from calibrant.program.contract import Program, covariate_names
+from calibrant.program.contract import Program, as_program, check_not_arguments, covariate_names
 
 
 def bind(model: Program, observed: Mapping[str, Any] | Data, covariates: Mapping[str, Any] | None = None) -> Data:
@@ -22,9 +22,12 @@ def bind(model: Program, observed: Mapping[str, Any] | Data, covariates: Mapping
 
     Raises:
         DataError: for data that are neither a dict of arrays nor a `Data`, or whose lengths differ.
+        ProgramError: for a program that takes all observations as arguments.
     """
     data = as_data(observed, covariates)
     names = covariate_names(model)
+    if set(data.observed_names) <= set(names):
+        check_not_arguments(as_program(model), data.observed_names, data.covariate_names)
     return data.split_keys([key for key in (*data.observed_names, *data.covariate_names) if key not in names], names)
 
 

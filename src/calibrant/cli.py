@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from calibrant.errors import CalibrantError
+from calibrant.interrupts import exit_code, sigterm_interrupts
 from calibrant.progress import Progress, bars
 from calibrant.settings import MODELS, QUICK, Effort, Request, Settings
 
@@ -27,30 +28,46 @@ Command: TypeAlias = Callable[[typer.Context, Request, bool], None]
 
 
 class _Commands(TyperGroup):
-    """Commands that report a mistake of the user in one line with exit code 2, and Ctrl-C with exit code 130."""
+    """Commands that report a mistake of the user in one line with exit code 2, Ctrl-C and SIGTERM in one line with 130
+    and 143."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.obj = shlex.join(["calibrant", *args])
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        with sigterm_interrupts():
+            try:
+                with warnings.catch_warnings():
+                    warnings.showwarning = _show_warning
+                    return self._told(ctx)
+            except KeyboardInterrupt as error:
+                typer.echo(str(error) or "interrupted", err=True)
+                raise typer.Exit(exit_code()) from error
+
+    def _told(self, ctx: Any) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            typer.echo(str(error) or "interrupted", err=True)
-            raise typer.Exit(130) from error
+            return super().invoke(ctx)
         except CalibrantError as error:
             raise _refusal(str(error)) from error
         except MemoryError as error:
-            raise _refusal("out of memory: use a smaller --batch-size, fewer --draws or smaller --held-out") from error
+            raise _refusal(_MEMORY) from error
         except OSError as error:
             raise _refusal(_disk(error)) from error
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, by name: torch is not imported here
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch is not imported here
+                raise _refusal("the device is out of memory: use a smaller --batch-size") from error
+            if "can't allocate memory" not in str(error):
                 raise
-            raise _refusal("the device is out of memory: use a smaller --batch-size") from error
+            raise _refusal(_MEMORY) from error
+        except SystemExit as error:  # a command ends with an exception of typer's
+            raise _refusal(
+                f"code of yours calls sys.exit({error.code or ''}): let it return, or raise an error that says what is "
+                "wrong"
+            ) from error
+
+
+_MEMORY = "out of memory: use a smaller --batch-size, fewer --draws or smaller --held-out"
 
 
 def _refusal(message: str) -> typer.Exit:
@@ -177,6 +194,8 @@ def _request(given: dict[str, Any]) -> Request:
         told["family"] = _family(told["family"])
     if "lr" in told and not told["lr"] > 0:
         raise CalibrantError(f"--lr {told['lr']}: the learning rate must be positive")
+    if "memory" in told and not told["memory"] > 0:
+        raise CalibrantError(f"--memory {told['memory']}: give the GiB that one run may take, a positive number")
     named = told.pop("model", None)
     told["models"] = tuple(told.get("models", ())) if named is None else (named,)
     if "site" in told:
@@ -326,7 +345,7 @@ def _show(outcome: Outcome) -> None:
         table.add_row(
             row.name, _number(row.elbo, row.elbo_se), _number(row.evidence), _number(row.gap, row.gap_se, digits=3)
         )
-    Console(file=sys.stdout, highlight=False).print(table)
+    Console(file=sys.stdout, highlight=False, markup=False).print(table)
     for row in summaries:
         typer.echo(f"{row.name}: {row.conclusion}")
         for detail in row.details:

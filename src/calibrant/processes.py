@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from calibrant.errors import RunError
+from calibrant.interrupts import interrupt_on_sigterm
 from calibrant.progress import Progress
 
 _PATIENCE = 0.5  # seconds between two checks whether the processes are alive
@@ -83,7 +84,7 @@ def _require_word(running: dict[int, Any], silent: set[int]) -> set[int]:
 
 def _child(task: Callable[..., None], given: tuple[Any, ...], number: int, threads: int, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent forwards it
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     torch.set_num_threads(threads)
     try:
         task(*given, partial(_send, messages, number))
@@ -93,11 +94,6 @@ def _child(task: Callable[..., None], given: tuple[Any, ...], number: int, threa
         messages.put((number, "failed", _sendable(error)))
     else:
         messages.put((number, "done", None))
-
-
-def _interrupt(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _send(messages: Any, number: int, stage: str, done: int, total: int, text: str = "") -> None:

@@ -77,6 +77,14 @@ class Effort:
         default=2000,
         metadata=option("number of simulated data on which the guide's calibration is tested", "check", minimum=100),
     )
+    memory: float | None = field(
+        default=None,
+        metadata=option(
+            "GiB that one run of model and guide may take; from 2 GiB on, results do not depend on it",
+            "check",
+            shown="None: half of the free memory",
+        ),
+    )
     predictive_draws: int = field(default=200, metadata=option("posterior predictive draws per datum"))
     gap_data: int | None = field(default=None, metadata=option("number of data whose gap is split; None for all data"))
     contrast_images: int = field(default=32, metadata=option("number of images in the contrast experiment"))
@@ -110,7 +118,12 @@ class Settings(Effort):
     objective: str = field(
         default="stl", metadata=option(f"objective of the training: {', '.join(OBJECTIVES)}", "training")
     )
-    epochs: int = field(default=22, metadata=option("passes over the training data", "training", minimum=1))
+    epochs: int = field(
+        default=22,
+        metadata=option(
+            "passes over the training data; without it, few data get more: at least 1,000 steps", "training", minimum=1
+        ),
+    )
     batch_size: int = field(default=256, metadata=option("number of data in each training step", "training", minimum=1))
     lr: float = field(default=3e-3, metadata=option("peak learning rate", "training"))
     seed: int = field(

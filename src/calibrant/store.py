@@ -1,14 +1,16 @@
 """Run folders: weights as safetensors, configuration as JSON, results as NetCDF, training history as CSV.
 
 Nothing is pickled, and `load` never imports a file just because a folder names it. Every file is written under a
-temporary name and then renamed, so that an interrupted write leaves the old file or none.
+temporary name and then renamed, so that an interrupted write leaves the old file or none. `config.json` records the
+sha256 of every file that is read again, and a file that was damaged, changed or swapped is refused.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,22 @@ import torch
 from pyro.nn import PyroModule
 from torch import nn
 
-from calibrant.errors import CalibrantError, RunError
-from calibrant.folders.configuration import CONFIG, FORMAT, read_any_config, read_config, versions, write_config
-from calibrant.folders.files import digest
+from calibrant.calls import own_calls
+from calibrant.errors import RunError
+from calibrant.folders.configuration import (
+    CONFIG,
+    FORMAT,
+    UNRECORDED,
+    members,
+    read_any_config,
+    read_config,
+    versions,
+    write_config,
+)
+from calibrant.folders.files import digest, digest_of_file, left_over
 from calibrant.folders.history import HISTORY, load_history, write_history
 from calibrant.folders.netcdf import load_dataset, load_tree, save_dataset, save_tree
+from calibrant.folders.records import check_recorded, is_as_recorded
 from calibrant.folders.tensors import check_fits, class_name, read_weights, set_weights, write_weights
 from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.amortizing import from_spec
@@ -62,14 +75,18 @@ __all__ = [
     "WEIGHTS",
     "clear_run",
     "has_checkpoint",
+    "is_as_recorded",
     "load",
     "load_checkpoint",
     "load_dataset",
     "load_history",
     "load_result",
     "load_tree",
+    "members",
+    "publish_results",
     "read_any_config",
     "read_config",
+    "results_folder",
     "save_checkpoint",
     "save_dataset",
     "save_run",
@@ -93,7 +110,9 @@ DATASETS = {
     "predictive": PREDICTIVE,
     "remedies": REMEDIES,
 }
-_FILES = (CONFIG, HISTORY, REPORT, MODEL, GUIDE, *TREES.values(), *DATASETS.values())
+_RESULTS = (*TREES.values(), *DATASETS.values())
+_FILES = (HISTORY, REPORT, MODEL, GUIDE, *_RESULTS, CONFIG)
+_CHECKING = ".checking"  # folder of the results of a check that is going on, while those of an earlier one stay
 
 
 def save_run(
@@ -140,9 +159,9 @@ def save_run(
         config["sha256"] = {
             MODEL: write_weights(folder / MODEL, program),
             GUIDE: write_weights(folder / GUIDE, guided),
+            HISTORY: write_history(folder / HISTORY, fit.history),
         }
         config["fit"] = {name: getattr(fit, name) for name in FIT_FIELDS}
-        write_history(folder / HISTORY, fit.history)
     write_config(folder, config)
     return folder
 
@@ -194,7 +213,8 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
         model: the model, its class or its "FILE.py:Class", where `load` needs it.
 
     Raises:
-        RunError: for the reasons of `load`, and for a folder without `amortized.nc`.
+        RunError: for the reasons of `load`, for a folder without `amortized.nc`, and for a result that is damaged, was
+            changed, or was not written for this run.
     """
     from calibrant.evaluation.results import RunResult
 
@@ -204,9 +224,13 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
         raise RunError(f"{folder} holds no posterior ({AMORTIZED}): compute it with calibrant check {folder}")
     with seeded(0), torch.device("cpu"):
         program = as_program(_rebuild_model(folder, config, model))
+    _warn_unrecorded(folder, config)
     tensors = read_weights(folder, MODEL, config["sha256"])
     check_fits(f"{folder / MODEL}", program, tensors)
     set_weights(program, tensors)
+    for file in (*_RESULTS, HISTORY):
+        if (folder / file).is_file():
+            check_recorded(folder / file, config, f"compute it again with calibrant check {folder}")
     results: dict[str, Any] = {
         name: read(folder / file)
         for read, files in ((load_tree, TREES), (load_dataset, DATASETS))
@@ -222,29 +246,104 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
     )
 
 
+def results_folder(run_dir: str | Path) -> Path:
+    """The folder into which a check writes its results: the run folder, or one inside it if the run has results.
+
+    Earlier results stay until `publish_results` puts the new ones in their place. The folder may hold the reference of
+    a check that was interrupted.
+    """
+    folder = Path(run_dir)
+    if not (folder / AMORTIZED).is_file():
+        return folder
+    inside = folder / _CHECKING
+    _refuse_link(inside)
+    inside.mkdir(exist_ok=True)
+    try:
+        read_any_config(inside)
+    except RunError:
+        write_config(inside, {"format": FORMAT})
+    return inside
+
+
+def publish_results(run_dir: str | Path, at: Path, names: Collection[str], config: Mapping[str, Any]) -> None:
+    """Put the results of a check in the place of earlier ones, and write the configuration of the run.
+
+    Args:
+        run_dir: the folder of the run.
+        at: the folder that `results_folder` gave to the check.
+        names: names in `RunResult` of the results that the check wrote there; an earlier reference stays if the check
+            wrote none.
+        config: the configuration, whose records of results are replaced.
+    """
+    folder = Path(run_dir)
+    written = {{**TREES, **DATASETS}[name] for name in names}
+    dropped = set(_RESULTS) - written - {REFERENCE}
+    records = {file: sha for file, sha in read_any_config(at)["sha256"].items() if file in written}
+    kept = {file: sha for file, sha in config["sha256"].items() if file not in dropped}
+    if config["format"] == UNRECORDED and (folder / HISTORY).is_file():
+        kept[HISTORY] = digest_of_file(folder / HISTORY)
+    write_config(folder, {**config, "format": FORMAT, "sha256": {**kept, **records}})
+    for file in written if at != folder else ():
+        os.replace(at / file, folder / file)
+    for file in dropped:
+        (folder / file).unlink(missing_ok=True)
+    if at != folder:
+        _clear_files(at, _FILES)
+        _remove_if_empty(at)
+
+
 def clear_run(run_dir: str | Path) -> None:
     """Delete the files that calibrant wrote into a run folder, and nothing else; an empty folder is kept.
 
     Raises:
-        RunError: for a folder that is not a run folder; nothing in it is deleted then.
+        RunError: for a folder that is not a run folder, or that has a link in the place of a folder inside it; nothing
+            is deleted then.
     """
     folder = Path(run_dir)
     if folder.is_dir() and not any(folder.iterdir()):
         return
     config = read_any_config(folder)
-    for name in config.get("runs", ()):
-        if (folder / name / CONFIG).is_file() and Path(name).name == name:
-            clear_run(folder / name)
-            _remove_if_empty(folder / name)
-    for file in _FILES:
-        (folder / file).unlink(missing_ok=True)
-    (folder / CHECKPOINTS / CHECKPOINT_FILE).unlink(missing_ok=True)
-    _remove_if_empty(folder / CHECKPOINTS)
+    inside = members(folder, config) if "runs" in config else []
+    runs = [member for member in inside if (member / CONFIG).is_file()]
+    for run in (folder, *runs):
+        for part in (CHECKPOINTS, _CHECKING):
+            _refuse_link(run / part)
+    for run in runs:
+        _clear_one(run)
+        _remove_if_empty(run)
+    _clear_one(folder)
+
+
+def _clear_one(folder: Path) -> None:
+    for part, files in ((CHECKPOINTS, (CHECKPOINT_FILE,)), (_CHECKING, _FILES)):
+        _clear_files(folder / part, files)
+        _remove_if_empty(folder / part)
+    _clear_files(folder, _FILES)
+
+
+def _clear_files(folder: Path, files: tuple[str, ...]) -> None:
+    for file in files:
+        for path in (folder / file, *left_over(folder / file)):
+            path.unlink(missing_ok=True)
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link: calibrant stays inside {folder.parent}, so delete the link")
 
 
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _warn_unrecorded(folder: Path, config: Mapping[str, Any]) -> None:
+    if config["format"] == UNRECORDED:
+        warnings.warn(
+            f"{folder} is a run of an earlier version, which recorded no sha256 of results: they cannot be verified; "
+            f"calibrant check {folder} computes them again",
+            stacklevel=3,
+        )
 
 
 def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
@@ -264,10 +363,10 @@ def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
         )
     if isinstance(given, str) and not is_user_spec(given) and given != recipe["name"]:
         raise RunError(f"the model of {folder} is {recipe['name']}, not {given}")
-    arguments = {name: tuple(v) if name == "shape" else v for name, v in recipe["arguments"].items()}  # JSON has lists
     try:
+        arguments = {name: tuple(v) if name == "shape" else v for name, v in recipe["arguments"].items()}  # JSON: lists
         model = given(**arguments) if isinstance(given, type) else create(given or recipe["name"], **arguments)
-    except (CalibrantError, TypeError) as error:
+    except Exception as error:  # of any kind, if the arguments are wrong
         raise RunError(f"the model of {folder} cannot be rebuilt: {error}") from error
     _warn_other_file(folder, recipe, type(model))
     return model
@@ -296,8 +395,11 @@ def _rebuild_guide(
         )
     try:
         return from_spec(config["guide"], encoder, program)
-    except (CalibrantError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of any kind, if the specification is wrong
         raise RunError(f"the guide of {folder} cannot be rebuilt: {error}") from error
+
+
+globals().update(own_calls(__name__, globals(), __all__))
 
 
 def __dir__() -> list[str]:

@@ -36,6 +36,10 @@ def load_object(spec: str) -> tuple[Any, str]:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise CalibrantError(f"{file} does not import: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise CalibrantError(
+            f'{file} calls sys.exit when it is imported: put what it does as a script under if __name__ == "__main__":'
+        ) from error
     if not hasattr(module, name):
         own = [n for n, thing in vars(module).items() if getattr(thing, "__module__", "") == module_name]
         raise CalibrantError(f"{file} has no {name!r}; it defines {', '.join(own) or 'nothing'}")

@@ -8,10 +8,13 @@ torch.Size([64, 1, 16, 16])
 """
 
 import calibrant.data.sets  # noqa: F401  registers the data sets
+from calibrant.calls import own_calls
 from calibrant.data.dataset import Data, as_data
 from calibrant.data.registry import DataSet, data_root, list_data, load, register_data
 
 __all__ = ["Data", "DataSet", "as_data", "data_root", "list_data", "load", "register_data"]
+
+globals().update(own_calls(__name__, globals(), __all__))
 
 
 def __dir__() -> list[str]:

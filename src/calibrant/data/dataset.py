@@ -1,5 +1,6 @@
 """`Data`: observations and covariates of a program, kept as they are stored and made into tensors batch by batch."""
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,27 @@ class Data:
         """Return all data as tensors, in one batch: (observed, covariates)."""
         return self.batch(slice(None), device, dtype)
 
+    def fingerprint(self) -> str:
+        """A sha256 of the data, 64 hexadecimal digits, which tells whether two results belong to the same data.
+
+        It covers names, labels, and stored values of all observations and covariates, but not `transform`. They are
+        read once, in blocks. Of a `Dataset`, whose items may be random, it covers keys, length and labels only.
+        """
+        found = hashlib.sha256(repr((sorted(self._observed), sorted(self._covariates), len(self))).encode())
+        for name, labels in sorted(self.coords.items()):
+            found.update(f"{name} {labels.dtype}".encode())
+            found.update(repr(labels.tolist()).encode() if labels.dtype.hasobject else labels.tobytes())
+        if isinstance(self._source, Dataset):
+            return found.hexdigest()
+        for name, key in sorted({**self._observed, **self._covariates}.items()):
+            values = self._source[key]
+            found.update(f"{name} {values.dtype} {tuple(values.shape[1:])}".encode())
+            for block in _row_blocks(len(self), int(np.prod(values.shape[1:]))):
+                found.update(
+                    _take(values, self._rows[block]).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                )
+        return found.hexdigest()
+
     def select(self, names: Collection[str] | Mapping[str, str]) -> "Data":
         """Select observations and covariates by name; a mapping {new name: current name} renames them.
 
@@ -276,6 +298,8 @@ def _checked_arrays(observed: Mapping[str, Array], covariates: Mapping[str, Arra
     if size == 0:
         raise DataError(f"the data are empty: {_listed(arrays)} with 0 rows; at least one datum is needed")
     for name, value in arrays.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            raise DataError(f"{name!r} is on the device 'meta', where it has no values: make it on another device")
         bad = None if isinstance(value, np.memmap) else _first_nonfinite(value)
         if bad is not None:
             raise DataError(_not_finite(name, bad))
@@ -286,6 +310,11 @@ def _checked_array(name: object, value: object) -> Array:
     """Check that a value is a tensor or array of real numbers with a leading dimension, and return it."""
     if not isinstance(name, str):
         raise DataError(f"a site or covariate is called {name!r}: names are strings")
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(
+            f"{name} is a masked array: give its values with a value inside the support in every masked entry, "
+            f"{name}.filled(VALUE), and the mask as a covariate that the program takes, ~numpy.ma.getmaskarray({name})"
+        )
     if not isinstance(value, Tensor | np.ndarray):
         raise DataError(f"{name} is a {type(value).__name__}: give a tensor or a numpy array, numpy.asarray({name})")
     real = value.dtype.kind in "biuf" if isinstance(value, np.ndarray) else not value.dtype.is_complex
@@ -361,7 +390,7 @@ def _collate(dataset: Dataset, rows: np.ndarray, keys: Collection[str]) -> Batch
 
 def _stack(key: str, rows: np.ndarray, values: Sequence[Any]) -> Tensor:
     """One key of several items as a tensor with the leading dimension data."""
-    arrays = [value.detach() if isinstance(value, Tensor) else np.asarray(value) for value in values]
+    arrays = [value.detach() if isinstance(value, Tensor) else np.asanyarray(value) for value in values]
     for row, array in zip(rows, arrays, strict=True):
         if array.shape != arrays[0].shape or array.dtype != arrays[0].dtype:
             raise DataError(

@@ -1,6 +1,8 @@
 """Data in a user's own files: FILE.npy, FILE.npz, and FILE.py:function."""
 
 import inspect
+import os
+import traceback
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,31 +22,59 @@ def load_arrays(path: Path, seed: int) -> dict[str, Data]:
     Raises:
         DataError: for a file that is missing or damaged, or that holds Python objects (never unpickled).
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"there is no file {path}")
     try:
-        if path.suffix == ".npy":
-            arrays = {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = dict(archive)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays = {"x": _memmap(path)} if path.suffix == ".npy" else _archive(path)
+    except MemoryError as error:
+        raise DataError(
+            f"{path} does not fit into memory ({error}): save a .npy file, which stays on the disk"
+        ) from error
+    except Exception as error:  # a damaged file raises errors of any kind in zipfile, its decompressors and numpy
         raise DataError(
             f"{path} cannot be read: it is damaged, or holds more than plain numbers; save arrays with numpy.save "
             "or numpy.savez"
         ) from error
-    return random_splits(Data(arrays, name=path.stem), seed)
+    if not arrays:
+        raise DataError(f"{path} holds no array: save one with numpy.savez({path.name!r}, x=array)")
+    try:
+        return random_splits(Data(arrays, name=path.stem), seed)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _memmap(path: Path) -> np.ndarray:
+    """The array of a .npy file, which stays on the disk."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap):
+        raise ValueError("it is no .npy file")
+    if (size := path.stat().st_size) != array.offset + array.nbytes:
+        raise ValueError(f"it has {size} bytes, but its header says {array.offset + array.nbytes}")
+    return array
+
+
+def _archive(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; every member is read to its end, where its checksum is compared."""
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename or name in arrays:
+                raise ValueError(f"its member {member.filename!r} is no array of its own")
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+                if file.read(1):
+                    raise ValueError(f"its member {member.filename!r} holds more than an array")
+    return arrays
 
 
 def load_function(path: Path, function_name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Data]:
     """Import a user's file, call a function of it, and split the data that it returns unless they are split already.
 
-    Errors that the function itself raises are not changed.
-
     Raises:
         DataError: for a missing file or function, a file that does not import, options that the function does not take,
-            or a result that is neither a `Data`, nor a dict of arrays, nor a dict of the splits train, validation and
-            test.
+            an error of the function's own (which is the cause of this one), or a result that is neither a `Data`, nor a
+            dict of arrays, nor a dict of the splits train, validation and test.
     """
     if not function_name:
         raise DataError(f"say which function of {path} returns the data: {path}:FUNCTION")
@@ -59,7 +89,20 @@ def load_function(path: Path, function_name: str, seed: int, options: Mapping[st
         inspect.signature(function).bind(**options)
     except TypeError as error:
         raise DataError(f"{label} cannot be called with {dict(options) or 'no arguments'}: {error}") from error
-    result = function(**options)
+    try:
+        result = function(**options)
+    except SystemExit as error:
+        raise DataError(
+            f"{label} calls sys.exit({error.code if error.code is not None else ''}) instead of returning data: let it "
+            "return the data, or raise an error that says what is missing"
+        ) from error
+    except CalibrantError:
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"{label} raises {type(error).__name__}: {error} (in line {at.lineno} of {at.filename})"
+        ) from error
     if isinstance(result, Mapping) and not set(result) & set(SPLITS):
         result = as_data(result)
     if isinstance(result, Data):

@@ -33,8 +33,9 @@ def random_splits(data: Data, seed: int, labels: Any = None) -> dict[str, Data]:
     """
     if len(data) < SMALLEST:
         raise DataError(
-            f"{len(data)} data are too few for an 80/10/10 split, which takes {SMALLEST}: "
-            "return the splits train, validation and test from a function (FILE.py:function)"
+            f"a random split into 80% training, 10% validation and 10% test data takes {SMALLEST} data or more, and "
+            f"there {'is 1' if len(data) == 1 else f'are {len(data)}'}: return the splits train, validation and test, "
+            "which may hold the same data, from a function of yours (FILE.py:function)"
         )
     order = np.random.default_rng(seed).permutation(len(data))
     if labels is not None:

@@ -1,5 +1,6 @@
 """Evaluation of guides: statistics of result trees, verdicts on them, remedies, and a report."""
 
+from calibrant.calls import own_calls
 from calibrant.evaluation.checking import Check, check
 from calibrant.evaluation.judgements.against_reference import verdicts
 from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
@@ -46,6 +47,8 @@ __all__ = [
     "verdicts",
     "weights",
 ]
+
+globals().update(own_calls(__name__, globals(), __all__))
 
 
 def __dir__() -> list[str]:

@@ -35,6 +35,7 @@ from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan, reference_of, structure_of
 from calibrant.inference.reweighting import weights
+from calibrant.memory import limited, peak_memory
 from calibrant.program.contract import Program
 from calibrant.progress import Progress, silent
 from calibrant.settings import Effort
@@ -91,6 +92,7 @@ def check(
     warmup: int = Effort.warmup,
     simulations: int = Effort.simulations,
     remedies: bool = Effort.remedies,
+    memory: float | None = Effort.memory,
     train: Data | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -103,11 +105,13 @@ def check(
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
       exactly, the data are images, and the model has a noise to measure contrast in (`likelihood.noise_sd`).
 
-    Parts that a program does not allow are skipped, with a note (a program without local latents has no ranks, a factor
-    can't be simulated). Local latents are ranked given the guide's draws of shared ones; `posterior_calibration`
-    calibrates shared latents. Together, the verdicts raise a false alarm in at most 5% of checks, and pass a guide
-    with an error at one of their margins in at most 1 of 1,000, if the reference is right and has an ESS of several
-    hundred. benchmarks/power.py measures both rates, and the power, for 128 data and the default arguments.
+    Parts that a program does not allow are skipped, with a note (a program without local latents has no ranks; one with
+    a factor, a scaled likelihood or a covariate that holds the observed data can't be simulated). Local latents are
+    ranked given the guide's draws of shared ones; `posterior_calibration` calibrates shared latents.
+
+    Together, the verdicts raise a false alarm in at most 5% of checks, and pass a guide with an error at one of their
+    margins in at most 1 of 1,000, if the reference is right and has an ESS of several hundred. benchmarks/power.py
+    measures both rates, and the power, for 128 data and the default arguments.
 
     Args:
         model: the program, in `eval()`.
@@ -121,6 +125,7 @@ def check(
         simulations: number of simulated data.
         remedies: whether remedies are tried (see `remedies`): refining, reweighting, richer guides. It takes a few
             trainings.
+        memory: GiB that one run of model and guide may take, as in `inference.posterior`.
         train: data on which richer guides are trained; None for data simulated from the model.
         seed: random seed for all draws, simulations and trainings.
         progress: called with (stage, done, total, text).
@@ -130,7 +135,7 @@ def check(
         InferenceError: for settings that can't pass the gate, or a reference of other data or weights.
     """
     problem = Problem.of(model, guide, observed, covariates)
-    effort = Effort(draws, chains, warmup, simulations, remedies=remedies)
+    effort = Effort(draws, chains, warmup, simulations, remedies=remedies, memory=memory)
     if reference is None:
         plan = ReferencePlan(chains=chains, warmup=warmup, draws=draws, init=problem.guide)
         reference = reference_of(problem.program, problem.data, plan, seed=stream(seed, "reference"), progress=progress)
@@ -158,6 +163,22 @@ def examine(
     keep: Keep = lambda name, found: None,
 ) -> RunResult:
     """Run all parts of a check; `keep(field, value)` is called with each part of the result once it is computed."""
+    with limited(effort.memory):
+        result = _examined(name, problem, reference, effort, train, seed, progress, keep)
+    result.config["peak_memory"] = peak_memory()
+    return result
+
+
+def _examined(
+    name: str,
+    problem: Problem,
+    reference: xr.DataTree,
+    effort: Effort,
+    train: Data | None,
+    seed: int,
+    progress: Progress,
+    keep: Keep,
+) -> RunResult:
     amortized = posterior_of(problem, effort.draws, seed=stream(seed, "posterior"), progress=progress)
     keep("amortized", amortized)
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Result trees and datasets as NetCDF files."""
+"""Result trees and datasets as NetCDF files, whose sha256 is recorded if they lie in a run folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
 from calibrant.errors import RunError
-from calibrant.folders.files import new_file
+from calibrant.folders.files import digest_of_file, new_file
+from calibrant.folders.records import check_unchanged, record
 
 
 def save_tree(tree: xr.DataTree, path: str | Path) -> None:
@@ -28,7 +30,8 @@ def load_tree(path: str | Path) -> xr.DataTree:
     """Load a result tree with the values, dtypes, coordinates and attributes that it was saved with.
 
     Raises:
-        RunError: for a file that is missing or cannot be read.
+        RunError: for a file that is missing, cannot be read, reads other files, or is not the one that was written into
+            its run folder.
     """
     tree = _read_netcdf(Path(path), xr.load_datatree)
     return xr.DataTree.from_dict({node.path: _plain(node.to_dataset(inherit=False)) for node in tree.subtree})
@@ -65,15 +68,35 @@ def _write_netcdf(path: Path, write: Callable[..., Any]) -> None:
             write(new, engine="h5netcdf")
         except (TypeError, ValueError) as error:
             raise RunError(f"{path.name} can't be written as NetCDF: {error}") from error
+        record(path, digest_of_file(new))
 
 
 def _read_netcdf(path: Path, read: Callable[..., Any]) -> Any:
     if not path.is_file():
         raise RunError(f"there is no file {path}")
+    remedy = f"compute it again with calibrant check {path.parent}"
+    check_unchanged(path, remedy)
     try:
-        return read(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}): compute it again with calibrant check {path.parent}") from error
+        _check_self_contained(path)
+        found = read(path, engine="h5netcdf")
+        for node in found.subtree if isinstance(found, xr.DataTree) else (found,):
+            _check_attributes(_plain(node.to_dataset() if isinstance(node, xr.DataTree) else node))
+        return found
+    except Exception as error:  # a damaged file raises errors of any kind in HDF5, h5netcdf and xarray
+        raise RunError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def _check_self_contained(path: Path) -> None:
+    """Refuse a file that would make HDF5 read other files."""
+
+    def check(name: str, link: Any) -> None:
+        if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
+            raise RunError(f"{name} is a link to something else")
+        if isinstance(found := file[name], h5py.Dataset) and (found.external or found.is_virtual):
+            raise RunError(f"the values of {name} lie in another file")
+
+    with h5py.File(path, "r") as file:
+        file.visititems_links(check)
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:

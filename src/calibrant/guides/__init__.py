@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from calibrant.calls import own_call, own_calls
 from calibrant.guides.adapters import EncoderGuide, from_encoder, wrap
 from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.amortizing import amortize, from_spec
@@ -28,11 +29,14 @@ __all__ = [
     "wrap",
 ]
 
+globals().update(own_calls(__name__, globals(), __all__))
+
 
 def __getattr__(name: str) -> Any:
     """Import `refine` on first use: it is built on inference, which is built on guides."""
     if name == "refine":
-        return importlib.import_module("calibrant.inference.refining").refine
+        globals()[name] = own_call(importlib.import_module("calibrant.inference.refining").refine, __name__)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+from pyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal, AutoGuide
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from calibrant.errors import ProgramError
 from calibrant.models.trained_decoder import as_module
-from calibrant.program.contract import PLATE, Program, as_program
+from calibrant.program.contract import PLATE, Program, arguments, as_program
 from calibrant.program.modules import check_modules
 
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,12 +99,27 @@ def _pair(result: Any, output: str) -> tuple[Tensor, Tensor]:
         kinds = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
         raise ProgramError(
             f"the encoder returns {kinds}, wanted the pair {output!r} or one tensor with both: give the method that "
-            "returns it (vae.encode), or a module around yours that does"
+            f"returns it (vae.encode), or a module around yours whose forward(self, x) does: {_remedy(result)}"
         )
     if parts[0].shape != parts[1].shape:
         shapes = [tuple(part.shape) for part in parts]
         raise ProgramError(f"the encoder returns {output!r} of shapes {shapes}: both have the shape of the latents")
     return parts[0], parts[1]
+
+
+def _remedy(result: Any) -> str:
+    """The body of a `forward` that takes the pair from what an encoder returns, as far as that can be told."""
+    call = "out = self.encoder(x); return "
+    if isinstance(result, Distribution):
+        return f'{call}out.mean, out.stddev, with output="loc, scale"'
+    if isinstance(result, Mapping):
+        first, second = [*(f"out[{key!r}]" for key in result), "…", "…"][:2]
+    elif isinstance(result, tuple | list):
+        last = len(result) - 1
+        first, second = (f"out[{max(last - 1, 0)}]", f"out[{last}]")
+    else:
+        first, second = [*(f"out.{key}" for key in getattr(result, "__dict__", {})), "…", "…"][:2]
+    return f"{call}{first}, {second}"
 
 
 def wrap(guide: Program) -> PyroModule:
@@ -118,21 +133,29 @@ def wrap(guide: Program) -> PyroModule:
     Raises:
         ProgramError: for another signature, tensors that are not buffers, layers that are random or mix data.
     """
-    if isinstance(guide, type):
-        raise ProgramError(f"{guide.__name__} is a class: give an instance, wrap({guide.__name__}(...))")
-    is_method = isinstance(guide, MethodType) and isinstance(guide.__self__, nn.Module)
-    program = as_program(as_module(guide, "guide") if is_method else guide)
-    _check_signature(guide.forward if isinstance(guide, nn.Module) else guide)
+    program = as_program(guide)
+    check_called_as_guide(program)
     check_modules(program)
     return program
 
 
-def _check_signature(function: Callable[..., Any]) -> None:
-    signature = inspect.signature(function)
-    given = list(signature.parameters.values())
+def check_called_as_guide(guide: PyroModule) -> None:
+    """Refuse guides of Pyro's own, and guides that do not take the observations and the number of data.
+
+    Raises:
+        ProgramError: with the guide that `amortize` builds in its place, or the arguments found.
+    """
+    if isinstance(guide, AutoGuide):
+        dense = isinstance(guide, AutoContinuous) and not isinstance(guide, AutoDiagonalNormal)
+        raise ProgramError(
+            f"{type(guide).__name__} is a guide of Pyro's own, with parameters for one set of data alone: build one by "
+            f'calibrant.guides.amortize(model, observed, "{"full" if dense else "mean-field"}")'
+        )
+    given = arguments(guide)
     positional = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in given):
+        found = ", ".join(argument.name for argument in given)
         raise ProgramError(
-            f"the guide takes {signature}, wanted (observed, size, **covariates): observed is a dict with a tensor per "
+            f"a guide takes (observed, size, **covariates), this one ({found}): observed is a dict with a tensor per "
             "observed site, and size the number of data"
         )

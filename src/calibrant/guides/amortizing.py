@@ -20,6 +20,7 @@ from calibrant.guides.encoders.inputs import set_statistics
 from calibrant.guides.families.choosing import choose_family
 from calibrant.guides.structure import structure_of
 from calibrant.program.contract import Program
+from calibrant.program.enumeration import combinations
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import Site, sites
 from calibrant.program.refusals import check_program
@@ -75,6 +76,7 @@ def amortize(
 
     Raises:
         ProgramError: for a shared discrete latent, a support without a family, an unknown option.
+        InferenceError: for discrete latents with too many combinations of values to be summed out.
     """
     from calibrant.guides.collapsed import gaussian_block  # it is built on this module
 
@@ -96,6 +98,7 @@ def amortize(
         "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
         **({"block": block} if block else {}),
     }
+    combinations({name: site for name, site in latent.items() if site.support.is_discrete})  # refuses what fit would
     with seeded(stream(seed, "amortize")), defaults(program, rows[0]) as place:
         guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(*place)
         _set_statistics(guide, program, *(cast(part, *place) for part in rows))

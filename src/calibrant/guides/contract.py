@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from calibrant.errors import ProgramError
+from calibrant.guides.adapters import check_called_as_guide
 from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.program.contract import Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double, seeded
 from calibrant.program.independence import DATA_COMPARED, check_independence
 from calibrant.program.latents import few
-from calibrant.program.modules import buffers_kept, check_modules
+from calibrant.program.modules import buffers_kept, check_modules, check_same_dtype
 from calibrant.program.refusals import check_site
-from calibrant.program.running import running
-from calibrant.program.supports import inside
-from calibrant.program.tracing import Hold, guide_trace, is_local, is_weighted, latent_values, sampled, trace
+from calibrant.program.running import in_full_precision, running
+from calibrant.program.supports import innermost, inside
+from calibrant.program.tracing import Hold, guide_trace, is_local, latent_values, sampled, trace
+from calibrant.program.weighting import refuse_weighted_latent
 
 
 def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
@@ -38,23 +42,53 @@ def check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariat
 
 
 def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covariates: Values) -> None:
+    check_called_as_guide(guide)
     check_modules(guide)
+    check_same_dtype(model, guide)
     for module in guide.modules():
         if isinstance(module, CollapsedGuide):
             module.require_model(model)
     size = len(next(iter(observed.values())))
     with torch.no_grad(), seeded(0), defaults(guide, observed) as place:
         rows, cols = cast(observed, *place), cast(covariates, *place)
-        with running(guide, f"it does not run for {size} data"):
+        with running(f"it does not run for {size} data"), in_full_precision(), _taking_observations():
             guided = guide_trace(guide, rows, size, cols)
         latent = {n: s for n, s in sampled(trace(model, size, cols, rows)).items() if n not in observed}
     found = sampled(guided)
     if set(found) != set(latent):
-        raise ProgramError(f"it samples {sorted(found)}, the model's latents are {sorted(latent)}")
+        raise _sites_error(found, latent, observed)
     for name, site in found.items():
         _check_latent(name, site, latent[name], size)
     if all(is_local(site) for site in found.values()):
         _check_mixing(guide, observed, covariates, {})
+
+
+@contextmanager
+def _taking_observations() -> Iterator[None]:
+    """Refuse a guide that fails because it takes the dict of observations for a tensor."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        if "dict" not in reason:
+            raise
+        failure = f"it fails ({type(error).__name__}: {reason})"
+        raise ProgramError(
+            f"{failure}: a guide takes (observed, size, **covariates), where observed is a dict with a tensor per "
+            "observed site"
+        ) from error
+
+
+def _sites_error(found: Mapping[str, Any], latent: Mapping[str, Any], observed: Values) -> ProgramError:
+    start = f"it samples {sorted(found)}, the model's latents are {sorted(latent)}"
+    if given := sorted(set(found) & set(observed)):
+        return ProgramError(f"{start}: leave the observed sites {given} out")
+    if extra := sorted(set(found) - set(latent)):
+        return ProgramError(
+            f"{start}: leave {extra} out; a latent made from auxiliary noise has one distribution, for example a "
+            "dist.TransformedDistribution of the noise"
+        )
+    return ProgramError(f"{start}: sample {sorted(set(latent) - set(found))} too")
 
 
 def check_local_sites(guide: PyroModule, shared: Values, observed: Values, covariates: Values) -> None:
@@ -102,8 +136,11 @@ def _check_latent(name: str, site: Mapping[str, Any], wanted: Mapping[str, Any],
     if is_local(site) != is_local(wanted):
         raise ProgramError(f"latent {name!r} is in the data plate of the model or of the guide, but not of both")
     check_site(name, site, size)
-    if is_weighted(site) != is_weighted(wanted):
-        raise ProgramError(f"latent {name!r} is masked or scaled in the model or in the guide, but not in both")
+    refuse_weighted_latent(name, site)
+    if isinstance(innermost(site["fn"]), dist.Delta):
+        raise ProgramError(
+            f"latent {name!r} is a point mass, which has no uncertainty and no density: draw it from a distribution"
+        )
     if site["value"].shape != wanted["value"].shape:
         shapes = tuple(site["value"].shape), tuple(wanted["value"].shape)
         raise ProgramError(f"latent {name!r} has shape {shapes[0]}, in the model {shapes[1]}")

@@ -60,4 +60,7 @@ def _each(values: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(values)
     if isinstance(values, dict):
         return {name: _each(value, function) for name, value in values.items()}
-    return type(values)(_each(value, function) for value in values) if isinstance(values, list | tuple) else values
+    if isinstance(values, list | tuple):
+        parts = [_each(value, function) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)  # a namedtuple
+    return values

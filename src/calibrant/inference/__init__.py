@@ -1,5 +1,6 @@
 """Inference: training, amortized posteriors, and reference posteriors with a convergence gate."""
 
+from calibrant.calls import own_calls
 from calibrant.inference.drawing import posterior
 from calibrant.inference.fitting.loop import fit
 from calibrant.inference.fitting.state import Fit
@@ -8,6 +9,8 @@ from calibrant.inference.references.sampling import METHODS, log_evidence, refer
 from calibrant.inference.reweighting import importance
 
 __all__ = ["GROUPS", "METHODS", "Fit", "fit", "importance", "log_evidence", "posterior", "reference"]
+
+globals().update(own_calls(__name__, globals(), __all__))
 
 
 def __dir__() -> list[str]:

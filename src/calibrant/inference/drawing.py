@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import xarray as xr
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant.data.dataset import Data
@@ -16,6 +18,7 @@ from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.groups import add_groups
 from calibrant.inference.problem import Problem
 from calibrant.inference.trees import build_tree, require_memory
+from calibrant.memory import in_blocks, limited, measured_rows
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import LogDensity, density_of
 from calibrant.program.environment import defaults, in_double, seeded
@@ -35,6 +38,7 @@ def posterior(
     *,
     covariates: Mapping[str, Any] | None = None,
     groups: Iterable[str] = (),
+    memory: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
@@ -51,6 +55,9 @@ def posterior(
         draws: number of draws per datum; they form one chain.
         covariates: keyword → tensor.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
+        memory: GiB that one run of model and guide may take; None for half of the memory that is free. Runs of more
+            than 2 GiB are made in blocks anyway, so that draws depend on the seed alone; only if less is allowed, or
+            an allocation fails, blocks are halved, and the draws come from the same stream in another order.
         seed: random seed for the draws.
         progress: called with (stage, done, total, text).
 
@@ -62,7 +69,8 @@ def posterior(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: if the draws would not fit into memory.
     """
-    return posterior_of(Problem.of(model, guide, observed, covariates), draws, groups, seed, progress)
+    with limited(memory):
+        return posterior_of(Problem.of(model, guide, observed, covariates), draws, groups, seed, progress)
 
 
 def posterior_of(
@@ -73,12 +81,14 @@ def posterior_of(
     few = torch.arange(min(len(data), 4))
     pair, given = (in_double(program), in_double(guide)), data.batch(few)[0]
     with torch.no_grad(), seeded(stream(seed, "posterior")), defaults(program, given, torch.float64) as (device, _):
-        probe = _score(*pair, *data.batch(few, device, torch.float64), repeats=1)
+        some = data.batch(few, device, torch.float64)
+        probe = _score(*pair, *some, repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data", width=8)
         if set(probe.latents) <= set(probe.local):
-            with fixed(guide), encoded_once(guide, draws):
-                values, stats = _draw_each(pair, data, draws, device, progress)
+            with fixed(guide):
+                rows = measured_rows(_ROWS, len(few), partial(_score, *pair, *some))
+                values, stats = _draw_each(_Each(pair, guide, data, device), draws, rows, progress)
         else:
             values, stats = _draw_jointly(pair, data, draws, device, progress)
     tree = build_tree(
@@ -127,27 +137,37 @@ def _score(model: Program, guide: Program, observed: Values, covariates: Values,
     return _Score({**latents, **recorded}, list(latents), local, log_p, log_q)
 
 
-def _draw_each(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
-    """Draws of a guide without shared latents: every datum is repeated along the plate."""
-    rows = max(1, _ROWS // draws)
-    parts = []
-    for index in torch.arange(len(data), device="cpu").split(rows):
-        score = _score(*pair, *data.batch(index, device, torch.float64), repeats=draws)
-        stats = {"log_p": score.log_p.local, "log_q": score.log_q.local}
-        recorded = {name: score.values[name] for name in score.local}
-        parts.append([_by_draw(part, len(index), draws) for part in (recorded, stats)])
-        progress("posterior", int(index[-1]) + 1, len(data))
-    values, stats = (
-        {name: torch.cat([part[which][name] for part in parts], 1)[None] for name in parts[0][which]}
-        for which in (0, 1)
-    )
-    constants = {name: value.cpu() for name, value in score.values.items() if name not in score.local}
-    return {**values, **{name: value.expand(1, draws, *value.shape) for name, value in constants.items()}}, stats
+@dataclass(frozen=True)
+class _Each:
+    """Draws of a guide without shared latents, for some data: every datum is repeated along the plate.
+
+    A call returns the values of the local sites, log p and log q, `(draws, data, …)`, on the CPU.
+    """
+
+    pair: Pair
+    guide: PyroModule
+    data: Data
+    device: torch.device
+    names: list[str] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, index: Tensor, draws: Tensor) -> list[Tensor]:
+        repeats = len(draws)
+        with encoded_once(self.guide, repeats):
+            score = _score(*self.pair, *self.data.batch(index, self.device, torch.float64), repeats)
+        self.names[:] = score.local
+        self.constants.update({name: value.cpu() for name, value in score.values.items() if name not in score.local})
+        rows = [*(score.values[name] for name in score.local), score.log_p.local, score.log_q.local]
+        return [row.reshape(len(index), repeats, *row.shape[1:]).transpose(0, 1).cpu() for row in rows]
 
 
-def _by_draw(values: Values, size: int, draws: int) -> dict[str, Tensor]:
-    """Reshape rows `(data · draws, …)` to `(draws, data, …)` on the CPU."""
-    return {name: value.reshape(size, draws, *value.shape[1:]).transpose(0, 1).cpu() for name, value in values.items()}
+def _draw_each(each: _Each, draws: int, rows: int, progress: Progress) -> Drawn:
+    """Draws of a guide without shared latents, at most `rows` rows in a run."""
+    size = len(each.data)
+    found = in_blocks(each, size, draws, rows, lambda done: progress("posterior", done, size))
+    *values, log_p, log_q = (value[None] for value in found)
+    constants = {name: value.expand(1, draws, *value.shape) for name, value in each.constants.items()}
+    return {**dict(zip(each.names, values, strict=True)), **constants}, {"log_p": log_p, "log_q": log_q}
 
 
 def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:

@@ -17,7 +17,7 @@ from calibrant.inference.trees import SAMPLE, add_group, require_memory
 from calibrant.program.contract import Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.program.simulation import refuse_factors, sample_prior
+from calibrant.program.simulation import refuse_weights, sample_prior
 from calibrant.program.tracing import is_local, messages, sampled, trace
 from calibrant.streams import stream
 
@@ -32,7 +32,8 @@ def add_groups(tree: xr.DataTree, model: PyroModule, data: Data, groups: Iterabl
 
     Raises:
         InferenceError: for an unknown group, or a group that would not fit into memory.
-        ProgramError: for predictive draws from a program with a factor, or prior draws with an improper prior.
+        ProgramError: for prior or predictive draws from a program with a factor or a scaled likelihood, or prior draws
+            with an improper prior.
     """
     groups = list(groups)
     if unknown := set(groups) - set(GROUPS):
@@ -52,10 +53,12 @@ def add_groups(tree: xr.DataTree, model: PyroModule, data: Data, groups: Iterabl
 
 def _add_prior(tree: xr.DataTree, model: PyroModule, data: Data, groups: list[str], draws: int, seed: int) -> None:
     observed, covariates = data.tensors()
+    first = _one_run(model, data)
+    refuse_weights(first)
     simulated = [
         sample_prior(model, len(data), covariates, seed=stream(seed, "groups", "prior", draw)) for draw in range(draws)
     ]
-    local = {name for name, site in messages(_one_run(model, data)).items() if is_local(site)}
+    local = {name for name, site in messages(first).items() if is_local(site)}
     stacked = {name: torch.stack([values[name] for values in simulated])[None].cpu() for name in simulated[0]}
     latents = {name: value for name, value in stacked.items() if name not in observed}
     if "prior" in groups:
@@ -82,7 +85,7 @@ def _add_posterior(tree: xr.DataTree, model: PyroModule, data: Data, groups: lis
         for size, latents, rows, covariates in _each_draw(tree, model, data):
             if "posterior_predictive" in groups:
                 run = trace(double, size, covariates, latents)
-                refuse_factors(run)
+                refuse_weights(run)
                 predicted.append({name: sampled(run)[name]["value"].float() for name in observed})
             if "log_likelihood" in groups:
                 run = trace(double, size, covariates, {**latents, **rows})

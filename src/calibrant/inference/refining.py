@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from calibrant.data.dataset import Data
 from calibrant.errors import ProgramError
@@ -21,7 +19,8 @@ from calibrant.inference.fitting.objectives import path_derivative
 from calibrant.inference.graphs.of_modules import Gradient
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program, Values
-from calibrant.program.environment import defaults, seeded
+from calibrant.program.environment import defaults, on_tensors, seeded
+from calibrant.program.modules import copied
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
@@ -71,11 +70,8 @@ def refined_of(
 ) -> RefinedGuide:
     """Refine the guide, like `refine`, for a problem that is already checked."""
     program, data = problem.program, problem.data
-    start = copy.deepcopy(problem.guide).requires_grad_(False)
-    weights = {name: tensor.detach() for name, tensor in program.named_parameters()}
-
-    def model_as_it_is(size: int, **given: Tensor) -> Any:
-        return functional_call(program, weights, (size,), given)
+    start = copied(problem.guide).requires_grad_(False)
+    model_as_it_is = on_tensors(program, {name: tensor.detach() for name, tensor in program.named_parameters()})
 
     quiet = pyro.validation_enabled(False)
     with seeded(stream(seed, "refine")), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:

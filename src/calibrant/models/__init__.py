@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calibrant.calls import own_calls
 from calibrant.models.parts.likelihoods.bernoulli import Bernoulli
 from calibrant.models.parts.likelihoods.gaussian import Gaussian
 from calibrant.models.parts.likelihoods.protocol import Likelihood
@@ -47,6 +48,8 @@ __all__ = [
     "register_likelihood",
     "register_model",
 ]
+
+globals().update(own_calls(__name__, globals(), __all__))
 
 
 def __dir__() -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ def create(name: str, **arguments: Any) -> PyroModule:
         signature.bind(**arguments)
     except TypeError as error:
         raise ProgramError(f"{name}: {error}; its arguments are {signature}") from error
+    _check_values(name, cls, arguments)
     try:
         model: Any = cls(**arguments)
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
@@ -113,6 +115,45 @@ def create(name: str, **arguments: Any) -> PyroModule:
     plain = _as_json(arguments)
     model.recipe = None if plain is None else Recipe(name, plain, sha256)
     return model
+
+
+def _check_values(name: str, cls: type[nn.Module], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of another type than their annotation, where it is one of the usual ones.
+
+    Raises:
+        ProgramError: naming the argument, its value and the value wanted.
+    """
+    try:
+        hints = get_type_hints(cls.__init__)
+    except Exception:  # annotations of a user's class may name what only a type checker knows
+        return
+    defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    for key, value in arguments.items():
+        is_count = hints.get(key) is int and isinstance(defaults.get(key), int) and defaults[key] > 0
+        if not _is_of_type(value, hints.get(key, Any)) or (is_count and value < 1):
+            wanted = _words(hints.get(key, Any)) + (" above 0" if is_count else "")
+            raise ProgramError(f"{name}: {key}={json.dumps(value, default=repr)} is given, wanted {wanted}")
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_of_type(value, part) for part in inner)
+    if hint in (int, float):  # numbers of numpy and torch too
+        return hasattr(value, "__index__" if hint is int else "__float__") and not isinstance(value, bool)
+    if hint == tuple[int, ...]:
+        return isinstance(value, list | tuple) and all(_is_of_type(entry, int) and entry > 0 for entry in value)
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if hint is Any or not isinstance(hint, type) or origin is not None or getattr(hint, "_is_protocol", False):
+        return True
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    if hint == tuple[int, ...]:
+        return "a list of whole numbers above 0, such as [1, 8, 8]"
+    return {int: "a whole number", float: "a number", str: "a word"}.get(hint, str(getattr(hint, "__name__", hint)))
 
 
 def constructor_arguments(name: str) -> tuple[str, ...]:

@@ -251,8 +251,9 @@ def _check_likelihood(model: DecoderModel, output: Any) -> None:
     try:
         fn = model.likelihood(output)
     except Exception as error:
+        parts = "" if isinstance(output, Tensor) else ": give a function of this output that returns a distribution"
         raise ProgramError(
-            f"the likelihood does not take the decoder's output, {_shape_of(output)} ({_first_line(error)})"
+            f"the likelihood does not take the decoder's output, {_shape_of(output)} ({_first_line(error)}){parts}"
         ) from error
     _require_pyro(fn, "likelihood")
     if tuple(fn.batch_shape) == (_SIZE,):

@@ -1,6 +1,7 @@
 """The contract of a model: what a generative Pyro program promises, and what follows from it.
 
-A model is a `PyroModule` (or a plain function) called as `model(size, **covariates)`. It never sees observations.
+A model is a `PyroModule`, a plain function, or a method of a module, called as `model(size, **covariates)`. It never
+sees observations.
 
 >>> import torch, pyro, pyro.distributions as dist
 >>> import calibrant as cal
@@ -43,6 +44,32 @@ dependencies through in-place writes:
 >>> cal.program.sites(hidden, {"x": torch.zeros(3)})["w"].parents
 ('z',)
 
+**Masks and scales** stand around observations alone. A mask says which entries are missing, and comes from a covariate
+or a buffer; these entries hold any value inside the support, and add nothing to the density:
+
+>>> def series(size, length):
+...     with pyro.plate("data", size):
+...         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+...         seen = torch.arange(2) < length[:, None]
+...         pyro.sample("x", dist.Normal(z, 0.5).mask(seen).to_event(1))
+>>> given = {"z": torch.zeros(2, 2), "x": torch.zeros(2, 2)}
+>>> density = cal.program.log_density(series, given, covariates={"length": torch.tensor([1, 2])}, observed=["x"])
+>>> bool(density["x"][1] == 2 * density["x"][0])
+True
+
+A scale around an observation (`poutine.scale`) makes a weighted likelihood, whose posterior is right and which nothing
+simulates. Around a latent, of the program or of a guide, both are refused, since draws of a latent do not follow a
+masked or scaled density; a latent of which nothing is observed has its prior as posterior.
+
+**Discrete** latents of a datum are summed out where they have finitely many values, at most 1,024 combinations
+together. Longer chains of states are summed out by the observed site, with `pyro.distributions.DiscreteHMM`.
+
+**Parameters** stay in their modules while calibrant runs a program, and Pyro's parameter store and settings are as you
+left them before and after each call. A program that you call yourself follows Pyro's own rules:
+
+>>> pyro.settings.get("module_local_params"), list(pyro.get_param_store().keys())
+(False, [])
+
 A program that breaks the contract is refused, with the name of the site and the remedy:
 
 >>> def unfinished(size):
@@ -57,6 +84,7 @@ dimensions beyond the data belong to the event, so end its distribution with .to
 The docstring of `check_program` lists the other rules.
 """
 
+from calibrant.calls import own_calls
 from calibrant.program.contract import PLATE, Program, Values, as_program, covariate_names
 from calibrant.program.density import LogDensity, density_of, log_density
 from calibrant.program.environment import cast, defaults, in_double, seeded
@@ -90,6 +118,8 @@ __all__ = [
     "sites",
     "trace",
 ]
+
+globals().update(own_calls(__name__, globals(), __all__, gradients=False))
 
 
 def __dir__() -> list[str]:

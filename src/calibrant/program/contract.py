@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from calibrant.errors import DataError, ProgramError
@@ -17,31 +21,57 @@ Program = Callable[..., Any]
 
 
 class _Function(PyroModule):
-    """Wraps a plain function, or an `nn.Module` that is not a `PyroModule`, as a `PyroModule`."""
+    """Wraps a plain function, or an `nn.Module` that is not a `PyroModule`, as a `PyroModule`.
+
+    A module behind the function (`vae.model`, `poutine.reparam(model, ...)`) becomes a part of it; the names of its
+    sites do not change.
+    """
 
     def __init__(self, function: Program) -> None:
         super().__init__()
         self.function = function
+        for module in _modules_behind(function):
+            nn.Module.add_module(self, "owner", module)  # PyroModule's own method would rename the sites of its weights
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        with ExitStack() as contexts:
+            if isinstance(owner := self._modules.get("owner"), PyroModule):
+                contexts.enter_context(owner._pyro_context)  # a method is called without it
+            return self.function(*args, **kwargs)
+
+
+def _bare(function: Program) -> Program:
+    """A program without the handlers of Pyro around it, such as `poutine.reparam` and `config_enumerate`."""
+    while True:
+        if isinstance(function, partial) and function.args and isinstance(function.args[0], Messenger):
+            _, inner, *first = function.args
+            function = partial(inner, *first, **function.keywords) if first or function.keywords else inner
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            return function
+
+
+def _modules_behind(function: Program) -> Iterator[nn.Module]:
+    """The module of which a function is a method, or around which it is a handler or a partial; at most one."""
+    bare = _bare(function)
+    first = (bare.func, *bare.args[:1]) if isinstance(bare, partial) else (bare,)
+    parts = (part.__self__ if isinstance(part, MethodType) else part for part in first)
+    yield from [part for part in parts if isinstance(part, nn.Module) and part is not function][:1]
 
 
 def as_program(model: Program) -> PyroModule:
     """Return the model (or guide) as a `PyroModule`; a plain function is wrapped in one.
 
     Raises:
-        ProgramError: for an object that cannot be called, or a PyroModule that was built before `import calibrant`.
+        ProgramError: for a class or an object that cannot be called.
     """
+    if isinstance(model, type):
+        raise ProgramError(f"{model.__name__} is a class: give an instance, {model.__name__}(...)")
     if not isinstance(model, PyroModule):
         if not callable(model):
             raise ProgramError(f"a model is a PyroModule or a function of size, not {type(model).__name__}")
         return _Function(model)
-    if not hasattr(model._pyro_context, "param_state"):
-        raise ProgramError(
-            f"{type(model).__name__} was built before `import calibrant`, which makes Pyro keep parameters in their "
-            "module: import calibrant first, then build the model"
-        )
     return model
 
 
@@ -52,8 +82,8 @@ def covariate_names(model: Program) -> tuple[str, ...]:
 
 def arguments(program: PyroModule) -> list[inspect.Parameter]:
     """The arguments of a program, `size` first."""
-    target = program.function if isinstance(program, _Function) else program.forward
-    target = target.forward if isinstance(target, nn.Module) else target
+    target = _bare(program.function if isinstance(program, _Function) else program.forward)
+    target = _bare(target.forward) if isinstance(target, nn.Module) else target
     return list(inspect.signature(target).parameters.values())
 
 
@@ -65,6 +95,8 @@ def check_values(observed: Values, covariates: Values) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim():
             raise DataError(f"{name!r} must be a tensor with leading dimension data")
+        if value.is_meta:
+            raise DataError(f"{name!r} is on the device 'meta', where it has no values: make it on another device")
         if not value.isfinite().all():
             row = int((~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0])
             raise DataError(
@@ -85,9 +117,12 @@ def check_arguments(program: PyroModule, covariates: Values) -> None:
         ProgramError: for arguments that no program has.
         DataError: for covariates that are missing or unknown.
     """
+    module = program.function if isinstance(program, _Function) else program
+    if isinstance(module, nn.Module) and type(module).forward is nn.Module.forward:
+        raise ProgramError(f"{type(module).__name__} has no forward: give one of its methods, such as its .model")
     given = arguments(program)
-    if not given:
-        raise ProgramError("a program takes the number of data as its first argument: def forward(self, size, ...)")
+    if not given or given[0].name in covariates:
+        raise size_error(program, covariates)
     if any(p.kind is p.VAR_KEYWORD for p in given):
         raise ProgramError(f"the program takes **{given[-1].name}: name each covariate, def forward(self, size, label)")
     names = {p.name for p in given[1:]}
@@ -98,3 +133,27 @@ def check_arguments(program: PyroModule, covariates: Values) -> None:
         )
     if unknown := set(covariates) - names:
         raise DataError(f"the program takes no covariates {sorted(unknown)}; its own are {sorted(names)}")
+
+
+def check_not_arguments(program: PyroModule, observed: Collection[str], covariates: Collection[str]) -> None:
+    """Refuse a program that takes what is observed as an argument, `model(size, x, y=None)` with `obs=y`.
+
+    Raises:
+        ProgramError: naming the arguments.
+    """
+    if set(observed) & set(covariate_names(program)):
+        raise size_error(program, covariates)
+
+
+def size_error(program: PyroModule, covariates: Collection[str], reason: str = "") -> ProgramError:
+    """The error for a program that takes its data where the number of data belongs."""
+    given = arguments(program)
+    found = "(" + ", ".join(argument.name for argument in given) + ")"
+    inputs = "".join(f", {argument.name}" for argument in given if argument.name in covariates)
+    is_function = isinstance(program, _Function) and not program._modules
+    head = f"def model({'' if is_function else 'self, '}size{inputs})"
+    return ProgramError(
+        f"a program takes the number of data as its first argument and never sees observations, but this one takes "
+        f'{found}{reason}: write {head} with pyro.plate("{PLATE}", size) and no obs=; observations are given as '
+        "observed={site: tensor}, and inputs, the arguments after size, as covariates={argument: tensor}"
+    )

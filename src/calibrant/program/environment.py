@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
+from calibrant.calls import parameters_in_modules
 from calibrant.program.contract import Program, Values, as_program
 
 
@@ -19,8 +21,33 @@ def in_double(module: Program) -> Program:
     The module and its buffers are never changed, and no gradient reaches its weights.
     """
     program = as_program(module)
-    copies = {name: _copy_in_double(tensor.detach()) for name, tensor in _state(program)}
-    return lambda *args, **kwargs: functional_call(program, copies, args, kwargs)
+    copied = on_tensors(program, {name: _copy_in_double(tensor.detach()) for name, tensor in _state(program)})
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with parameters_in_modules():
+            return copied(*args, **kwargs)
+
+    return run
+
+
+def on_tensors(module: nn.Module, tensors: Values) -> Program:
+    """A module as a function that runs on other tensors than its own, which it has again afterwards.
+
+    `functional_call` leaves a module that is reached by several names with the other tensors, and needs every name of
+    a weight that several modules share; here each module is named once, and all its weights are replaced.
+
+    Args:
+        module: the module; it is not changed.
+        tensors: name of a parameter or buffer, as torch lists them → its replacement.
+    """
+    own = {id(tensor): name for name, tensor in _state(module)}
+    held = {
+        f"{path}.{name}" if path else name: tensors[own[id(tensor)]]
+        for path, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if own.get(id(tensor)) in tensors
+    }
+    return lambda *args, **kwargs: functional_call(module, held, args, kwargs, tie_weights=False)
 
 
 def _copy_in_double(tensor: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def check_independence(module: PyroModule, program: Program, observed: Values, c
     }
     with torch.enable_grad(), seeded(1), defaults(module, {**observed, **covariates}, torch.float64) as place:
         observed, covariates = cast(observed, *place), cast(covariates, *place)
-        with running(module, IN_DOUBLE):
+        with running(IN_DOUBLE):
             with _Copies() as copies:
                 start = trace(program, len(base), covariates, observed)
             values = cast({name: copies.values[name] for name in sampled(start)}, *place)

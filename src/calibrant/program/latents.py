@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from calibrant.calls import parameters_in_modules
 from calibrant.program.contract import Program, Values, as_program
 from calibrant.program.density import log_density
 from calibrant.program.environment import cast, defaults, in_double, seeded
@@ -89,7 +90,7 @@ def _tracked_edges(
     """Dependencies that Pyro tracks, at fixed values, since some distributions (Laplace) cannot draw from tracked
     parameters."""
     values = {name: site["value"] for name, site in sampled(run).items()}
-    with Hold(values, latent=latent):
+    with parameters_in_modules(), Hold(values, latent=latent):
         found: Any = get_dependencies(program, (size,), dict(covariates))["prior_dependencies"]
     return {(up, down) for down, ups in found.items() for up in ups if up != down}
 

@@ -1,6 +1,8 @@
-"""Simulation: draws of the latents and data of a program."""
+"""Simulation: draws of the latents and data of a program, and the programs that cannot be simulated."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -8,9 +10,12 @@ from torch import Tensor
 
 from calibrant.errors import ProgramError
 from calibrant.program.contract import Program, Values, as_program, check_arguments
+from calibrant.program.copied_data import covariate_with_data
 from calibrant.program.environment import cast, defaults, seeded
+from calibrant.program.latents import few
 from calibrant.program.supports import is_improper
 from calibrant.program.tracing import factors, messages, sampled, trace
+from calibrant.program.weighting import scaled
 
 
 def sample_prior(
@@ -22,6 +27,8 @@ def sample_prior(
     values: Values | None = None,
 ) -> dict[str, Tensor]:
     """Draw every site of a program: latents, observations and deterministic sites.
+
+    Draws of a site with `poutine.scale` around it follow its distribution without the scale; a warning says so.
 
     Args:
         model: the program.
@@ -42,14 +49,50 @@ def sample_prior(
     check_arguments(program, covariates)
     with torch.no_grad(), seeded(seed), defaults(program, covariates) as place:
         run = trace(program, size, cast(covariates, *place), cast(held, *place))
-    refuse_factors(run)
+    _refuse_factors(run)
     drawn = {name: site for name, site in sampled(run).items() if name not in held}
     if improper := [name for name, site in drawn.items() if is_improper(site["fn"])]:
         raise ProgramError(f"site {improper[0]!r} has an improper prior: this program can't be simulated")
+    if weighted := [name for name in scaled(run) if name not in held]:
+        warnings.warn(f"the draws of {weighted} ignore the scale around the site", stacklevel=2)
     return {name: site["value"] for name, site in messages(run).items()}
 
 
-def refuse_factors(run: Trace) -> None:
-    """Refuse a program with a factor: simulated data would not have the distribution that the factor implies."""
+def refuse_weights(run: Trace) -> None:
+    """Refuse a run of a program with a factor or with a scaled observation, whose density no simulated data follow.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    _refuse_factors(run)
+    if weighted := scaled(run):
+        raise ProgramError(
+            f"site {weighted[0]!r} is scaled, a weighted likelihood that no draws follow: this program can't be "
+            "simulated"
+        )
+
+
+def refuse_unsimulated(model: Program, observed: Values, covariates: Values) -> None:
+    """Refuse a program that cannot be simulated: one with weights, or one that reads the observed data as a covariate.
+
+    Args:
+        model: the program.
+        observed: site → tensor, leading dimension data; some of the data are enough.
+        covariates: keyword → tensor, leading dimension data.
+
+    Raises:
+        ProgramError: naming the site or the covariate.
+    """
+    rows, cols = few(observed, 2), few(covariates, 2)
+    with torch.no_grad(), seeded(0), defaults(model, rows) as place:
+        refuse_weights(trace(model, 2, cast(cols, *place), cast(rows, *place)))
+    if found := covariate_with_data(observed, covariates):
+        raise ProgramError(
+            f"the covariate {found[0]!r} holds the data of {found[1]!r}, which simulated data would keep: this program "
+            "can't be simulated"
+        )
+
+
+def _refuse_factors(run: Trace) -> None:
     if factors(run):
         raise ProgramError(f"site {next(iter(factors(run)))!r} is a factor: this program can't be simulated")

@@ -13,13 +13,15 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import Independent, MixtureSameFamily, biject_to
+from torch.distributions import Independent, MixtureSameFamily, Multinomial, biject_to
 from torch.distributions.transforms import IndependentTransform, StickBreakingTransform, Transform
 from torch.nn.functional import logsigmoid, pad
 
 from calibrant.errors import ProgramError
 
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises)
+_OF_A_TOTAL = (Multinomial, dist.DirichletMultinomial)
+_EXTENDED = (dist.ExtendedBinomial, dist.ExtendedBetaBinomial)
 _BOUNDS = ("lower_bound", "upper_bound")
 _DRESS = (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)  # change shapes and weights, not values
 
@@ -40,6 +42,12 @@ def innermost(fn: Any) -> Any:
     return last
 
 
+def single_entry(fn: Any) -> Any:
+    """The distribution of single entries: the one under all wrappers; of a mixture, that of its components."""
+    last = innermost(fn)
+    return single_entry(last.component_distribution) if isinstance(last, MixtureSameFamily) else last
+
+
 def undressed(fn: Any) -> Any:
     """A distribution without the `expand`, `to_event` and `mask` around it; its values are the same."""
     return next(layer for layer in layers(fn) if not isinstance(layer, _DRESS))
@@ -50,9 +58,29 @@ def is_improper(fn: Any) -> bool:
     return isinstance(innermost(fn), dist.ImproperUniform)
 
 
+def _all_layers(fn: Any) -> Iterator[Any]:
+    """The layers of a distribution, and those of the components of its mixtures."""
+    for layer in layers(fn):
+        yield layer
+        if isinstance(layer, MixtureSameFamily):
+            yield from _all_layers(layer.component_distribution)
+
+
+def masks(fn: Any) -> Iterator[tuple[Any, torch.Size]]:
+    """The masks in a distribution, in its components too, each with the batch shape of the layer that holds it."""
+    for layer in _all_layers(fn):
+        if isinstance(layer, dist.MaskedDistribution):
+            yield layer._mask, layer.batch_shape
+
+
+def has_fixed_total(fn: Any) -> bool:
+    """Whether the counts of every draw add up to a total that is a number of the distribution."""
+    return any(isinstance(layer, _OF_A_TOTAL) for layer in _all_layers(fn))
+
+
 def is_masked(fn: Any) -> bool:
     """Whether some entries of a distribution are masked, so that they do not contribute to its density."""
-    return any(isinstance(layer, dist.MaskedDistribution) for layer in layers(fn))
+    return any(True for _ in masks(fn))
 
 
 def is_mixture(fn: Any) -> bool:
@@ -116,7 +144,8 @@ def _of_all_components(support: Any) -> Any:
     if any(len(value) > 1 for value in values):
         raise ProgramError(
             f"a mixture has components with different supports ({support}): give all components the same bounds, or "
-            "sample the component as a discrete latent"
+            "sample the component k from a Categorical (it is summed out) and a number u on one support, and compute "
+            "the value from both: low[k] + (high[k] - low[k]) * u"
         )
     return type(support)(*(float(value) for value in values))
 
@@ -187,6 +216,8 @@ def anywhere(fn: Any) -> Tensor | None:
 
 def inside(fn: Any, value: Tensor) -> Tensor:
     """Whether a value lies in the support of a distribution, for each entry that the support checks."""
+    if isinstance(plain := undressed(fn), _EXTENDED):  # their support is declared to be all integers
+        return (value >= 0) & (value <= plain.total_count) & (value == value.floor())
     try:
         return fn.support.check(value if value.is_floating_point() else value.double())
     except NotImplementedError:  # torch cannot check this support

@@ -13,19 +13,15 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from calibrant.calls import parameters_in_modules
 from calibrant.errors import DataError, ProgramError
 from calibrant.program.contract import PLATE, Program, Values
-from calibrant.program.supports import anywhere, innermost, is_improper
+from calibrant.program.supports import anywhere, innermost, is_improper, layers, single_entry
 
 
 def latent_values(run: Trace) -> dict[str, Tensor]:
     """Values of the latents in a run of a guide, by site."""
     return {name: site["value"] for name, site in sampled(run).items()}
-
-
-def is_weighted(site: Mapping[str, Any]) -> bool:
-    """Whether the log density of a site is masked or scaled."""
-    return isinstance(site["scale"], Tensor) or site["scale"] != 1 or site["mask"] is not None
 
 
 TERM = "calibrant.log_prob"  # key of a Pyro message under which its log density is stored
@@ -65,22 +61,27 @@ class Hold(Messenger):
 
 def _as_drawn(fn: Any, value: Tensor) -> Tensor:
     """A given value in the dtype that the site draws: integers for classes, floating point for all other sites."""
-    if isinstance(innermost(fn), dist.Categorical):
+    if isinstance(single_entry(fn), dist.Categorical):
         return value.long()
-    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    mapped = any(isinstance(layer, dist.TransformedDistribution) for layer in layers(fn))
+    return value.view_as(value) if mapped else value  # a flow of Pyro remembers the tensor, under whatever weights
 
 
 def trace(program: Program, size: int, covariates: Values | None = None, values: Values | None = None) -> Trace:
     """Run the program once with the sites in `values` fixed; all other sites are drawn."""
-    with Hold(values or {}, size), poutine.trace() as tracer:
-        program(size, **(covariates or {}))
-    return tracer.get_trace()
+    return traced(Hold(values or {}, size), program, size, **(covariates or {}))
 
 
 def guide_trace(guide: Program, observed: Values, size: int, covariates: Values, values: Values | None = None) -> Trace:
     """Run a guide once with the sites in `values` fixed, and store the log densities that `density_of` reads."""
-    with Hold(values or {}, size, score_draws=True), poutine.trace() as tracer:
-        guide(observed, size, **covariates)
+    return traced(Hold(values or {}, size, score_draws=True), guide, observed, size, **covariates)
+
+
+def traced(held: Messenger, program: Program, *args: Any, **kwargs: Any) -> Trace:
+    """Run a program or guide with some sites held: all runs are made here, so that no parameter leaves its module."""
+    with parameters_in_modules(), held, poutine.trace() as tracer:
+        program(*args, **kwargs)
     return tracer.get_trace()
 
 
@@ -115,8 +116,9 @@ def is_factor(site: Mapping[str, Any]) -> bool:
 
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:
-    """Whether a site is a `pyro.deterministic`."""
-    return bool(site["infer"].get("_deterministic"))
+    """Whether a site is a `pyro.deterministic`, or one that `poutine.reparam` computes from others."""
+    fn = site["fn"]
+    return site["is_observed"] and isinstance(fn, dist.MaskedDistribution) and isinstance(innermost(fn), dist.Delta)
 
 
 def site_log_prob(name: str, site: Mapping[str, Any], size: int) -> Tensor:
@@ -144,6 +146,11 @@ def site_log_prob(name: str, site: Mapping[str, Any], size: int) -> Tensor:
 def batch_error(name: str, site: Mapping[str, Any], size: int) -> ProgramError:
     """The error for a local site whose batch shape is not `(size,)`."""
     found = tuple(site["fn"].batch_shape)
+    if len(found) < 2:
+        return ProgramError(
+            f'site {name!r} has batch shape {found} for {size} data: write pyro.plate("{PLATE}", size); minibatches '
+            "are taken by the library, never by subsample_size"
+        )
     event = f"end its distribution with .to_event({len(found) - 1})"
     remedy = "sum its log factor over them" if is_factor(site) else event
     return ProgramError(

@@ -3,10 +3,13 @@
 A run folder holds one model; a run of several models has a subfolder for each and the report on top.
 """
 
+from calibrant.calls import own_calls
 from calibrant.workflow.running import Outcome, check_run, fit_run, report_run, run
 from calibrant.workflow.summary import Summary, summarise
 
 __all__ = ["Outcome", "Summary", "check_run", "fit_run", "report_run", "run", "summarise"]
+
+globals().update(own_calls(__name__, globals(), __all__))
 
 
 def __dir__() -> list[str]:

@@ -61,7 +61,7 @@ def _site_shapes(model: Program, data: Data, given: Mapping[str, str]) -> dict[s
     covariates = {name: rows[key] for name, key in wanted.items() if key in rows}
     program = as_program(model)
     try:
-        with torch.no_grad(), seeded(0), defaults(program, covariates), running(program, "it does not run for 2 data"):
+        with torch.no_grad(), seeded(0), defaults(program, covariates), running("it does not run for 2 data"):
             found = sampled(trace(program, 2, covariates))
     except ProgramError as error:
         if set(wanted) <= set(covariates):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from calibrant.errors import DataError, RunError
 from calibrant.guides.amortizing import amortize
 from calibrant.inference.fitting.objectives import check_objective
 from calibrant.inference.references.gate import require_passable
-from calibrant.inference.references.sampling import structure_of
+from calibrant.inference.references.sampling import is_exact
 from calibrant.models.registry import constructor_arguments, create
 from calibrant.program.environment import seeded
 from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
@@ -33,6 +34,7 @@ from calibrant.workflow.matching import match_sites
 # below a size have noisier gradients, and get more steps, which take less time each.
 _SMALL_BATCH, _SMALL_STEPS = 128, 2000
 _STEPS, _STEPS_AN_EPOCH, _LEAST_BATCH = 1000, 8, 16
+_DATA_SHA256 = "data_sha256"  # key of `config.json`: split → fingerprint
 
 
 @dataclass
@@ -73,6 +75,8 @@ def prepare(request: Request) -> tuple[Request, list[Job]]:
     folder = folder_of(request)
     folders = [folder / name for name in names] if len(names) > 1 else [folder]
     jobs = [new_job(name, at, splits, request, settings) for name, at in zip(request.models, folders, strict=True)]
+    for job in jobs:
+        _check_place(job, folder)
     _open_folder(request, names)
     return request, jobs
 
@@ -99,6 +103,25 @@ def _check_folder(request: Request) -> None:
             raise RunError(
                 f"{folder} holds a run: --resume continues it, --overwrite replaces it, --out FOLDER names another"
             )
+
+
+def _check_place(job: Job, top: Path) -> None:
+    """Refuse a folder that is a link inside the run folder, and a training to resume whose data have changed."""
+    if job.folder.is_symlink() and job.folder != top:
+        raise RunError(f"{job.folder} is a link: calibrant stays inside {top}, so delete the link")
+    if job.resume and (job.folder / store.CONFIG).is_file():
+        stored = store.read_config(job.folder)
+        if changed := _changed_data(stored, job.config[_DATA_SHA256]):
+            raise RunError(
+                f"the data in {stored['data'].get('path')} are not those that {job.folder} was trained on (others in "
+                f"{', '.join(changed)}): put them back, or start a new run in another folder"
+            )
+
+
+def _changed_data(stored: Mapping[str, Any], sha256: Mapping[str, str]) -> list[str]:
+    """The splits whose sha256 is not the stored one; versions that stored none are excused."""
+    before = stored.get(_DATA_SHA256) or {}
+    return [split for split, sha in sha256.items() if before.get(split, sha) != sha]
 
 
 def _open_folder(request: Request, names: list[str]) -> None:
@@ -144,6 +167,8 @@ def _resumed(request: Request) -> Request:
         raise RunError(f"{folder_of(request)} was not written by a command, so it cannot be resumed")
     asked = {"models": list(request.models), "data": request.data, "site": request.site, "arguments": request.arguments}
     differ = [f"{n} was {stored[n]}, is {now}" for n, now in asked.items() if now and now != stored[n]]
+    for settings in (stored["settings"], stored.get("asked", {})):
+        _check_settings(folder_of(request), settings)
     before = {**asdict(Settings()), **stored["settings"]}  # an older version stored fewer settings
     settings = {name: value for name, value in request.asked().items() if name in TRAINING}
     differ += [f"{n} was {before[n]}, is {now}" for n, now in settings.items() if now != before[n]]
@@ -165,6 +190,26 @@ def _resumed(request: Request) -> Request:
         chosen=stored["settings"],
         quick=_is_quick(stored),
     )
+
+
+def _check_settings(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse stored settings that this version does not have, or whose values have other kinds."""
+    known = get_type_hints(Settings)
+    if unknown := [name for name in stored if name not in known]:
+        raise RunError(
+            f"{folder} has the settings {', '.join(unknown)}, which this version of calibrant does not know: use the "
+            "version that wrote it, or start a new run"
+        )
+    for name, value in stored.items():
+        if not isinstance(value, _kinds(known[name])):
+            raise RunError(f"{folder} is damaged: the setting {name} is {value!r}; copy the folder again")
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The kinds of JSON values that a type hint allows."""
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = [get_origin(option) or option for option in options]
+    return (*kinds, int) if float in kinds else tuple(kinds)
 
 
 def _is_quick(stored: Mapping[str, Any]) -> bool:
@@ -206,7 +251,7 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
     bound = bind(model, train)
     guide = amortize(model, bound, settings.structure, settings.family, seed=settings.seed)
     check_objective(settings.objective, model, guide, *bound.batch(torch.arange(min(len(bound), 4))))
-    if structure_of(model, bound) is None:
+    if not is_exact(model, bound):
         require_passable(settings.chains, settings.draws)
     config = {
         "data": {
@@ -215,6 +260,7 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
             "splits": {split: len(part) for split, part in splits.items()},
             "sites": wanted,
         },
+        _DATA_SHA256: _fingerprints(splits),
         "settings": asdict(settings),
         "request": {**_stored(request), "models": [name]},
     }
@@ -224,6 +270,10 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
             "works, not how good the guide can become"
         )
     return Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
+
+
+def _fingerprints(splits: Mapping[str, Data]) -> dict[str, str]:
+    return {split: part.fingerprint() for split, part in splits.items()}
 
 
 def _part(train: Data, count: int | None) -> Data:
@@ -260,7 +310,9 @@ def _event_shape(data: Data, site: Mapping[str, str]) -> tuple[int, ...]:
 def member_folders(folder: Path) -> list[Path]:
     """The folders with one model each: the run folder itself, or its subfolders."""
     config = store.read_any_config(folder)
-    return [folder / name for name in config["runs"]] if "runs" in config else [folder]
+    if config.get("runs") == []:
+        raise RunError(f"{folder} holds no run: start one with calibrant run --out {folder} --overwrite")
+    return store.members(folder, config) if "runs" in config else [folder]
 
 
 def model_for(folder: Path, given: tuple[str, ...]) -> str | None:
@@ -279,14 +331,18 @@ def reopen(folder: Path, spec: str | None, request: Request) -> Job:
         raise RunError(f"{folder} does not say which data it was trained on: give --data")
     if request.data is None and is_user_spec(data):
         raise RunError(f"{data}: a file of yours is imported only when you name it: give --data again")
+    made = _made_with(config)
+    _check_settings(folder, made)
     model, guide = store.load(folder, model=spec)
     root = request.data_root or stored.get("data_root")
     splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
     splits, _, notes = match_sites(model, splits, request.site or stored.get("site", {}))
     asked = {name: value for name, value in request.asked().items() if name not in TRAINING or name == "seed"}
-    settings = Settings(**(_made_with(config) | asked))
+    settings = Settings(**(made | asked))
     splits["train"] = _part(splits["train"], settings.train_data)
-    if structure_of(model, bind(model, splits["test"])) is None:
+    if request.data is None and not request.site and _changed_data(config, _fingerprints(splits)):
+        notes.append(f"the data in {data} are not those that the run was trained on: they have another sha256")
+    if not is_exact(model, bind(model, splits["test"])):
         require_passable(settings.chains, settings.draws)
     return Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
 

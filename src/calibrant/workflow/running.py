@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,13 @@ import xarray as xr
 
 from calibrant import store
 from calibrant.data.dataset import Data
-from calibrant.evaluation.checking import examine
+from calibrant.errors import CalibrantError, RunError
+from calibrant.evaluation.checking import Keep, examine
 from calibrant.evaluation.reporting.page import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.comparison import compare
+from calibrant.folders.tensors import digest_of_tensors
+from calibrant.inference.fitting.lengths import ENDED, STILL_RISING
 from calibrant.inference.fitting.loop import fit
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan, reference_of
@@ -66,7 +69,7 @@ def run(request: Request, progress: Progress = silent, command: str = "") -> Out
         KeyboardInterrupt: after Ctrl-C; the message says what was kept, and which command resumes the run.
     """
     request, jobs = prepare(request)
-    with _interruptible(request, jobs, "run"):
+    with _interruptible(folder_of(request), _named(jobs), f"Resume with: {_resuming(request, 'run')}"):
         if _in_processes(jobs):
             side_by_side(_run_one, [(request, job.name, job.folder) for job in jobs], progress)
             results = [_stored_result(job.folder, request) for job in jobs]
@@ -103,10 +106,11 @@ def _shown(progress: Progress, job: Job, jobs: int) -> Progress:
 def fit_run(request: Request, progress: Progress = silent) -> Outcome:
     """Train one model and write its run folder, which `check_run` evaluates; arguments and errors as in `run`."""
     request, jobs = prepare(request)
-    with _interruptible(request, jobs, "fit"):
+    with _interruptible(folder_of(request), _named(jobs), f"Resume with: {_resuming(request, 'fit')}"):
         for job in jobs:
             _train(job, progress)
-    return Outcome(folder_of(request), [], notes=[note for job in jobs for note in job.notes])
+    notes = [note for job in jobs for note in (*job.notes, *_on_training(store.read_config(job.folder)))]
+    return Outcome(folder_of(request), [], notes=notes)
 
 
 def check_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
@@ -125,12 +129,13 @@ def check_run(request: Request, progress: Progress = silent, command: str = "") 
     folder = folder_of(request)
     members = member_folders(folder)
     jobs = [reopen(member, model_for(member, request.models), request) for member in members]
-    if _in_processes(jobs):
-        side_by_side(_check_one, [(request, job.name, job.folder) for job in jobs], progress)
-        results = [_stored_result(member, request) for member in members]
-    else:
-        results = [_evaluate(job, _shown(progress, job, len(jobs))) for job in jobs]
-    return _report(folder, results, command, progress)
+    with _interruptible(folder, _named(jobs), _repeating(command, "check", folder)):
+        if _in_processes(jobs):
+            side_by_side(_check_one, [(request, job.name, job.folder) for job in jobs], progress)
+            results = [_stored_result(member, request) for member in members]
+        else:
+            results = [_evaluate(job, _shown(progress, job, len(jobs))) for job in jobs]
+        return _report(folder, results, command, progress)
 
 
 def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
@@ -144,11 +149,27 @@ def report_run(request: Request, progress: Progress = silent, command: str = "")
     folder = folder_of(request)
     members = member_folders(folder)
     done = [member for member in members if (member / store.AMORTIZED).is_file()] or members
-    results = [_stored_result(member, request) for member in done]
-    for result in results:
-        if result.comparison is None and result.reference is not None:
-            result.comparison = compare(result.amortized, result.reference)
-    return _report(folder, results, command, progress)
+    keeps = _interruptible(folder, {member.name: member for member in done}, _repeating(command, "report", folder))
+    with keeps, _belonging_together(folder):
+        results = [_stored_result(member, request) for member in done]
+        for result in results:
+            if result.comparison is None and result.reference is not None:
+                result.comparison = compare(result.amortized, result.reference)
+        return _report(folder, results, command, progress)
+
+
+@contextmanager
+def _belonging_together(folder: Path) -> Iterator[None]:
+    """One line for results that can be read, each by itself, but not reported together."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (CalibrantError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the results in {folder} do not belong together ({type(error).__name__}: {error}): compute them again "
+            f"with calibrant check {folder}"
+        ) from error
 
 
 def _report(folder: Path, results: list[RunResult], command: str, progress: Progress) -> Outcome:
@@ -163,7 +184,7 @@ def _train(job: Job, progress: Progress) -> None:
     settings, checkpoints = job.settings, job.folder / store.CHECKPOINTS
     config = {**job.config, "notes": job.notes}
     begun = job.resume and (job.folder / store.CONFIG).is_file()
-    ended = begun and (store.read_config(job.folder)["fit"] or {}).get("stopped") in ("finished", "early")
+    ended = begun and (store.read_config(job.folder)["fit"] or {}).get("stopped") in ENDED
     if ended:
         store.load(job.folder, model=job.model, guide=job.guide)
         return
@@ -193,17 +214,37 @@ def _train(job: Job, progress: Progress) -> None:
 
 
 @contextmanager
-def _interruptible(request: Request, jobs: list[Job], verb: str) -> Iterator[None]:
-    """Let Ctrl-C end in a message that says what was kept and how to resume."""
+def _interruptible(folder: Path, members: Mapping[str, Path], go_on: str) -> Iterator[None]:
+    """Let Ctrl-C or SIGTERM end in a message that says what was kept and how to go on.
+
+    Args:
+        folder: the run folder.
+        members: name → folder of each model.
+        go_on: the last sentence of the message.
+    """
     try:
         yield
     except KeyboardInterrupt as error:
-        kept = "; ".join(f"{job.name} {_kept(job.folder)}" for job in jobs)
-        named = verb == "fit" or any(is_user_spec(name) for name in request.models)
-        data = ["--data", str(request.data)] if is_user_spec(str(request.data)) else []
-        words = ["calibrant", verb, *(request.models if named else ()), *data, "--out", str(request.out), "--resume"]
-        command = shlex.join(words)
-        raise KeyboardInterrupt(f"interrupted; {request.out} keeps: {kept}. Resume with: {command}") from error
+        kept = "; ".join(f"{name} {_kept(member)}" for name, member in members.items())
+        raise KeyboardInterrupt(f"interrupted; {folder} keeps: {kept}. {go_on}") from error
+
+
+def _named(jobs: list[Job]) -> dict[str, Path]:
+    return {job.name: job.folder for job in jobs}
+
+
+def _resuming(request: Request, verb: str) -> str:
+    """The command that resumes a run or a training."""
+    named = verb == "fit" or any(is_user_spec(name) for name in request.models)
+    data = ["--data", str(request.data)] if is_user_spec(str(request.data)) else []
+    return shlex.join(
+        ["calibrant", verb, *(request.models if named else ()), *data, "--out", str(request.out), "--resume"]
+    )
+
+
+def _repeating(command: str, verb: str, folder: Path) -> str:
+    """The sentence that tells how a check or report is done again; references that are kept are not sampled again."""
+    return f"Go on with: {command or shlex.join(['calibrant', verb, str(folder)])}"
 
 
 def _kept(folder: Path) -> str:
@@ -213,34 +254,52 @@ def _kept(folder: Path) -> str:
     trained = store.read_config(folder)["fit"]
     if trained is None:
         return "a checkpoint" if store.has_checkpoint(folder / store.CHECKPOINTS) else "nothing yet"
-    results = [file for file in (store.AMORTIZED, store.REFERENCE, store.COMPARISON) if (folder / file).is_file()]
+    first = (store.AMORTIZED, store.REFERENCE, store.COMPARISON)
+    files = (*first, *store.TREES.values(), *store.DATASETS.values(), store.REPORT)
+    results = [file for file in dict.fromkeys(files) if (folder / file).is_file()]
     return ", ".join([f"the best weights of {trained['epochs']} epochs", *results])
 
 
 def _evaluate(job: Job, progress: Progress) -> RunResult:
-    """Run the check on held-out test data; each part of the result is saved as soon as it is computed."""
+    """Run the check on held-out test data; each part of the result is saved as soon as it is computed.
+
+    Results of an earlier check stay until the new ones are complete.
+    """
     settings = job.settings
-    for file in (*store.DATASETS.values(), store.CALIBRATION, store.REPORT):  # results of earlier draws
-        (job.folder / file).unlink(missing_ok=True)
     held = _checked(job)
     problem = Problem.of(job.model, job.guide, held)
-    references = _reference(job, problem, progress)
+    at, kept = store.results_folder(job.folder), set[str]()
 
     def keep(name: str, found: Any) -> None:
         save: Any = store.save_tree if name in store.TREES else store.save_dataset
-        save(found, job.folder / {**store.TREES, **store.DATASETS}[name])
+        save(found, at / {**store.TREES, **store.DATASETS}[name])
+        kept.add(name)
 
+    reference = _reference(job, problem, at, keep, progress)
     said: dict[str, Any] = {"train": job.splits["train"], "seed": settings.seed, "progress": progress, "keep": keep}
-    result = examine(job.name, problem, references, settings, **said)
+    result = examine(job.name, problem, reference, settings, **said)
     config = store.read_config(job.folder)
-    config["notes"] = list(dict.fromkeys([*job.notes, *result.config["notes"]]))
+    config["notes"] = list(dict.fromkeys([*job.notes, *_on_training(config), *result.config["notes"]]))
+    config["peak_memory"] = result.config["peak_memory"]
     config["checked"] = {
         "data": job.config["data"]["path"],
         "labels": held.labels().tolist(),
         "settings": asdict(settings),
     }
-    store.write_config(job.folder, config)
+    store.publish_results(job.folder, at, kept, config)
     return replace(result, config=config, history=store.load_history(job.folder))
+
+
+def _on_training(config: Mapping[str, Any]) -> list[str]:
+    """A note if the training of a run ended too soon."""
+    trained = config["fit"] or {}
+    if trained.get("stopped") != STILL_RISING:
+        return []
+    epochs = trained["epochs"]
+    return [
+        f"the held-out ELBO was still rising when the {epochs} epochs of the training were over, so that the guide is "
+        f"not as good as it can become: train anew with --epochs {2 * epochs} (in the same folder with --overwrite)"
+    ]
 
 
 def _checked(job: Job) -> Data:
@@ -258,22 +317,49 @@ def _held_out(test: Data, count: int, seed: int) -> Data:
     return test[order[:count]]
 
 
-def _reference(job: Job, problem: Problem, progress: Progress) -> xr.DataTree:
-    """Reference draws; those in the run folder are used if they have the same weights, data and settings."""
-    settings, path, data = job.settings, job.folder / store.REFERENCE, problem.data
+def _reference(job: Job, problem: Problem, at: Path, keep: Keep, progress: Progress) -> xr.DataTree:
+    """Reference draws; those in the run folder are used if they have the same weights, data and settings.
+
+    Args:
+        job: the job, whose folder may hold a reference.
+        problem: model, guide and data.
+        at: the folder of the results of this check, which may hold the reference of a check that was interrupted.
+        keep: called with "reference" and draws that are new in `at`.
+        progress: called with (stage, done, total, text).
+    """
+    settings, data = job.settings, problem.data
     lengths: dict[str, Any] = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
     seed = stream(settings.seed, "reference")
-    asked = {**lengths, "seed": seed}
-    if path.is_file():
-        tree = store.load_tree(path)
-        attributes = tree["posterior"].attrs
-        same = attributes["model_sha256"] == model_sha256(job.model)
-        same = same and json.loads(attributes["settings"]).items() <= asked.items()
-        if same and data_labels(tree).tolist() == data.labels().tolist():
+    identity = {"model_sha256": model_sha256(job.model), "data_sha256": _values_sha256(data)}
+    for folder in dict.fromkeys((at, job.folder)):
+        tree = _stored_reference(folder / store.REFERENCE, identity, {**lengths, "seed": seed})
+        if tree is not None and data_labels(tree).tolist() == data.labels().tolist():
+            if folder != job.folder:
+                keep("reference", tree)
             return tree
     plan = ReferencePlan(**lengths, init=problem.guide)
     tree = reference_of(problem.program, data, plan, seed=seed, progress=progress)
-    store.save_tree(tree, path)
+    tree["posterior"].attrs |= identity
+    keep("reference", tree)
     if len(data_labels(tree)) < len(data):  # after Ctrl-C the tree holds only the data that were finished
         raise KeyboardInterrupt
     return tree
+
+
+def _stored_reference(path: Path, identity: Mapping[str, str], asked: Mapping[str, Any]) -> xr.DataTree | None:
+    """The reference in a file if it is as it was written, and has this identity and these settings; else None."""
+    if not path.is_file() or not store.is_as_recorded(path):
+        return None
+    try:
+        tree = store.load_tree(path)
+        found = tree["posterior"].attrs
+        same = identity.items() <= found.items() and json.loads(found["settings"]).items() <= asked.items()
+    except (RunError, KeyError, ValueError, TypeError, AttributeError):  # no reference of ours
+        return None
+    return tree if same else None
+
+
+def _values_sha256(data: Data) -> str:
+    """A sha256 of the values that the program sees."""
+    observed, covariates = data.tensors()
+    return digest_of_tensors({**observed, **covariates}, json.dumps([sorted(observed), sorted(covariates)]))

@@ -62,7 +62,10 @@ def _unseen(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
     if comparison is None:
         return "without a reference, errors that its own draws do not show stay unseen"
     if discrete := comparison.attrs.get("discrete", ""):
-        return f"{discrete}, whose values are whole numbers, could not be compared"
+        return (
+            f"{discrete}, whose values are whole numbers, could not be compared by means and sds: compare the "
+            "probabilities of the values yourself"
+        )
     if comparison.sizes.get("latent", 0) and "half_mean_error" not in comparison:
         return "this comparison was stored by an earlier version, which asked less: compare again"
     if not any(verdict.quantity in _OF_SHAPE for verdict in deciding):

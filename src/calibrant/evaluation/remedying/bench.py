@@ -130,11 +130,14 @@ class Bench:
         check_same_problem(tree, self.reference)
         try:
             comparison = compare(tree, self.reference)
-        except InferenceError as error:  # all latents are discrete, or there are too few draws
+        except InferenceError as error:  # there are too few draws
             self.notes["comparison"] = str(error)
             return {}
         if not comparison.sizes["data"]:
             self.notes["comparison"] = "no datum has a reference posterior"
+            return {}
+        if not comparison.sizes["latent"]:
+            self.notes["comparison"] = "no continuous local latent"
             return {}
         found = [verdict.status for verdict in verdicts(comparison)]
         self.notes |= {"checks": len(found), "comparison": ""}

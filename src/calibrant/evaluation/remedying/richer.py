@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,12 +20,14 @@ from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.guides.families.choosing import choose_family
 from calibrant.inference.fitting.loop import fit
 from calibrant.program.latents import sites
-from calibrant.program.simulation import sample_prior
+from calibrant.program.modules import copied
+from calibrant.program.simulation import refuse_unsimulated, sample_prior
 from calibrant.progress import Progress
 from calibrant.streams import stream
 
 Family = dict[str, str]
 _SIMULATED = 5_000  # number of simulated training data, if none are given
+_LOOKED_AT = 256  # data that are compared with the covariates
 _BATCH, _LR, _LOWER_LR = 256, 5e-3, 1e-3  # batch size and learning rate; the lower rate is used if gradients overflow
 _RANKS = {"mean-field": 0, "faithful": 1, "program": 1, "full": 2, "collapsed": 3}
 _SMALL = 8  # largest number of entries of a site that gets a flow, if there are larger sites too
@@ -100,6 +101,7 @@ class TrainingData:
         rows = np.random.default_rng(stream(seed, "covariates")).integers(len(judged), size=_SIMULATED)
         covariates = judged.batch(rows)[1] if judged.covariate_names else {}
         try:
+            refuse_unsimulated(program, *judged.batch(rows[:_LOOKED_AT]))
             simulated = sample_prior(program, _SIMULATED, covariates, stream(seed, "simulated"))
         except ProgramError as error:
             return cls(None, "nothing", f"no data to train on were given, and none can be simulated: {error}")
@@ -120,7 +122,7 @@ def trained_guide(
     data = training.data
     if data is None:
         raise InferenceError(training.reason)
-    frozen = copy.deepcopy(program).requires_grad_(False).eval()
+    frozen = copied(program).requires_grad_(False).eval()
     frozen.train = lambda mode=True: frozen  # type: ignore[method-assign]  # no dropout and no new batch statistics
     epochs = math.ceil(steps / max(1, int(0.9 * len(data)) // _BATCH))
     options: dict[str, Any] = {"epochs": epochs, "batch_size": _BATCH, "patience": epochs, "seed": seed}

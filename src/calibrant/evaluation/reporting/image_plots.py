@@ -15,7 +15,7 @@ from calibrant.evaluation.reporting.run_plots import Array, scalar_draws, scores
 from calibrant.evaluation.reporting.style import GUIDE, REFERENCE_FILL, WIDTH, data_uri, new_figure, plain_axes
 from calibrant.evaluation.results import RunResult
 from calibrant.linear_gaussian.detection import detect
-from calibrant.program.simulation import sample_prior
+from calibrant.program.simulation import refuse_unsimulated, sample_prior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
             continue
         try:
             drawn = _prior_predictive(result, str(name), len(images), seed)
-        except CalibrantError:  # a program with an improper prior or a factor cannot be simulated
+        except CalibrantError:  # not every program can be simulated
             return None
         simulated = as_images(drawn)
         assert simulated is not None
@@ -55,6 +55,7 @@ def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
 
 def _prior_predictive(result: RunResult, name: str, count: int, seed: int) -> Array:
     covariates = _tensors(result, "constant_data", count)
+    refuse_unsimulated(result.model, _tensors(result, "observed_data", count), covariates)
     return sample_prior(result.model, count, covariates, seed=seed)[name].double().cpu().numpy()
 
 

@@ -31,6 +31,7 @@ from calibrant.evaluation.reporting.tables import (
     site_row,
 )
 from calibrant.evaluation.results import RunResult
+from calibrant.folders.files import new_file
 from calibrant.models.registry import card
 
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "arviz-plots")
@@ -62,7 +63,8 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        with new_file(path) as new:
+            new.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunError(f"the report can't be written: {error}") from error
     return path

@@ -23,6 +23,7 @@ from calibrant.evaluation.reporting.style import (
 )
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.ranks import pit
+from calibrant.inference.trees import latent_names, scalars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,12 +190,13 @@ def scores(comparison: xr.Dataset) -> xr.DataArray:
 def scalar_draws(tree: xr.DataTree, label: Hashable, latents: Sequence[str]) -> xr.Dataset:
     """Draws of single latents (`scale`, `z[3]`, `z[1,2]`) of one datum, each a variable `(chain, draw)`."""
     posterior = tree["posterior"].dataset
+    local = [name for name in latent_names(posterior) if "data" in posterior[name].dims]
+    known = {latent.label: latent for latent in scalars(posterior, local)}  # a site may have brackets in its name
     found = {}
-    for latent in latents:
-        site, _, index = latent.partition("[")
-        draws = posterior[site].sel(data=label).transpose("chain", "draw", ...)
-        position: tuple[Any, ...] = tuple(int(i) for i in index.rstrip("]").split(",")) if index else ()
-        found[latent] = (("chain", "draw"), draws.values[(slice(None), slice(None), *position)].astype(np.float64))
+    for name in latents:
+        draws = posterior[known[name].site].sel(data=label).transpose("chain", "draw", ...)
+        position: tuple[Any, ...] = (slice(None), slice(None), *known[name].index)
+        found[name] = (("chain", "draw"), draws.values[position].astype(np.float64))
     return xr.Dataset(found, coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values})
 
 

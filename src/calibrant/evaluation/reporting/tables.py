@@ -54,6 +54,8 @@ def number_rows(result: RunResult) -> list[tuple[str, str]]:
         noise, informative, all_ = (result.contrast.attrs[name] for name in ("noise", "n_informative", "n_latents"))
         rows.append(("standard deviation of the noise", f"{noise:.3g} data units"))
         rows.append(("latents that respond to the images", f"{informative} of {all_}"))
+    if peak := result.config.get("peak_memory"):
+        rows.append(("largest memory of the check's process", f"{peak / 2**30:.1f} GiB"))
     return rows
 
 

@@ -87,7 +87,8 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
         data of the root-mean-square of each observed site.
         Attributes: `n_joined`, `n_left_out`, `share_left_out`, `cannot_tell` (1 if more than 5% are left out),
         `coverage_level`, `discrete` (latents whose draws are whole numbers on both sides: they are not compared, since
-        an sd has no meaning if one value is nearly certain), `amortized_method`, `reference_method`,
+        an sd has no meaning if one value is nearly certain; compare the probabilities of their values,
+        `(tree["posterior"]["NAME"] == value).mean(("chain", "draw"))`), `amortized_method`, `reference_method`,
         `amortized_draws`, `reference_draws` (per datum), `model_sha256`.
 
     Raises:
@@ -101,11 +102,6 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
     require_same_problem(amortized, reference, joined)
     common = common_latents(amortized, reference)
     names = [name for name in common if not all(is_discrete(side.posterior[name]) for side in (amortized, reference))]
-    if not names:
-        raise InferenceError(
-            f"the latents {common} are all discrete, and their means in posterior sds have no meaning: compare the "
-            'probabilities of their values, (tree["posterior"]["NAME"] == value).mean(("chain", "draw"))'
-        )
     local = [name for name in names if "data" in reference.posterior[name].dims]
     shared = [name for name in names if name not in local]
 

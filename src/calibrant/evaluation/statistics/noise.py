@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from calibrant.calls import parameters_in_modules
 from calibrant.errors import InferenceError
 from calibrant.program.contract import Program, Values, as_program
 from calibrant.program.environment import defaults, seeded
@@ -40,7 +41,8 @@ def noise_sd(model: Program, covariates: Values | None = None) -> Tensor | None:
     size = len(next(iter(given.values()), range(_SIMULATED)))
     try:
         with torch.no_grad(), seeded(0), pyro.validation_enabled(False), defaults(program, given):
-            program(size, **given)
+            with parameters_in_modules():
+                program(size, **given)
             found = told(outputs[-1]) if outputs else None
             return found if found is not None and bool(found.isfinite().all()) else None
     except NotImplementedError:  # an improper prior has no draws

@@ -34,6 +34,7 @@ from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double, seeded
 from calibrant.program.latents import Site, sites
+from calibrant.program.simulation import refuse_unsimulated
 from calibrant.program.tracing import trace
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
@@ -76,7 +77,7 @@ def posterior_calibration(
         posterior_calibration(model, infer, Data(observed))
 
     Args:
-        model: the program, in `eval()`, with shared latents and without factors.
+        model: the program, in `eval()`, with shared latents, and without factors and scaled observations.
         infer: a function of data that returns a tree with a group `posterior`, as `posterior` and `reference` do: draws
             of all shared latents, `(chain, draw, …)`. It gets the data as you give `observed`: a `Data`, or a dict of
             tensors with observations and covariates. If it has an argument `seed`, it gets another seed each time. Let
@@ -110,6 +111,7 @@ def posterior_calibration(
         )
     program, data = checked(model, observed, covariates)
     rows, cols = data.tensors()
+    refuse_unsimulated(program, rows, cols)
     found = sites(program, rows, cols)
     _require_shared(found)
     run = _Run(program, infer, found, rows, cols, isinstance(observed, Data), draws, seed, model_sha256(program))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -17,10 +17,12 @@ from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.data_statistics import Function, Statistic, choose_statistics
 from calibrant.inference.trees import Latent
+from calibrant.memory import TOO_LARGE, blocks, is_memory_error, measured_rows
 from calibrant.program.contract import Program, Values
-from calibrant.program.simulation import refuse_factors
-from calibrant.program.supports import is_improper, layers
+from calibrant.program.simulation import refuse_unsimulated
+from calibrant.program.supports import is_improper
 from calibrant.program.tracing import guide_trace, is_local, latent_values, sampled, trace
+from calibrant.program.weighting import kept
 
 Array = npt.NDArray[np.float64]
 
@@ -28,6 +30,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 GRID = np.linspace(0.0, 1.0, 101)
 MIN_DRAWS = 20
 ELEMENTS = 2**21  # largest number of entries that one run of the program draws
+_FEW = 4  # number of data of the run by which the memory of a row is measured
 KEPT = 2**22  # largest number of replicated statistics or prior draws that are kept
 
 
@@ -41,7 +44,7 @@ class Runs:
     device: torch.device
     statistics: list[Statistic]
     latents: list[Latent]
-    entries: int  # number of entries per datum that one run draws
+    largest: int  # largest number of rows in one run
     levels: tuple[float, ...]
     level: float
     proper: bool
@@ -59,9 +62,8 @@ class Runs:
         rows, cols = data.batch(torch.arange(min(len(data), 1000), device="cpu"), device, torch.float64)
         size = len(next(iter(rows.values())))
         values = latent_values(guide_trace(guide, rows, size, cols))
-        run = trace(model, size, cols, values)
-        refuse_factors(run)
-        nodes = sampled(run)
+        refuse_unsimulated(model, rows, cols)
+        nodes = sampled(trace(model, size, cols, values))
         if shared := [name for name in values if not is_local(nodes[name])]:
             raise InferenceError(
                 f"latents {shared} are shared: their draw changes all data at once, so that replicates of a datum are "
@@ -73,7 +75,10 @@ class Runs:
         entries = len(latents) + sum(prod(value.shape[1:]) for value in rows.values())
         proper = not any(is_improper(site["fn"]) for site in nodes.values())
         levels = tuple(sorted({*LEVELS, level}))
-        return cls(model, guide, data, device, statistics, latents, entries, levels, level, proper)
+        runs = cls(model, guide, data, device, statistics, latents, ELEMENTS // max(1, entries), levels, level, proper)
+        few = data.batch(torch.arange(min(len(data), _FEW), device="cpu"), device, torch.float64)
+        largest = measured_rows(runs.largest, len(next(iter(few[0].values()))), partial(runs.of_guide, *few))
+        return replace(runs, largest=largest)
 
     def coords(self) -> dict[str, Any]:
         return {
@@ -94,10 +99,20 @@ class Runs:
 
     def blocks(self, draws: int) -> Iterator[tuple[Tensor, list[int]]]:
         """Blocks of data: their positions, and the numbers of draws per datum in each run."""
-        rows = max(1, ELEMENTS // max(1, self.entries))
-        parts = [min(rows, draws - done) for done in range(0, draws, rows)]
-        for index in torch.arange(len(self.data), device="cpu").split(max(1, rows // draws)):
-            yield index, parts
+        for index, parts in blocks(len(self.data), draws, max(1, self.largest)):
+            yield index, [len(part) for part in parts]
+
+    def of_guide(self, observed: Values, covariates: Values, repeats: int) -> list[Simulated]:
+        """As `simulate`, from the guide; in several parts if memory is short."""
+        try:
+            return [self.simulate(observed, covariates, repeats, from_guide=True)]
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+            if repeats == 1:
+                raise InferenceError(TOO_LARGE) from error
+        halves = (repeats // 2, repeats - repeats // 2)
+        return [one for half in halves for one in self.of_guide(observed, covariates, half)]
 
     def simulate(self, observed: Values, covariates: Values, repeats: int, from_guide: bool) -> Simulated:
         """Draw latents from the guide or the prior and simulate observations, `repeats` consecutive rows per datum."""
@@ -110,9 +125,9 @@ class Runs:
         nodes = sampled(trace(self.model, size, cols, held))
         names = list(dict.fromkeys(latent.site for latent in self.latents))
         flat = [nodes[name]["value"].double().reshape(size, -1) for name in names]
-        kept = {name: _kept(nodes[name]) for name in rows}
-        values = {name: torch.where(kept[name], nodes[name]["value"].double(), rows[name]) for name in rows}
-        return Simulated(torch.cat(flat, 1) if flat else torch.zeros(size, 0), values, kept, repeats)
+        seen = {name: kept(nodes[name]) for name in rows}
+        values = {name: torch.where(seen[name], nodes[name]["value"].double(), rows[name]) for name in rows}
+        return Simulated(torch.cat(flat, 1) if flat else torch.zeros(size, 0), values, seen, repeats)
 
     def of(self, values: Values) -> Tensor:
         """The statistics of rows, `(rows, statistic)`."""
@@ -131,18 +146,6 @@ class Simulated:
     def by_datum(self, values: Tensor) -> Tensor:
         """Reshape rows to `(data, draws, …)`."""
         return values.reshape(-1, self.repeats, *values.shape[1:])
-
-
-def _kept(site: Mapping[str, Any]) -> Tensor:
-    """Which entries of a site are not masked, neither in its distribution nor around it."""
-    value, fn = site["value"], site["fn"]
-    kept = torch.ones(value.shape, dtype=torch.bool, device=value.device)
-    masks = [] if site["mask"] is None else [(site["mask"], site["fn"].batch_shape)]
-    masks += [(layer._mask, layer.batch_shape) for layer in layers(fn) if isinstance(layer, dist.MaskedDistribution)]
-    for mask, batch in masks:
-        mask = torch.as_tensor(mask, dtype=torch.bool, device=value.device).expand(batch)
-        kept = kept & mask.reshape(*batch, *[1] * (value.dim() - len(batch)))
-    return kept
 
 
 class Tally:

@@ -144,7 +144,8 @@ def _after(runs: Runs, draws: int, progress: Progress, own: bool = False) -> dic
             observed = dict(runs.simulate(observed, covariates, 1, from_guide=False).values)
         tally = Tally(runs, observed)
         for count in repeats:
-            tally.add(runs.simulate(observed, covariates, count, from_guide=True))
+            for part in runs.of_guide(observed, covariates, count):
+                tally.add(part)
         parts.append(tally.found())
         progress(stage, int(index[-1]) + 1, len(runs.data))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

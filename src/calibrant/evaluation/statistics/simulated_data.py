@@ -19,10 +19,11 @@ from calibrant.program.contract import Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import Site
-from calibrant.program.simulation import sample_prior
+from calibrant.program.simulation import refuse_unsimulated, sample_prior
 from calibrant.program.tracing import guide_trace, latent_values
 from calibrant.streams import stream
 
+_LOOKED_AT = 256  # data that are compared with the covariates
 _FEW = 4  # number of data on which a guide is run if its shared latents do not depend on the data
 
 
@@ -58,6 +59,7 @@ def simulated_data(problem: Problem, found: Mapping[str, Site], size: int, rows:
         InferenceError: for simulated values that are not finite.
     """
     program, data, of = problem.program, problem.data, partial(stream, seed, "calibration")
+    refuse_unsimulated(program, *data.batch(torch.arange(min(len(data), _LOOKED_AT))))
     chosen = np.random.default_rng(of("covariates")).integers(len(data), size=size)
     cols = data.batch(chosen)[1] if data.covariate_names else {}
     local = [name for name, site in found.items() if site.local]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.problem import Problem
 from calibrant.inference.trees import SAMPLE, model_sha256, scalars
+from calibrant.memory import TOO_LARGE, is_memory_error, limited, measured_rows
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
@@ -54,6 +55,7 @@ MIN_SIMULATIONS, MIN_DRAWS = 100, 50
 _ROWS = 4096  # number of rows of a run, few enough for the processor's cache
 _POINT, _SHARED = "point/", "shared/"  # no site has a name with a slash
 _SAME_SHARED = 8  # most simulated data with the same draw of the shared latents
+_FEW = 4  # number of simulations, and of draws of each, of the run by which the memory of a row is measured
 _RECORDED_FROM = 40  # least number of runs for which they are recorded as a graph
 
 
@@ -66,6 +68,7 @@ def calibration(
     *,
     covariates: Mapping[str, Any] | None = None,
     quantities: Mapping[str, Quantity] | None = None,
+    memory: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> xr.DataTree:
@@ -84,6 +87,7 @@ def calibration(
         quantities: name → function of (latents, observations), each a dict of tensors with leading dimension `rows`,
             that returns one number per row: a quantity whose uncertainty matters to you. The latents include shared
             ones, which are repeated along the rows.
+        memory: GiB that one run of model and guide may take, as in `inference.posterior`.
         seed: random seed for the simulations and all draws.
         progress: called with (stage, done, total, text).
 
@@ -107,8 +111,9 @@ def calibration(
             not one number per row or has a name that is taken; simulated data that are not finite, and values that are
             NaN.
     """
-    problem = Problem.of_kind(model, guide, observed, covariates)
-    return calibration_of(problem, simulations, draws, quantities, seed, progress)
+    with limited(memory):
+        problem = Problem.of_kind(model, guide, observed, covariates)
+        return calibration_of(problem, simulations, draws, quantities, seed, progress)
 
 
 def calibration_of(
@@ -133,7 +138,8 @@ def calibration_of(
     _check_names(run.quantities, found)
     quiet, of = pyro.validation_enabled(False), stream(seed, "calibration", "draws")
     with torch.no_grad(), seeded(of), quiet, fixed(problem.guide), defaults(program, few[0]) as place:
-        results = _run_all(run, _batches(made, run.continuous, step, place), simulations, progress)
+        batches = _batches(made, run.continuous, step, place)
+        results = _run_all(run.in_parts(_draws_of_run(run, *batches[0])), batches, simulations, progress)
     settings = {"simulations": simulations, "draws": draws, "seed": seed}
     attrs = {"settings": json.dumps(settings), "model_sha256": model_sha256(program), "guide_draws": draws}
     attrs |= {"latents": sum(site.event_shape.numel() for site in local.values()), "shared_held": json.dumps(shared)}
@@ -259,6 +265,12 @@ class _Run:
     quantities: Mapping[str, Quantity]
     draws: int
     prior_sd: Mapping[str, Tensor]
+    parts: tuple[int, ...] = ()  # numbers of draws that are made together, if not all of them are
+
+    def in_parts(self, most: int) -> _Run:
+        """The same with at most so many draws at a time."""
+        full, rest = divmod(self.draws, most)
+        return replace(self, parts=(most,) * full + (rest,) * (rest > 0))
 
     @property
     def continuous(self) -> list[str]:
@@ -276,24 +288,27 @@ class _Run:
         size = len(next(iter(truth.values())))
         observed = {name: value for name, value in given.items() if name not in truth and "/" not in name}
         rows = _Rows(observed, covariates, _named(given, _POINT), _named(given, _SHARED), size)
-        once, (many, repeated) = self._scored(truth, rows), self._drawn(rows.repeated(self.draws))
+        once = self._scored(truth, rows)
+        found = [self._drawn(rows.repeated(part), size, part) for part in self.parts]
+        many, repeated = ({name: _joined([part[i][name] for part in found]) for name in found[0][i]} for i in (0, 1))
         outputs: list[Tensor] = []
         for name in self.ranked:
-            values = many[name].reshape(size, self.draws, *many[name].shape[1:]).transpose(0, 1)
+            values = many[name].transpose(0, 1)
             undefined = values.isnan().any(0) | once[name].isnan()
             outputs += [*below(once[name], values), undefined.float()]
         for name in self.continuous:
-            values = repeated[name].reshape(size, self.draws, *repeated[name].shape[1:])
-            outputs += [values.mean(1), values.var(1)]
+            outputs += [repeated[name].mean(1), repeated[name].var(1)]
         return tuple(outputs)
 
-    def _drawn(self, rows: _Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Everything in `ranked` at draws of the guide, rows `(size · draws, …)`, and the draws themselves."""
-        with encoded_once(self.guide, self.draws):
+    def _drawn(self, rows: _Rows, size: int, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Everything in `ranked` at draws of the guide, `(size, draws, …)`, and the draws themselves."""
+        with encoded_once(self.guide, draws):
             run = guide_trace(self.guide, rows.observed, rows.size, rows.covariates, rows.shared)
         latents = latent_values(run)
         values = {name: latents[name] for name in self.found}
-        return self._quantities(values, rows, density_of(run, rows.size, latents).local), values
+        many = self._quantities(values, rows, density_of(run, rows.size, latents).local)
+        by_draw = lambda part: {n: v.reshape(size, draws, *v.shape[1:]) for n, v in part.items()}  # noqa: E731
+        return by_draw({name: many[name] for name in self.ranked}), by_draw({n: values[n] for n in self.continuous})
 
     def _scored(self, values: Values, rows: _Rows) -> dict[str, Tensor]:
         latents = {**rows.shared, **values}
@@ -318,6 +333,25 @@ class _Run:
         return found
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _draws_of_run(run: _Run, given: Values, covariates: Values) -> int:
+    """How many draws per simulation are made together: all of them, where the memory suffices."""
+    size = len(given[next(iter(run.found))])
+    few = min(size, _FEW)
+    some = {name: value if name.startswith(_SHARED) else value[:few] for name, value in given.items()}
+    cols = {name: value[:few] for name, value in covariates.items()}
+
+    def small(times: int) -> tuple[Tensor, ...]:
+        draws = times * _FEW
+        return replace(run, draws=draws, parts=(draws,))(some, cols)
+
+    most = size * run.draws
+    return max(1, min(run.draws, measured_rows(most, few * _FEW, small) // size))
+
+
 def _named(values: Values, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
@@ -328,10 +362,27 @@ def _run_all(run: _Run, batches: list[tuple[Values, Values]], size: int, progres
     if len(batches) >= _RECORDED_FROM:
         recorded.record(batches[0], batches[1])
     for batch in batches:
-        parts.append([output.cpu().numpy() for output in recorded(*batch)])
+        outputs = _with_memory(recorded, batch)
+        while outputs is None:
+            if max(run.parts) == 1:
+                raise InferenceError(TOO_LARGE)
+            run = run.in_parts(max(run.parts) // 2)
+            recorded = Recorded(nn.Module(), run)
+            outputs = _with_memory(recorded, batch)
+        parts.append([output.cpu().numpy() for output in outputs])
         done += len(parts[-1][0])
         progress("calibration", min(size, done), size)
     return [np.concatenate(outputs)[:size].astype(np.float64) for outputs in zip(*parts, strict=True)]
+
+
+def _with_memory(recorded: Recorded, batch: tuple[Values, Values]) -> tuple[Tensor, ...] | None:
+    """The outputs for a batch; None if there is not enough memory for so many draws at a time."""
+    try:
+        return recorded(*batch)
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+    return None
 
 
 def _batches(

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
-from torch.distributions import constraints
+import torch
+from torch.distributions import OneHotCategorical, constraints
 
 from calibrant.errors import ProgramError
 from calibrant.guides.families import densities, finite, on_spheres
 from calibrant.guides.families.densities import ENTRIES, Family
 from calibrant.guides.families.support_text import describe
-from calibrant.program.supports import base_support, is_circular, undressed, usual_support
+from calibrant.program.supports import base_support, bounds, is_circular, single_entry, undressed, usual_support
 
 
 def _flow(event_shape: tuple[int, ...], support: str) -> Family:
@@ -106,7 +107,7 @@ def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     if type(support) is type(dist.constraints.sphere):
         return ["vmf"]
     if support.is_discrete:
-        return [_finite(name, own)]
+        return [_finite(name, support, single_entry(prior))]
     words = describe(name, support, len(prior.event_shape))
     suffix = "" if words == "real" else f"@{words}"
     entrywise = [family for family, entry in ENTRIES.items() if entry.support == words]
@@ -116,14 +117,20 @@ def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     return sorted(covering, key=lambda family: (family != best, family != f"transformed{suffix}"))
 
 
-def _finite(name: str, prior: Any) -> str:
+def _finite(name: str, support: Any, prior: Any) -> str:
+    """The family of a discrete site, from the support and the prior of single entries."""
     if isinstance(prior, dist.Bernoulli):
         return "bernoulli"
     if isinstance(prior, dist.Categorical):
         return f"categorical[{prior.logits.shape[-1]}]"
-    if isinstance(prior, dist.OneHotCategorical):
+    if isinstance(prior, OneHotCategorical):  # that of torch, from which the straight-through one is made, too
         return "onehot"
+    if isinstance(support, constraints.integer_interval):
+        lowest, highest = (torch.as_tensor(bound).unique().tolist() for bound in bounds(support))
+        if lowest == [0] and len(highest) == 1:
+            return f"categorical[{int(highest[0]) + 1}]"
     raise ProgramError(
-        f"latent {name!r} is discrete with the prior {type(prior).__name__}: families cover Bernoulli, Categorical and "
-        "OneHotCategorical; sum it out in the program, or write the guide by hand"
+        f"latent {name!r} is discrete with the prior {type(prior).__name__}: families cover finitely many values "
+        "(Bernoulli, Categorical, OneHotCategorical, and a Binomial with one total count); sample it from a "
+        "Categorical over the values that matter, or sum it out in the observed site"
     )

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from calibrant.guides.families.densities import Family, limited
 
+_NO_SHAPE = torch.Size()
+
 
 class Finite(Family):
     """A family with finitely many values, whose logits are relative to those of the prior; it has no scale.
@@ -81,6 +83,14 @@ class Classes(Finite):
         return dist.Categorical(logits=self.logits(raw, center)).to_event(len(self.event_shape))
 
 
+class _Units(dist.OneHotCategorical):
+    """One-hot draws by comparison, since torch's `one_hot`, which reads values in Python, cannot be recorded."""
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = _NO_SHAPE) -> Tensor:
+        drawn = self._categorical.sample(torch.Size(sample_shape))
+        return (drawn[..., None] == torch.arange(self.event_shape[0], device=drawn.device)).to(self.logits)
+
+
 class OneHot(Finite):
     """One-hot categorical distributions."""
 
@@ -94,4 +104,4 @@ class OneHot(Finite):
         return self.frequencies(draws).log(), torch.ones(())
 
     def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        return dist.OneHotCategorical(logits=self.logits(raw, center)).to_event(len(self.event_shape) - 1)
+        return _Units(logits=self.logits(raw, center)).to_event(len(self.event_shape) - 1)

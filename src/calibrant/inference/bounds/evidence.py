@@ -6,7 +6,7 @@ overlap between the two, since the weights of all draws are bounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ from calibrant.inference.bridging import Array, Bridge, bridge
 from calibrant.inference.references.gate import convergence_of
 from calibrant.inference.references.target import Target
 from calibrant.inference.trees import SAMPLE, latent_names
+from calibrant.memory import in_blocks, measured_rows
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double
@@ -33,6 +34,7 @@ from calibrant.program.tracing import guide_trace, trace
 Rows = npt.NDArray[np.intp]
 Words = npt.NDArray[np.object_]
 _ROWS = 65_536  # rows in one run of model and guide
+_FEW = 4  # number of data of the run by which the memory of a row is measured
 _DRAWS_AN_ENTRY = 4  # draws per entry that the estimate of a covariance needs
 
 
@@ -135,28 +137,49 @@ def _defect(found: Bridge, one: int, at_reference: Array, at_proposal: Array, ma
 @torch.no_grad()
 def log_ratios(program: Program, guide: Program, data: Data, posterior: xr.Dataset) -> Array:
     """log p(x, z) − log q(z | x) at posterior draws of the given data, `(data, chain, draw)`, in float64."""
-    pair, found = (in_double(program), in_double(guide)), []
+    pair = in_double(program), in_double(guide)
     with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as place:
-        for rows, cols, values, size, shape in _repeated(data, posterior, place):
+
+        def ratios(rows: Values, cols: Values, values: Values, size: int) -> Tensor:
             log_q = density_of(guide_trace(pair[1], rows, size, cols, values), size, values).local
             held = {**rows, **values}
-            log_p = density_of(trace(pair[0], size, cols, held), size, held, rows).local
-            found.append((log_p - log_q).reshape(shape).cpu().numpy())
-    return np.concatenate(found)
+            return density_of(trace(pair[0], size, cols, held), size, held, rows).local - log_q
+
+        return _at_draws(ratios, data, posterior, place).cpu().numpy()
 
 
-def _repeated(
-    data: Data, posterior: xr.Dataset, place: tuple[torch.device, torch.dtype]
-) -> Iterator[tuple[Values, Values, Values, int, tuple[int, int, int]]]:
-    """Yield observations, covariates and latents as rows `(data · chain · draw, *event)`, some data at a time."""
+def _at_draws(
+    function: Callable[[Values, Values, Values, int], Tensor],
+    data: Data,
+    posterior: xr.Dataset,
+    place: tuple[torch.device, torch.dtype],
+) -> Tensor:
+    """A function of rows at all posterior draws, `(data, chain, draw, …)`.
+
+    Args:
+        function: a function of observations, covariates, latents, each with rows `(rows, *event)`, and their number,
+            that returns `(rows, …)`.
+        data: the data.
+        posterior: their draws.
+        place: device and dtype.
+    """
     names, (chains, length) = latent_names(posterior), (posterior.sizes[name] for name in SAMPLE)
-    for index in torch.arange(len(data), device="cpu").split(max(1, _ROWS // (chains * length))):
+
+    def run(index: Tensor, draws: Tensor) -> list[Tensor]:
+        repeats = len(draws)
         given = data.batch(index, *place)
-        rows, cols = ({n: v.repeat_interleave(chains * length, 0) for n, v in part.items()} for part in given)
+        rows, cols = ({n: v.repeat_interleave(repeats, 0) for n, v in part.items()} for part in given)
         block = posterior.isel(data=index.numpy())
-        arrays = {name: block[name].transpose("data", *SAMPLE, ...).values for name in names}
-        values = {n: torch.as_tensor(v.reshape(-1, *v.shape[3:])) for n, v in arrays.items()}
-        yield rows, cols, cast(values, *place), len(index) * chains * length, (len(index), chains, length)
+        arrays = [block[name].transpose("data", *SAMPLE, ...).values for name in names]
+        flat = [torch.as_tensor(array.reshape(len(index), -1, *array.shape[3:])[:, draws.numpy()]) for array in arrays]
+        values = cast({name: value.flatten(0, 1) for name, value in zip(names, flat, strict=True)}, *place)
+        found = function(rows, cols, values, len(index) * repeats)
+        return [found.reshape(len(index), repeats, *found.shape[1:]).transpose(0, 1)]
+
+    few = torch.arange(min(len(data), _FEW), device="cpu")
+    largest = measured_rows(_ROWS, len(few), lambda times: run(few, torch.arange(times) % (chains * length)))
+    found = in_blocks(run, len(data), chains * length, largest)[0].transpose(0, 1)
+    return found.reshape(len(data), chains, length, *found.shape[2:])
 
 
 @torch.no_grad()
@@ -179,11 +202,10 @@ def normal_log_ratios(
         if any(is_direction(site.prior) for site in found.values()):
             return None
         target = Target(double, found, observed, covariates, {})
-        vectors = [
-            target.unconstrain(values, size, cols).reshape(*shape, -1)
-            for _, cols, values, size, shape in _repeated(data, posterior, place)
-        ]
-        first, second = torch.cat(vectors).tensor_split([posterior.sizes["draw"] // 2], 2)
+        vectors = _at_draws(
+            lambda _, cols, values, size: target.unconstrain(values, size, cols), data, posterior, place
+        )
+        first, second = vectors.tensor_split([posterior.sizes["draw"] // 2], 2)
         if not target.width or first[0, ..., 0].numel() < _DRAWS_AN_ENTRY * target.width:
             return None
         generator = torch.Generator(first.device).manual_seed(seed)

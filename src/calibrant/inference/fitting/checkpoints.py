@@ -10,9 +10,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from calibrant.errors import RunError
+from calibrant.errors import CalibrantError, RunError
 from calibrant.folders.files import new_file
-from calibrant.folders.tensors import check_fits, tensors_of
+from calibrant.folders.tensors import check_fits, digest_of_tensors, tensors_of
 
 if TYPE_CHECKING:
     from calibrant.inference.fitting.state import TrainingState
@@ -20,11 +20,16 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_FILE = "training.safetensors"
 _PARTS = ("weights", "best")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_REMEDY = "start again without resume, in another folder"
 FIT_FIELDS = ("elbo", "elbo_se", "epochs", "stopped")
 
 
 def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
-    """Write everything that is needed to resume a training to one file.
+    """Write everything that is needed to resume a training to one file, which carries the sha256 of its content.
+
+    File and sha256 are one, so that a process that is killed leaves the last checkpoint or the new one. The file is not
+    synced to the disk, which would take as long as some training steps; after a power cut its sha256 tells whether it
+    is whole.
 
     Args:
         folder: folder of the checkpoints; it is created if it does not exist.
@@ -36,11 +41,12 @@ def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
     for number, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": moments[name].detach().cpu().contiguous() for name in _MOMENTS}
     numbers = {name: getattr(state.fit, name) for name in (*FIT_FIELDS, "history")}
-    counts = {name: value for name, value in vars(state).items() if isinstance(value, int | float)}
+    counts = {name: getattr(state, name) for name in _counts(state)}
     training = json.dumps({"fit": numbers, "counts": counts, "settings": state.settings})
+    content = safetensors.torch.save(tensors, {"training": training, "sha256": digest_of_tensors(tensors, training)})
     folder.mkdir(parents=True, exist_ok=True)
-    with new_file(folder / CHECKPOINT_FILE) as new:
-        new.write_bytes(safetensors.torch.save(tensors, {"training": training}))
+    with new_file(folder / CHECKPOINT_FILE, synced=False) as new:
+        new.write_bytes(content)
 
 
 def has_checkpoint(folder: str | Path) -> bool:
@@ -62,30 +68,49 @@ def load_checkpoint(folder: str | Path, state: TrainingState) -> None:
     if not path.is_file():
         raise RunError(f"there is no checkpoint in {folder} to resume from: start without resume")
     tensors, training = _read_checkpoint(path)
-    _check_same_training(path, training["settings"], state.settings)
+    try:
+        _check_same_training(path, training["settings"], state.settings)
+        _restore(state, path, tensors, training)
+    except CalibrantError:
+        raise
+    except Exception as error:  # what another program wrote fails in any place
+        raise RunError(f"{path} is no checkpoint of a training ({error!r}): {_REMEDY}") from error
+
+
+def _restore(state: TrainingState, path: Path, tensors: dict[str, Tensor], training: dict[str, Any]) -> None:
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "adam": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value
     for part in _PARTS:
         check_fits(str(path), state.modules, parts[part])
+    moments = _moments(parts["adam"], state.optimizer.param_groups[0]["params"])
     state.modules.load_state_dict(parts["weights"])
     here = state.modules.state_dict()
     state.best = {name: value.to(here[name].device) for name, value in parts["best"].items()}
-    state.optimizer.load_state_dict(
-        {"state": _moments(parts["adam"]), "param_groups": state.optimizer.state_dict()["param_groups"]}
-    )
-    for owner, part in ((state, "counts"), (state.fit, "fit")):
-        for name, value in training[part].items():
-            setattr(owner, name, value)
+    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    for owner, part, names in ((state, "counts", _counts(state)), (state.fit, "fit", (*FIT_FIELDS, "history"))):
+        for name in names:
+            if name in training[part]:
+                setattr(owner, name, training[part][name])
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["training"])  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}): start again without resume, in another folder") from error
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not the mapped file
+            stored = dict(file.metadata())
+        training = json.loads(stored["training"])
+    except Exception as error:  # a damaged file raises errors of any kind
+        raise RunError(f"{path} is damaged ({error}): {_REMEDY}") from error
+    if "sha256" not in stored:
+        raise RunError(
+            f"{path} holds no sha256, so it is damaged or of an earlier version, whose trainings are not resumed: "
+            f"{_REMEDY}"
+        )
+    if stored["sha256"] != digest_of_tensors(tensors, stored["training"]):
+        raise RunError(f"{path} is damaged: its content has another sha256 than when it was written; {_REMEDY}")
+    return tensors, training
 
 
 def _check_same_training(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -99,9 +124,16 @@ def _check_same_training(path: Path, there: dict[str, Any], here: dict[str, Any]
         )
 
 
-def _moments(adam: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _counts(state: TrainingState) -> list[str]:
+    """Names of the numbers that a training state holds."""
+    return [name for name, value in vars(state).items() if isinstance(value, int | float)]
+
+
+def _moments(adam: dict[str, Tensor], weights: list[Tensor]) -> dict[int, dict[str, Tensor]]:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in adam.items():
         number, _, moment = name.partition(".")
+        if moment != "step" and value.shape != weights[int(number)].shape:
+            raise ValueError(f"adam.{name} has the shape {tuple(value.shape)}")
         state.setdefault(int(number), {})[moment] = value
     return state

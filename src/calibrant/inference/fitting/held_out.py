@@ -14,6 +14,7 @@ from calibrant.program.environment import seeded
 from calibrant.streams import stream
 
 SHARED_DRAWS = 8  # with shared latents, number of draws for each draw that local latents alone would need
+_LAST_DRAWS = 16  # number of draws of each datum after training
 EVALUATED = 4096  # number of held-out data that are evaluated at a time
 
 
@@ -26,12 +27,29 @@ def all_rows(data: Data, modules: Modules) -> tuple[Values, Values]:
     return data.batch(torch.arange(len(data), device="cpu"), modules.device)
 
 
+def last_draws(rows: int, held: int) -> tuple[int, int]:
+    """Number of draws for the ELBO after training, without and with shared latents.
+
+    Args:
+        rows: number of rows that the training has seen in all steps: with shared latents, the passes over the held-out
+            data see no more, so that they take less time than the training, unless this is very short.
+        held: number of held-out data.
+    """
+    return _LAST_DRAWS, min(SHARED_DRAWS * _LAST_DRAWS, max(_LAST_DRAWS, rows // held))
+
+
 def held_out_elbo(
-    state: TrainingState, held: Data, plan: Plan, total: int, draws: int = 1, purpose: str = "epoch"
+    state: TrainingState,
+    held: Data,
+    plan: Plan,
+    total: int,
+    draws: tuple[int, int] = (1, SHARED_DRAWS),
+    purpose: str = "epoch",
 ) -> tuple[float, float, float]:
     """The ELBO per datum, its standard error, and the score by which weights are chosen.
 
-    All calls for one purpose use the same random stream.
+    All calls for one purpose use the same random stream. `draws` is the number of draws of each datum without and with
+    shared latents.
 
     The shared terms are divided by `total`, the number of training data, as in training: held-out data measure the
     guide on new data, not a guide that was trained on the held-out data alone. If there are shared latents, more draws
@@ -40,13 +58,13 @@ def held_out_elbo(
     with seeded(stream(plan.seed, "fit", "held-out", purpose)):
         passes = [_one_pass(state, held)]
         is_shared = bool(passes[0].shared != 0)
-        draws = SHARED_DRAWS * draws if is_shared else draws
-        passes += [_one_pass(state, held) for _ in range(draws - 1)]
+        count = draws[is_shared]
+        passes += [_one_pass(state, held) for _ in range(count - 1)]
     local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
     estimates = local.mean(1) + shared / total
     variance = local.mean(0).var() / len(held) if len(held) > 1 else torch.tensor(math.nan)
     if is_shared:
-        variance = variance + estimates.var() / draws
+        variance = variance + estimates.var() / count
     score = torch.stack([p.maximised(total) for p in passes]).mean()
     return float(estimates.mean()), float(variance.sqrt()), float(score)
 

@@ -15,8 +15,25 @@ from calibrant.data.dataset import Data
 from calibrant.errors import DataError, NonFiniteLoss, RunError
 from calibrant.guides.contract import check_guide, check_trainable
 from calibrant.inference.fitting.checkpoints import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
-from calibrant.inference.fitting.held_out import EVALUATED, SHARED_DRAWS, all_rows, held_out_elbo, verify_evaluation
+from calibrant.inference.fitting.held_out import (
+    EVALUATED,
+    SHARED_DRAWS,
+    all_rows,
+    held_out_elbo,
+    last_draws,
+    verify_evaluation,
+)
+from calibrant.inference.fitting.lengths import (
+    EARLY,
+    FINISHED,
+    INTERRUPTED,
+    STILL_RISING,
+    epochs_for,
+    patient_epochs,
+    still_rises,
+)
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE, check_objective
+from calibrant.inference.fitting.scales import warn_of_far_data
 from calibrant.inference.fitting.state import (
     RECORDED_FROM,
     Fit,
@@ -34,6 +51,7 @@ from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
+_HELD_OUT, _SPLIT_FROM = 0.1, 20  # share of the data that is held out, and the least number of data to split
 _VERIFIED = 40  # steps between comparisons of a graph with the program; in longer epochs, once per epoch
 
 
@@ -43,14 +61,14 @@ def fit(
     observed: Mapping[str, Any] | Data,
     *,
     covariates: Mapping[str, Any] | None = None,
-    validation: float | Data = 0.1,
-    epochs: int = 100,
+    validation: float | Data | None = None,
+    epochs: int | None = None,
     batch_size: int = 256,
     lr: float = 2e-3,
     objective: str = "stl",
     particles: int = 8,
     clip: float = 10.0,
-    patience: int = 20,
+    patience: int | None = None,
     device: str | torch.device | None = None,
     compile: bool | Literal["auto"] = "auto",
     run_dir: str | Path | None = None,
@@ -69,8 +87,11 @@ def fit(
         guide: a guide `guide(observed, size, **covariates)`, for example from `calibrant.guides.amortize`.
         observed: site → tensor, or a `Data`.
         covariates: keyword → tensor, leading dimension data.
-        validation: the share that is held out (seeded), or the held-out data themselves.
-        epochs: number of passes over the data.
+        validation: the share that is held out (seeded), or the held-out data themselves; None for a tenth. Of fewer
+            than 20 data, None holds out none, since shared latents would be inferred without them: the held-out ELBO is
+            then that of the training data.
+        epochs: number of passes over the data; None for 100, or more where few data make short epochs, so that there
+            are at least 2,000 steps, or 5,000 of fewer than 128 data each.
         batch_size: number of data per step; the last, smaller part of an epoch is skipped.
         lr: peak learning rate.
         objective: "stl" (ELBO with path-derivative gradient), "kl" (ELBO with the closed-form KL of each site), "iwae"
@@ -78,7 +99,8 @@ def fit(
             the last two need local latents only.
         particles: number of draws per datum of "iwae" and "dreg"; a step takes `particles` × `batch_size` rows.
         clip: largest norm of the gradient, as a multiple of its running mean.
-        patience: number of epochs without a better held-out ELBO after which training stops.
+        patience: number of epochs without a better held-out ELBO after which training stops; None for a fifth of the
+            epochs. It waits for at least 500 steps, so that short epochs are no reason to stop.
         device: device on which to train, to which the modules are moved; None trains on their current device.
         compile: "auto" records the first step as a graph, which later steps run without Python, if there are 500 steps
             or more, and discards the graph if the program turns out to change; True also compiles it, which takes some
@@ -101,11 +123,17 @@ def fit(
         modules.to(device)
     data = bind(model, observed, covariates)
     train, held = (data, bind(model, validation)) if isinstance(validation, Data) else _split(data, validation, seed)
-    plan = Plan(objective, particles, epochs, min(batch_size, len(train)), lr, clip, patience, compile, seed)
+    batch_size = min(batch_size, len(train))
+    epochs = epochs_for(len(train) // batch_size, batch_size) if epochs is None else epochs
+    patience = patient_epochs(epochs, patience, len(train) // batch_size)
+    plan = Plan(objective, particles, epochs, batch_size, lr, clip, patience, compile, seed)
     _check(modules, plan, train, held)
     state = initial_state(modules, plan, train, held)
+    if run_dir is not None:  # a checkpoint belongs to these data
+        values = {"training": train, "held-out": held}
+        state.settings |= {f"sha256 of the {part} data": data.fingerprint()[:16] for part, data in values.items()}
     _train(state, plan, train, held, _start(state, run_dir, resume), progress)
-    state.fit.held_out = [] if isinstance(validation, Data) else held.labels().tolist()
+    state.fit.held_out = [] if isinstance(validation, Data) or held is train else held.labels().tolist()
     return state.fit
 
 
@@ -118,6 +146,7 @@ def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
     check_trainable(guide, *rows)
     check_objective(plan.objective, model, guide, *rows)
     check_supports(model, train, held)
+    warn_of_far_data(modules, train, plan.seed)
 
 
 def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Path | None, progress: Progress) -> None:
@@ -127,18 +156,22 @@ def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Pa
         try:
             if plan.records(plan.steps(len(train))):
                 _record(state, plan, train, held)
-            while state.fit.epochs < plan.epochs and state.fit.stopped == "finished":
+            while state.fit.epochs < plan.epochs and state.fit.stopped == FINISHED:
                 _epoch(state, plan, train, held)
                 if folder is not None and plan.saves(state.fit.epochs, len(train)):
                     save_checkpoint(folder, state)
                 progress("fit", state.fit.epochs, plan.epochs, f"held-out ELBO {state.fit.elbo:.2f}")
         except KeyboardInterrupt:
-            state.fit.stopped = "interrupted"
+            state.fit.stopped = INTERRUPTED
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
         verify_evaluation(state, held)
-        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), draws=16, purpose="last")
+        limit = last_draws(plan.steps(len(train), state.fit.epochs) * plan.batch_size, len(held))
+        state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), limit, "last")
+    if state.fit.stopped == FINISHED and still_rises(state.fit.history, plan):
+        state.fit.stopped = STILL_RISING
+        progress("fit", state.fit.epochs, plan.epochs, f"held-out ELBO {state.fit.elbo:.2f}, still rising")
 
 
 def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
@@ -172,7 +205,7 @@ def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Pa
 
 
 def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
-    """One pass over the data, with a random stream of its own, then the held-out ELBO."""
+    """One pass over the data, with a random stream of its own, then the held-out ELBO if it is due."""
     epoch = state.fit.epochs
     shuffled = torch.Generator().manual_seed(stream(plan.seed, "fit", "minibatches", epoch))
     with seeded(stream(plan.seed, "fit", "draws", epoch)):
@@ -189,11 +222,18 @@ def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
     state.modules.eval()
     if is_verified:
         verify_evaluation(state, held)
-    elbo, elbo_se, score = held_out_elbo(state, held, plan, len(train))
-    row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos), "validation": elbo, "lr": lr}
-    state.fit.history.append({**row, "bound": score} if plan.objective in MULTI_SAMPLE else row)
+    row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos)}
+    if plan.evaluates(epoch, len(train)):
+        elbo, elbo_se, score = held_out_elbo(state, held, plan, len(train))
+        _keep_best(state, elbo, elbo_se, score)
+        row |= {"validation": elbo, "bound": score} if plan.objective in MULTI_SAMPLE else {"validation": elbo}
+    else:
+        state.waited += 1
+        row |= {name: value for name, value in state.fit.history[-1].items() if name in ("validation", "bound")}
+    state.fit.history.append({**row, "lr": lr})
     state.fit.epochs += 1
-    _keep_best(state, plan, elbo, elbo_se, score)
+    if state.waited >= plan.patience:
+        state.fit.stopped = EARLY
 
 
 def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, lr: float) -> float:
@@ -224,19 +264,24 @@ def _clip(state: TrainingState, plan: Plan, norm: Tensor) -> None:
     state.gradient_norm = 0.98 * usual + 0.02 * min(float(norm), longest)
 
 
-def _keep_best(state: TrainingState, plan: Plan, elbo: float, elbo_se: float, score: float) -> None:
+def _keep_best(state: TrainingState, elbo: float, elbo_se: float, score: float) -> None:
     if score > state.score:
         state.fit.elbo, state.fit.elbo_se, state.score, state.waited = elbo, elbo_se, score, 0
         state.best = copy_of_weights(state.modules)
-        return
-    state.waited += 1
-    if state.waited >= plan.patience:
-        state.fit.stopped = "early"
+    else:
+        state.waited += 1
 
 
-def _split(data: Data, validation: float, seed: int) -> tuple[Data, Data]:
-    count = round(validation * len(data))
+def _split(data: Data, validation: float | None, seed: int) -> tuple[Data, Data]:
+    """The training data and the held-out data: the same ones where a few data are not to be split."""
+    if validation is None and len(data) < _SPLIT_FROM:
+        return data, data
+    share = _HELD_OUT if validation is None else validation
+    count = round(share * len(data))
     if not 1 <= count < len(data):
-        raise DataError(f"validation={validation} of {len(data)} data leaves a part empty: give 0 < validation < 1")
+        raise DataError(
+            f"validation={share} of {len(data)} data leaves a part empty: give validation=None, which holds out a "
+            f"tenth of {_SPLIT_FROM} data or more and none of fewer, or the held-out data themselves"
+        )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream(seed, "fit", "validation")))
     return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)

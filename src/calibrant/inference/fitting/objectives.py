@@ -16,16 +16,14 @@ from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
-from torch.func import functional_call
 
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import LogDensity, density_of
 from calibrant.program.enumeration import combinations
-from calibrant.program.environment import cast, defaults, seeded
+from calibrant.program.environment import cast, defaults, on_tensors, seeded
 from calibrant.program.latents import Site
-from calibrant.program.supports import is_masked
-from calibrant.program.tracing import TERM, guide_trace, is_local, is_weighted, latent_values, sampled, trace
+from calibrant.program.tracing import TERM, guide_trace, is_local, latent_values, sampled, trace
 
 _ROWS = 65_536  # largest number of rows of a run in which discrete latents are summed out
 
@@ -85,15 +83,9 @@ def _draw(guide: Program, observed: Values, size: int, covariates: Values) -> _D
 
 
 def _discrete(run: Trace) -> dict[str, Site]:
-    """The discrete local latents of a guide.
-
-    Raises:
-        ProgramError: for a discrete latent that is masked, whose density is not the probability of its values.
-    """
+    """The discrete local latents of a guide."""
     found = {n: s for n, s in sampled(run).items() if is_local(s) and not s["fn"].has_rsample}
     found = {n: s for n, s in found.items() if s["fn"].support.is_discrete}
-    if masked := [name for name, site in found.items() if is_weighted(site) or is_masked(site["fn"])]:
-        raise ProgramError(f"the guide's discrete site {masked[0]!r} is masked or scaled: mask the model's term alone")
     return {n: Site(n, s["fn"].support, s["value"].shape[1:], s["fn"], True, (), ()) for n, s in found.items()}
 
 
@@ -137,8 +129,7 @@ def _reparameterized(run: Trace, summed_out: bool = False) -> Trace:
 
 def _frozen(guide: PyroModule) -> Program:
     """The guide with detached weights, which get no gradient."""
-    weights = {name: tensor.detach() for name, tensor in guide.named_parameters()}
-    return lambda observed, size, **covariates: functional_call(guide, weights, (observed, size), covariates)
+    return on_tensors(guide, {name: tensor.detach() for name, tensor in guide.named_parameters()})
 
 
 def _density_at(guide: Program, drawn: _Drawn, values: Values) -> LogDensity:
@@ -171,8 +162,8 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
     The guide has to sample its sites in the order of the model, so that a prior depends only on earlier draws.
 
     Raises:
-        ProgramError: for distributions without a closed form, a mask or scale around a latent, another order of the
-            sites, or a latent whose draws carry no gradient.
+        ProgramError: for distributions without a closed form, another order of the sites, or a latent whose draws carry
+            no gradient.
     """
     guided = sampled(_reparameterized(guide_trace(guide, observed, size, covariates)))
     values = {name: site["value"] for name, site in guided.items()}
@@ -183,8 +174,6 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
     likelihood = density_of(run, size, {**observed, **values}, observed).without(guided)
     local, shared = likelihood.local, likelihood.shared
     for name, site in guided.items():
-        if is_weighted(site) or is_weighted(priors[name]):
-            raise ProgramError(f"site {name!r} is masked or scaled, use objective='stl'")
         try:
             divergence = kl_divergence(site["fn"], priors[name]["fn"])
         except NotImplementedError as error:

@@ -22,6 +22,7 @@ from calibrant.program.contract import Values
 _RISE = 0.03  # share of all steps in which the learning rate rises
 RECORDED_FROM = 500  # least number of steps, or of passes over the held-out data, for which a graph is recorded
 _SAVED = 10  # steps between checkpoints; in longer epochs, one per epoch
+_EVALUATED = 10  # steps between evaluations of the held-out ELBO; in longer epochs, one per epoch
 
 
 @dataclass
@@ -30,13 +31,15 @@ class Fit:
 
     Attributes:
         history: one row per epoch with `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and
-            "dreg" also `bound`, the held-out value of the bound that they maximise.
+            "dreg" also `bound`, the held-out value of the bound that they maximise. If an epoch has fewer than ten
+            steps, held-out values are computed every few epochs, and repeated in between.
         elbo: held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The held-out data were also
             used to choose these weights among the epochs; for a figure to publish, evaluate on other data.
         elbo_se: standard error of `elbo` over held-out data and draws.
         epochs: number of epochs that were run.
-        stopped: why training ended: "finished", "early" or "interrupted".
-        held_out: labels of the held-out data.
+        stopped: why training ended: "finished", "early" (`patience` ran out), "interrupted", or "still rising", if the
+            held-out ELBO was far from its final value when the epochs were over: give `epochs` a larger number.
+        held_out: labels of the held-out data; empty if they were given, or if none were held out.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -77,9 +80,9 @@ class Plan:
         if self.particles < 1:
             raise InferenceError(f"particles={self.particles}: give the number of draws per datum, 1 or more")
 
-    def steps(self, total: int) -> int:
-        """Number of steps in all epochs."""
-        return self.epochs * (total // self.batch_size)
+    def steps(self, total: int, epochs: int | None = None) -> int:
+        """Number of steps in these epochs, or in all."""
+        return (self.epochs if epochs is None else epochs) * (total // self.batch_size)
 
     def is_due(self, steps: int, epoch: int, total: int) -> bool:
         """Whether something that happens every `steps` steps, or every epoch if epochs are longer, is due."""
@@ -88,6 +91,10 @@ class Plan:
     def saves(self, epochs: int, total: int) -> bool:
         """Whether a checkpoint is written after `epochs` epochs."""
         return epochs == self.epochs or self.is_due(_SAVED, epochs, total)
+
+    def evaluates(self, epoch: int, total: int) -> bool:
+        """Whether the held-out ELBO is computed in an epoch, counted from 0."""
+        return epoch + 1 == self.epochs or self.is_due(_EVALUATED, epoch, total)
 
     def records(self, runs: int) -> bool:
         """Whether a graph is recorded for a function that runs `runs` times."""

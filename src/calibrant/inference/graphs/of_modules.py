@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from calibrant.inference.graphs.recording import Outputs, TensorFunction, compiled, record
 from calibrant.program.contract import Values
+from calibrant.program.environment import on_tensors
 
 _RECORDING = 7_040_021  # seed of no other use
 _SAME = 1e-4  # allowed difference of an output, relative to its norm
@@ -104,7 +104,7 @@ class Recorded:
 
     def _run(self, weights: Values, observed: Values, covariates: Values) -> Outputs:
         held = {f"inner.{name}": weight for name, weight in weights.items()}
-        return functional_call(self._inner, held, (observed, covariates))
+        return on_tensors(self._inner, held)(observed, covariates)
 
 
 class Gradient(Recorded):

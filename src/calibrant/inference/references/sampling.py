@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,16 +20,19 @@ from calibrant.inference.groups import add_groups
 from calibrant.inference.problem import checked
 from calibrant.inference.references.chains import McmcDraws
 from calibrant.inference.references.exact import ExactPosterior, solve
+from calibrant.inference.references.finite import FinitePosterior, finite_latents, sum_out
 from calibrant.inference.references.gate import exact_convergence, require_passable
 from calibrant.inference.references.lanes import NutsSettings
 from calibrant.inference.references.modal import Runs, sample_all
 from calibrant.inference.references.pyro_nuts import sample_pyro_nuts
 from calibrant.inference.references.repair import judge
 from calibrant.inference.references.searching import FEW_STARTS
+from calibrant.inference.references.target import target_of
 from calibrant.inference.trees import build_tree, data_labels, require_memory, with_coords
 from calibrant.linear_gaussian.detection import detect
 from calibrant.linear_gaussian.parameters import LinearGaussian
 from calibrant.program.contract import Program, as_program
+from calibrant.program.enumeration import combinations
 from calibrant.program.environment import defaults
 from calibrant.program.latents import sites
 from calibrant.progress import Progress, silent
@@ -66,9 +70,10 @@ def reference(
     Args:
         model: the program, in `eval()`.
         observed: site → tensor, or a `Data`.
-        method: "exact" (closed form, or quadrature over a scale), "nuts" (batched NUTS; data that fail the gate are
-            run again up to twice, with settings that depend on the cause), "pyro-nuts" (Pyro's NUTS, datum by datum),
-            or "auto" (exact where the program allows it, otherwise batched NUTS).
+        method: "exact" (closed form, quadrature over a scale, or the sum over all values where all latents are
+            discrete), "nuts" (batched NUTS; data that fail the gate are run again up to twice, with settings that
+            depend on the cause), "pyro-nuts" (Pyro's NUTS, datum by datum), or "auto" (exact where the program allows
+            it, otherwise batched NUTS).
         chains: number of chains (at least 4 for MCMC).
         warmup: number of adaptation steps per chain (MCMC only).
         draws: number of draws per chain that are kept (at least 500 for MCMC).
@@ -151,16 +156,11 @@ def reference_of(
 ) -> xr.DataTree:
     """Sample a reference, like `reference`, for a program and data that are already checked."""
     chains, draws = plan.chains, plan.draws
-    structure = structure_of(program, data) if plan.method in ("auto", "exact") else None
-    if plan.method == "exact" and structure is None:
-        raise InferenceError(
-            f"{type(program).__name__} has no exact posterior that is known here (it takes an affine decoder, Gaussian "
-            "noise, Gaussian local latents, at most one scale, and no covariates): use method='nuts'"
-        )
+    exact = _exact_solution(program, data, plan.method)
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
     require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data", width=8)
-    if structure is not None:
-        tree = _exact(program, structure, data, chains, draws, seed)
+    if exact is not None:
+        tree = _exact(program, exact, data, chains, draws, seed)
         progress("reference", len(data), len(data))
     else:
         require_passable(chains, draws)
@@ -194,28 +194,69 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
 
 def log_evidence_of(program: PyroModule, data: Data) -> Tensor:
     """Like `log_evidence`, for a program with data that are already bound."""
+    solution = _solution(program, data)
+    if solution is None:
+        raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
+    return solution.log_evidence
+
+
+def is_exact(program: PyroModule, data: Data) -> bool:
+    """Whether the reference of a program with data that are already bound is exact, so that no chains are needed."""
+    return bool(finite_latents(program, data)) or structure_of(program, data) is not None
+
+
+def _exact_solution(program: PyroModule, data: Data, method: str) -> ExactPosterior | FinitePosterior | None:
+    """The exact posterior for the methods that take it; None for Markov chains.
+
+    Raises:
+        InferenceError: if the method needs an exact posterior that is not known, or continuous latents.
+    """
+    if method in ("auto", "exact"):
+        solution = _solution(program, data)
+        if solution is None and method == "exact":
+            raise InferenceError(
+                f"{type(program).__name__} has no exact posterior that is known here (it takes discrete latents alone, "
+                "or an affine decoder, Gaussian noise, Gaussian local latents, at most one scale, and no covariates): "
+                "use method='nuts'"
+            )
+        return solution
+    if discrete := finite_latents(program, data):
+        combinations(discrete)  # says why, if the exact method could not take them either
+        raise InferenceError(
+            f"all latents ({', '.join(discrete)}) are discrete, and NUTS moves continuous ones alone: use "
+            "method='exact', which sums over their values"
+        )
+    return None
+
+
+def _solution(program: PyroModule, data: Data) -> ExactPosterior | FinitePosterior | None:
+    if discrete := finite_latents(program, data):
+        return sum_out(program, data, discrete)
     structure = structure_of(program, data)
     if structure is None:
-        raise InferenceError(f"{type(program).__name__} has no exact evidence that is known here")
-    return _solve(program, structure, data).log_evidence
-
-
-def _solve(program: PyroModule, structure: LinearGaussian, data: Data) -> ExactPosterior:
+        return None
     with torch.no_grad(), defaults(program, data.tensors()[0], torch.float64) as place:
         return solve(structure, data.tensors(*place)[0][structure.observed])
 
 
 def _exact(
-    program: PyroModule, structure: LinearGaussian, data: Data, chains: int, draws: int, seed: int
+    program: PyroModule,
+    solution: ExactPosterior | FinitePosterior,
+    data: Data,
+    chains: int,
+    draws: int,
+    seed: int,
 ) -> xr.DataTree:
-    solution = _solve(program, structure, data)
     values = solution.sample(chains, draws, stream(seed, "reference"))
+    local = latents = list(values)
+    if isinstance(solution, FinitePosterior):
+        local, latents = [n for n in values if n not in solution.constants], list(solution.values)
     tree = build_tree(
         values,
         model=program,
         data=data,
-        local=values,
-        latents=values,
+        local=local,
+        latents=latents,
         method="exact",
         independent=True,
         sample_stats={},
@@ -236,6 +277,8 @@ def _one_by_one(program: PyroModule, data: Data, settings: NutsSettings, seed: i
 def _batched(program: PyroModule, data: Data, plan: ReferencePlan, seed: int, progress: Progress) -> xr.DataTree:
     latents = sites(program, *data.batch(torch.arange(1)))
     joint = any(not site.local for site in latents.values())
+    if joint:
+        _warn_of_turns(program, data)
     continuous = [name for name, site in latents.items() if not site.support.is_discrete]
     stored = {"chains": plan.chains, "warmup": plan.warmup, "draws": plan.draws, "seed": seed}
 
@@ -249,6 +292,19 @@ def _batched(program: PyroModule, data: Data, plan: ReferencePlan, seed: int, pr
     tree = _mcmc_tree(program, data.subset(draws.data), draws, "nuts", stored)
     _attach_convergence(tree, convergence)
     return tree
+
+
+def _warn_of_turns(program: PyroModule, data: Data) -> None:
+    """Warn that the chains of a program that vmap cannot run are slow."""
+    with target_of(program, data) as target:
+        if target.in_turn:
+            warnings.warn(
+                "torch.func.vmap cannot run this program with shared latents, so that its chains run one after the "
+                "other, which is slower. It can run operations that do not write into the entries of a tensor: "
+                f"torch.stack, torch.cat, torch.where. It stopped at: {target.in_turn[:200]}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def _gated(tree: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:

@@ -1,7 +1,8 @@
 """The posterior of a program as a density on flat unconstrained vectors, for many chains at once.
 
 A *lane* is one chain of one datum; all lanes together are one run of the program with `size` = lanes. If a program has
-shared latents, a lane is a chain over the whole data set, and lanes are batched by `torch.func.vmap`.
+shared latents, a lane is a chain over the whole data set, and lanes are batched by `torch.func.vmap`, or run in turn if
+it cannot run the program (one that writes into the entries of a tensor, for example).
 
 Positive, bounded, simplex and similar supports are mapped to ℝⁿ by `program.supports.from_line`. Points of a circle or
 a sphere are the directions of an isotropic ambient vector. Finite discrete local latents are summed out, and drawn from
@@ -18,14 +19,14 @@ as long as 64 Normal ones. At κ = 0, a lane therefore holds the Normal quantile
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -43,11 +44,11 @@ from calibrant.inference.references.coordinates import (
 )
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
-from calibrant.program.enumeration import combinations
+from calibrant.program.enumeration import combinations, with_all_priors
 from calibrant.program.environment import defaults, in_double, seeded
 from calibrant.program.latents import Site, sites
 from calibrant.program.supports import innermost, is_positive, is_real
-from calibrant.program.tracing import Hold, deterministic, is_local, sampled, trace
+from calibrant.program.tracing import Hold, deterministic, is_local, sampled, trace, traced
 
 _MULTIPLIES = (0.0, 0.5, 1.0)  # candidates for κ where s multiplies z
 _DIVIDES = (0.0, -0.5, -1.0)  # candidates for κ where s is the scale of the prior of z
@@ -108,6 +109,7 @@ class Target:
         latents: names of all latents, the discrete ones too.
         width: length of the vector of a lane.
         pairs: pairs of latents for which coordinates can be chosen.
+        in_turn: why joint lanes run one after the other and not in one vmap; empty if they do not.
 
     Raises:
         InferenceError: for shared or infinite discrete latents, or supports that cannot be mapped to ℝⁿ.
@@ -126,7 +128,7 @@ class Target:
         self.joint = any(not site.local for site in found.values())
         self.latents = list(found)
         discrete = {name: site for name, site in found.items() if site.support.is_discrete}
-        self.combinations = combinations(self._of_all_data(discrete))
+        self.combinations = combinations(with_all_priors(discrete, program, self.observed, self.covariates))
         size = self.total if self.joint else 1
         with torch.no_grad(), seeded(0):
             run = trace(program, size, *self.rows(torch.arange(size)))
@@ -141,14 +143,7 @@ class Target:
         recorded = {**sampled(run), **deterministic(run)}
         self.local_sites = [name for name, site in recorded.items() if is_local(site)]
         self.pairs = self._pairs(found, coordinates)
-
-    def _of_all_data(self, discrete: Mapping[str, Site]) -> dict[str, Site]:
-        """Discrete latents with the priors of all data, whose supports may depend on covariates."""
-        if not discrete:
-            return {}
-        with torch.no_grad(), seeded(0):
-            run = sampled(trace(self.program, self.total, *self.rows(torch.arange(self.total))))
-        return {name: replace(site, prior=run[name]["fn"]) for name, site in discrete.items()}
+        self.in_turn = self._refusal_of_vmap() if self.joint else ""
 
     def _append(self, name: str, shape: torch.Size, local: bool) -> None:
         self.blocks[name] = Block(name, self.width, shape, local)
@@ -220,8 +215,26 @@ class Target:
             `(lanes,)`, nats; −∞ or NaN where a lane has no density.
         """
         if self.joint:
-            return torch.func.vmap(lambda one, power: self._density(one, power, covariates, observed).sum())(q, powers)
+            return self._each(lambda one, power: self._density(one, power, covariates, observed).sum(), q, powers)
         return self._density(q, powers, covariates, observed)
+
+    def _each(self, function: Callable[..., Any], *lanes: Tensor) -> Any:
+        """Results of a function of one joint lane for all lanes: by vmap, or in turn where vmap cannot run it."""
+        if not self.in_turn:
+            return torch.func.vmap(function)(*lanes)
+        return _stacked([function(*one) for one in zip(*lanes, strict=True)])
+
+    def _refusal_of_vmap(self) -> str:
+        """Why vmap cannot run the program; empty if it can."""
+        q, powers = torch.zeros(2, self.width), torch.zeros(2, len(self.pairs))
+        rows = self.covariates, self.observed
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of operations that vmap runs in turn by itself
+                torch.func.vmap(lambda one, power: self._density(one, power, *rows))(q, powers)
+        except Exception as error:  # a user's program may make vmap raise anything
+            return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        return ""
 
     def _density(self, q: Tensor, powers: Tensor, covariates: Values, observed: Values) -> Tensor:
         """Local terms `(size,)` with discrete latents summed out; shared terms are added to that of the first datum."""
@@ -242,9 +255,8 @@ class Target:
             raw, power = {n: _tile(value, count) for n, value in raw.items()}, _tile(powers, count)
         elif count > 1:
             raw = {n: _tile(value, count) if self.blocks[n].local else value for n, value in raw.items()}
-        with _Unconstrained(self, raw, power, held, size * count) as placed, poutine.trace() as tracer:
-            self.program(size * count, **every)
-        density = density_of(tracer.get_trace(), size * count, placed.values)
+        placed = _Unconstrained(self, raw, power, held, size * count)
+        density = density_of(traced(placed, self.program, size * count, **every), size * count, placed.values)
         local = density.local + placed.log_det_local
         return local.reshape(count, size), density.shared + placed.log_det_shared, dict(placed.values)
 
@@ -270,8 +282,9 @@ class Target:
         powers = q.new_zeros(*q.shape[:-1], len(self.pairs))
         if not self.joint:
             return self._record(q, powers, levels, covariates, observed)
-        one_lane = torch.func.vmap(lambda at, power, level: self._record(at, power, level, covariates, observed))
-        return one_lane(q, powers, levels)
+        return self._each(
+            lambda at, power, level: self._record(at, power, level, covariates, observed), q, powers, levels
+        )
 
     def _record(
         self, q: Tensor, powers: Tensor, levels: Tensor, covariates: Values, observed: Values
@@ -285,9 +298,8 @@ class Target:
         size = len(next(iter(observed.values())))
         held = {**observed, **chosen}
         raw = self.split(q)
-        with _Unconstrained(self, raw, powers, held, size) as placed, poutine.trace() as tracer:
-            self.program(size, **covariates)
-        run = tracer.get_trace()
+        placed = _Unconstrained(self, raw, powers, held, size)
+        run = traced(placed, self.program, size, **covariates)
         latents = {name: value for name, value in placed.values.items() if name not in observed}
         edges = {n: at_an_edge(run.nodes[n]["fn"], raw[n], latents[n]) for n in raw if n not in self.kinked}
         edges = {n: edge.any() if self.joint else edge.reshape(size, -1).any(1) for n, edge in edges.items()}
@@ -378,6 +390,16 @@ class _Unconstrained(Hold):
         repeats = len(raw) // len(pair.offset) if self.target.joint and pair.vector.local else 1
         offset = _tile(pair.offset, repeats)
         return offset if pair.centre is None else offset + beside(self.values[pair.centre.name], raw)
+
+
+def _stacked(results: list[Any]) -> Any:
+    """Stack the results of lanes, tensors in tuples and dicts, along a new leading dimension, as vmap does."""
+    first = results[0]
+    if isinstance(first, tuple):
+        return tuple(_stacked(list(parts)) for parts in zip(*results, strict=True))
+    if isinstance(first, dict):
+        return {name: _stacked([one[name] for one in results]) for name in first}
+    return torch.stack(results)
 
 
 def _tile(value: Tensor, count: int) -> Tensor:
