@@ -33,6 +33,8 @@ COPIES = {
     "counts": (COUNTS, COUNTS.long()),
     "classes": ((COUNTS > 3).float(), COUNTS > 3),
     "images": (IMAGES, IMAGES),
+    "the datum before": (Y[1:], Y[:-1]),
+    "the count two data before": (COUNTS[2:], COUNTS[:-2]),
 }
 OTHERS = {
     "other numbers": (Y, torch.randn(40, 8)),
@@ -41,7 +43,7 @@ OTHERS = {
     "ones": (torch.ones(40, 8), torch.ones(40, 8)),
     "few equal numbers by chance": (torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0, 1, 1])),
     "steps": (Y, torch.arange(8.0).expand(40, 8)),
-    "counts and another column": (COUNTS, COUNTS.roll(1)),
+    "counts and another column": (COUNTS, COUNTS.flip(0)),
     "another shape": (IMAGES, Y[:5]),
 }
 

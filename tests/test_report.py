@@ -25,6 +25,7 @@ from calibrant.evaluation.judgements import decisions as judging
 from calibrant.evaluation.judgements.conclusion import conclude
 from calibrant.evaluation.judgements.wording import number
 from calibrant.evaluation.reporting import image_plots, run_plots
+from calibrant.evaluation.reporting.tables import setting_rows
 
 GAPS = run_plots.gaps  # before any test replaces it
 
@@ -321,3 +322,9 @@ def test_draws_of_single_latents():
 def test_what_is_an_image(shape, image):
     found = image_plots.as_images(np.zeros(shape))
     assert (None if found is None else found.shape) == image
+
+
+def test_settings_name_the_data_of_a_check_that_had_others():
+    config = {"data": {"path": "train.npz"}, "checked": {"data": "other.npz"}}
+    assert ("check: data", "other.npz") in setting_rows(config)
+    assert setting_rows(config | {"checked": {"data": "train.npz"}}) == [("data: path", "train.npz")]

@@ -61,10 +61,12 @@ def number_rows(result: RunResult) -> list[tuple[str, str]]:
 
 def setting_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Data, model, guide and settings of a run, one line each."""
+    other = (config.get("checked") or {}).get("data")
     parts = {
         "data": config.get("data"),
         "model": (config.get("model") or {}).get("arguments"),
         "guide": config.get("guide"),
+        "check": {"data": other} if other is not None and other != (config.get("data") or {}).get("path") else None,
     }
     rows = []
     for part, values in {**parts, "settings": config.get("settings")}.items():
