@@ -358,7 +358,7 @@ def test_vectors_of_switches_and_shared_latents(monkeypatch):
     torch.testing.assert_close(terms.local.double(), (q.exp() * (p - q)).sum(1), rtol=1e-5, atol=1e-5)
     wanted = dist.LogNormal(0.0, 0.1).log_prob(gain) - dist.LogNormal(0.1, 0.05).log_prob(gain)
     torch.testing.assert_close(terms.shared, wanted)
-    monkeypatch.setattr(objectives, "_ROWS", 16)  # two data at a time
+    monkeypatch.setattr(objectives, "ROWS", 16)  # two data at a time
     assert elbo_terms(as_program(switches), as_program(switch_guide), {"x": x}, 6, {}).local.shape == (6,)
 
 

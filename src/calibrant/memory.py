@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,12 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from calibrant.errors import InferenceError
 
+T = TypeVar("T")
+
+FEW = 4  # number of data, or of draws, of the run by which the memory of a row is measured
 GIB = 1 << 30
 BLOCK = 2 * GIB  # bytes of all tensors of one run
 _SHARE = 0.5  # share of the free memory that a run may take
 _TIMES = 32  # size of the larger of two small runs, from which the memory of a row follows
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-TOO_LARGE = (
+_TOO_LARGE = (
     "one draw of one datum does not fit into the memory that is free: end other programs, or use a guide with smaller "
     "matrices"
 )
@@ -170,6 +173,22 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
+def within_memory(run: Callable[[], T], smallest: bool) -> T | None:
+    """The result of a run; None if there is not enough memory for it, and a smaller one is to be tried.
+
+    Raises:
+        InferenceError: if there is not enough memory for the `smallest` run.
+    """
+    try:
+        return run()
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+        if smallest:
+            raise InferenceError(_TOO_LARGE) from error
+    return None
+
+
 def halved(run: Callable[[Tensor, Tensor], list[Tensor]], index: Tensor, draws: Tensor) -> list[Tensor]:
     """Call `run(index, draws)`; where memory is short, in halves of the draws, or of the data if each has one draw.
 
@@ -181,13 +200,9 @@ def halved(run: Callable[[Tensor, Tensor], list[Tensor]], index: Tensor, draws: 
     Raises:
         InferenceError: if one row does not fit into the memory.
     """
-    try:
-        return run(index, draws)
-    except Exception as error:
-        if not is_memory_error(error):
-            raise
-        if len(draws) == len(index) == 1:
-            raise InferenceError(TOO_LARGE) from error
+    found = within_memory(lambda: run(index, draws), smallest=len(draws) == len(index) == 1)
+    if found is not None:
+        return found
     if len(draws) > 1:
         halves = [halved(run, index, part) for part in draws.tensor_split(2)]
         return [torch.cat(pair, 0) for pair in zip(*halves, strict=True)]

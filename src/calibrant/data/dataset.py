@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from calibrant.errors import DataError
+from calibrant.folders.tensors import bytes_of
 
 Array = Tensor | np.ndarray
 Batch = dict[str, Tensor]
@@ -165,9 +166,7 @@ class Data:
             values = self._source[key]
             found.update(f"{name} {values.dtype} {tuple(values.shape[1:])}".encode())
             for block in _row_blocks(len(self), int(np.prod(values.shape[1:]))):
-                found.update(
-                    _take(values, self._rows[block]).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                )
+                found.update(bytes_of(_take(values, self._rows[block])))
         return found.hexdigest()
 
     def select(self, names: Collection[str] | Mapping[str, str]) -> "Data":

@@ -16,6 +16,7 @@ from calibrant.program.latents import Site
 from calibrant.program.supports import single_entry
 from calibrant.program.tracing import sampled, trace
 
+ROWS = 65_536  # largest number of rows of a run in which discrete latents are summed out
 _MAX_COMBINATIONS = 1024  # of values per datum; each is a run of the program on one more row
 
 

@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError, NonFiniteLoss, ProgramError
+from calibrant.evaluation.statistics.simulated_data import refuse_unsimulated_data
 from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.amortizing import amortize
 from calibrant.guides.collapsed import CollapsedGuide
@@ -21,13 +22,12 @@ from calibrant.guides.families.choosing import choose_family
 from calibrant.inference.fitting.loop import fit
 from calibrant.program.latents import sites
 from calibrant.program.modules import copied
-from calibrant.program.simulation import refuse_unsimulated, sample_prior
+from calibrant.program.simulation import sample_prior
 from calibrant.progress import Progress
 from calibrant.streams import stream
 
 Family = dict[str, str]
 _SIMULATED = 5_000  # number of simulated training data, if none are given
-_LOOKED_AT = 256  # data that are compared with the covariates
 _BATCH, _LR, _LOWER_LR = 256, 5e-3, 1e-3  # batch size and learning rate; the lower rate is used if gradients overflow
 _RANKS = {"mean-field": 0, "faithful": 1, "program": 1, "full": 2, "collapsed": 3}
 _SMALL = 8  # largest number of entries of a site that gets a flow, if there are larger sites too
@@ -101,7 +101,7 @@ class TrainingData:
         rows = np.random.default_rng(stream(seed, "covariates")).integers(len(judged), size=_SIMULATED)
         covariates = judged.batch(rows)[1] if judged.covariate_names else {}
         try:
-            refuse_unsimulated(program, *judged.batch(rows[:_LOOKED_AT]))
+            refuse_unsimulated_data(program, judged)
             simulated = sample_prior(program, _SIMULATED, covariates, stream(seed, "simulated"))
         except ProgramError as error:
             return cls(None, "nothing", f"no data to train on were given, and none can be simulated: {error}")

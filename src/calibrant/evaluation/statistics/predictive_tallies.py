@@ -17,7 +17,7 @@ from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.data_statistics import Function, Statistic, choose_statistics
 from calibrant.inference.trees import Latent
-from calibrant.memory import TOO_LARGE, blocks, is_memory_error, measured_rows
+from calibrant.memory import FEW, blocks, measured_rows, within_memory
 from calibrant.program.contract import Program, Values
 from calibrant.program.simulation import refuse_unsimulated
 from calibrant.program.supports import is_improper
@@ -30,7 +30,6 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 GRID = np.linspace(0.0, 1.0, 101)
 MIN_DRAWS = 20
 ELEMENTS = 2**21  # largest number of entries that one run of the program draws
-_FEW = 4  # number of data of the run by which the memory of a row is measured
 KEPT = 2**22  # largest number of replicated statistics or prior draws that are kept
 
 
@@ -76,7 +75,7 @@ class Runs:
         proper = not any(is_improper(site["fn"]) for site in nodes.values())
         levels = tuple(sorted({*LEVELS, level}))
         runs = cls(model, guide, data, device, statistics, latents, ELEMENTS // max(1, entries), levels, level, proper)
-        few = data.batch(torch.arange(min(len(data), _FEW), device="cpu"), device, torch.float64)
+        few = data.batch(torch.arange(min(len(data), FEW), device="cpu"), device, torch.float64)
         largest = measured_rows(runs.largest, len(next(iter(few[0].values()))), partial(runs.of_guide, *few))
         return replace(runs, largest=largest)
 
@@ -104,13 +103,9 @@ class Runs:
 
     def of_guide(self, observed: Values, covariates: Values, repeats: int) -> list[Simulated]:
         """As `simulate`, from the guide; in several parts if memory is short."""
-        try:
-            return [self.simulate(observed, covariates, repeats, from_guide=True)]
-        except Exception as error:
-            if not is_memory_error(error):
-                raise
-            if repeats == 1:
-                raise InferenceError(TOO_LARGE) from error
+        found = within_memory(lambda: self.simulate(observed, covariates, repeats, from_guide=True), repeats == 1)
+        if found is not None:
+            return [found]
         halves = (repeats // 2, repeats - repeats // 2)
         return [one for half in halves for one in self.of_guide(observed, covariates, half)]
 

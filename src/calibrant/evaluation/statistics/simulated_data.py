@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.guides.contract import check_local_sites
 from calibrant.guides.many_draws import fixed
@@ -44,6 +45,11 @@ class Simulated:
     shared: Values
 
 
+def refuse_unsimulated_data(program: PyroModule, data: Data) -> None:
+    """Refuse a program that cannot be simulated, or not with the covariates of these data; see `refuse_unsimulated`."""
+    refuse_unsimulated(program, *data.batch(torch.arange(min(len(data), _LOOKED_AT))))
+
+
 def simulated_data(problem: Problem, found: Mapping[str, Site], size: int, rows: int, seed: int) -> Simulated:
     """Simulate data whose shared latents, if there are any, are drawn from the guide at the data of the problem.
 
@@ -59,7 +65,7 @@ def simulated_data(problem: Problem, found: Mapping[str, Site], size: int, rows:
         InferenceError: for simulated values that are not finite.
     """
     program, data, of = problem.program, problem.data, partial(stream, seed, "calibration")
-    refuse_unsimulated(program, *data.batch(torch.arange(min(len(data), _LOOKED_AT))))
+    refuse_unsimulated_data(program, data)
     chosen = np.random.default_rng(of("covariates")).integers(len(data), size=size)
     cols = data.batch(chosen)[1] if data.covariate_names else {}
     local = [name for name, site in found.items() if site.local]

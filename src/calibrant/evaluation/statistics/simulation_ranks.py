@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.problem import Problem
 from calibrant.inference.trees import SAMPLE, model_sha256, scalars
-from calibrant.memory import TOO_LARGE, is_memory_error, limited, measured_rows
+from calibrant.memory import FEW, limited, measured_rows, within_memory
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
@@ -55,7 +56,6 @@ MIN_SIMULATIONS, MIN_DRAWS = 100, 50
 _ROWS = 4096  # number of rows of a run, few enough for the processor's cache
 _POINT, _SHARED = "point/", "shared/"  # no site has a name with a slash
 _SAME_SHARED = 8  # most simulated data with the same draw of the shared latents
-_FEW = 4  # number of simulations, and of draws of each, of the run by which the memory of a row is measured
 _RECORDED_FROM = 40  # least number of runs for which they are recorded as a graph
 
 
@@ -340,16 +340,16 @@ def _joined(parts: list[Tensor]) -> Tensor:
 def _draws_of_run(run: _Run, given: Values, covariates: Values) -> int:
     """How many draws per simulation are made together: all of them, where the memory suffices."""
     size = len(given[next(iter(run.found))])
-    few = min(size, _FEW)
+    few = min(size, FEW)
     some = {name: value if name.startswith(_SHARED) else value[:few] for name, value in given.items()}
     cols = {name: value[:few] for name, value in covariates.items()}
 
     def small(times: int) -> tuple[Tensor, ...]:
-        draws = times * _FEW
+        draws = times * FEW
         return replace(run, draws=draws, parts=(draws,))(some, cols)
 
     most = size * run.draws
-    return max(1, min(run.draws, measured_rows(most, few * _FEW, small) // size))
+    return max(1, min(run.draws, measured_rows(most, few * FEW, small) // size))
 
 
 def _named(values: Values, prefix: str) -> dict[str, Tensor]:
@@ -362,27 +362,13 @@ def _run_all(run: _Run, batches: list[tuple[Values, Values]], size: int, progres
     if len(batches) >= _RECORDED_FROM:
         recorded.record(batches[0], batches[1])
     for batch in batches:
-        outputs = _with_memory(recorded, batch)
-        while outputs is None:
-            if max(run.parts) == 1:
-                raise InferenceError(TOO_LARGE)
+        while (outputs := within_memory(partial(recorded, *batch), smallest=max(run.parts) == 1)) is None:
             run = run.in_parts(max(run.parts) // 2)
             recorded = Recorded(nn.Module(), run)
-            outputs = _with_memory(recorded, batch)
         parts.append([output.cpu().numpy() for output in outputs])
         done += len(parts[-1][0])
         progress("calibration", min(size, done), size)
     return [np.concatenate(outputs)[:size].astype(np.float64) for outputs in zip(*parts, strict=True)]
-
-
-def _with_memory(recorded: Recorded, batch: tuple[Values, Values]) -> tuple[Tensor, ...] | None:
-    """The outputs for a batch; None if there is not enough memory for so many draws at a time."""
-    try:
-        return recorded(*batch)
-    except Exception as error:
-        if not is_memory_error(error):
-            raise
-    return None
 
 
 def _batches(

@@ -23,7 +23,7 @@ from calibrant.inference.bridging import Array, Bridge, bridge
 from calibrant.inference.references.gate import convergence_of
 from calibrant.inference.references.target import Target
 from calibrant.inference.trees import SAMPLE, latent_names
-from calibrant.memory import in_blocks, measured_rows
+from calibrant.memory import FEW, in_blocks, measured_rows
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double
@@ -34,7 +34,6 @@ from calibrant.program.tracing import guide_trace, trace
 Rows = npt.NDArray[np.intp]
 Words = npt.NDArray[np.object_]
 _ROWS = 65_536  # rows in one run of model and guide
-_FEW = 4  # number of data of the run by which the memory of a row is measured
 _DRAWS_AN_ENTRY = 4  # draws per entry that the estimate of a covariance needs
 
 
@@ -176,7 +175,7 @@ def _at_draws(
         found = function(rows, cols, values, len(index) * repeats)
         return [found.reshape(len(index), repeats, *found.shape[1:]).transpose(0, 1)]
 
-    few = torch.arange(min(len(data), _FEW), device="cpu")
+    few = torch.arange(min(len(data), FEW), device="cpu")
     largest = measured_rows(_ROWS, len(few), lambda times: run(few, torch.arange(times) % (chains * length)))
     found = in_blocks(run, len(data), chains * length, largest)[0].transpose(0, 1)
     return found.reshape(len(data), chains, length, *found.shape[2:])

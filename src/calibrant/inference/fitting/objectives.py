@@ -20,12 +20,10 @@ from torch.distributions import kl_divergence
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import LogDensity, density_of
-from calibrant.program.enumeration import combinations
+from calibrant.program.enumeration import ROWS, combinations
 from calibrant.program.environment import cast, defaults, on_tensors, seeded
 from calibrant.program.latents import Site
 from calibrant.program.tracing import TERM, guide_trace, is_local, latent_values, sampled, trace
-
-_ROWS = 65_536  # largest number of rows of a run in which discrete latents are summed out
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,7 @@ def elbo_terms(model: Program, guide: Program, observed: Values, size: int, cova
         except InferenceError:  # too many values to sum over: they are drawn instead
             return _elbo(model, drawn, density_of(run, size, drawn.values))
         count = len(next(iter(table.values())))
-        if size > 1 and size * count > _ROWS:
+        if size > 1 and size * count > ROWS:
             return _in_halves(model, guide, observed, size, covariates)
         drawn = _for_each_combination(guide, observed, size, covariates, run, table)
     return _elbo(model, drawn, density_of(drawn.run, drawn.size, drawn.values))

@@ -13,9 +13,9 @@ from calibrant.data.dataset import Data
 from calibrant.errors import CalibrantError
 from calibrant.inference.fitting.state import Modules
 from calibrant.program.environment import cast, defaults, seeded
-from calibrant.program.simulation import sample_prior
+from calibrant.program.simulation import refuse_weights, sample_prior
 from calibrant.program.tracing import sampled, trace
-from calibrant.program.weighting import is_masked_at_all, scaled
+from calibrant.program.weighting import is_masked_at_all
 from calibrant.streams import stream
 
 _FAR = 20.0  # data are far if they are so many times as far from the program's centre as what it simulates
@@ -49,8 +49,7 @@ def _farthest(model: PyroModule, data: Data, device: torch.device) -> tuple[str,
     some, rows = ({name: value[few] for name, value in part.items()} for part in (covariates, observed))
     with defaults(model, {**some, **rows}) as place:
         run = trace(model, _SIZE, cast(some, *place), cast(rows, *place))
-    if scaled(run):
-        return None
+    refuse_weights(run)
     sites = sampled(run)
     names = [n for n in observed if not (sites[n]["fn"].support.is_discrete or is_masked_at_all(sites[n]))]
     runs: list[dict[str, Tensor]] = []

@@ -13,13 +13,12 @@ from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
-from calibrant.program.enumeration import combinations, with_all_priors
+from calibrant.program.enumeration import ROWS, combinations, with_all_priors
 from calibrant.program.environment import cast, defaults, in_double, seeded
 from calibrant.program.latents import Site
 from calibrant.program.tracing import deterministic, is_local, sampled, trace
 
 _Part = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
-_ROWS = 65_536  # largest number of rows of a run, each for one combination of values of one datum
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +94,7 @@ def sum_out(program: PyroModule, data: Data, discrete: dict[str, Site]) -> Finit
     with defaults(program, given, torch.float64) as place, pyro.validation_enabled(False):
         table = combinations(with_all_priors(discrete, double, *data.tensors(*place)))
         table = {name: value.to(place[0]) for name, value in table.items()}
-        rows = max(1, _ROWS // len(next(iter(table.values()))))
+        rows = max(1, ROWS // len(next(iter(table.values()))))
         index = torch.arange(len(data), device="cpu").split(rows)
         parts = [_part(double, table, *data.batch(some, *place)) for some in index]
     log_joint = torch.cat([part[0] for part in parts], 1)
