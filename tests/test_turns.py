@@ -38,8 +38,8 @@ def in_threads(*functions: Callable[[], Any]) -> list[Any]:
 
 
 def fitted(seed: int) -> float:
-    observed = {"x": torch.randn(40, generator=torch.Generator().manual_seed(seed))}
-    with turn():
+    with turn():  # the data too: torch's default dtype, in which they are drawn, is that of all threads
+        observed = {"x": torch.randn(40, generator=torch.Generator().manual_seed(seed))}
         guide = cal.guides.amortize(hierarchical, observed, seed=seed)
         return cal.inference.fit(hierarchical, guide, observed, epochs=3, batch_size=8, seed=seed).elbo
 
