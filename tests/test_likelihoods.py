@@ -172,6 +172,49 @@ def test_noise_sd_is_the_sd_of_draws(part):
     assert ((squares.mean(0) - (1.15 * sd) ** 2).abs() / error).max() > limit(sd.numel())
 
 
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+
+def test_entries_are_those_of_the_observation(part):
+    likelihood, shape = part
+    likelihood.double()
+    output = some_output(likelihood, shape, 3, dtype=torch.float64)
+    entries = likelihood.marginals(output)
+    assert (entries.batch_shape, entries.event_shape) == ((3, *shape), ())
+    if len(shape) == 1 and shape[0] == 1:
+        x = likelihood(output).sample()
+        torch.testing.assert_close(entries.log_prob(x).flatten(1).sum(1), likelihood(output).log_prob(x))
+
+
+def test_distribution_function_and_quantiles_invert_each_other(part):
+    likelihood, shape = part
+    likelihood.double()
+    entries = likelihood.marginals(some_output(likelihood, shape, 3, dtype=torch.float64))
+    share = torch.linspace(0.02, 0.98, 25).double().reshape(-1, *[1] * len(entries.batch_shape))
+    values = entries.icdf(share.expand(25, *entries.batch_shape))
+    assert bool(likelihood.support.check(values).all())
+    if not likelihood.support.is_discrete:
+        torch.testing.assert_close(entries.cdf(values), share.expand_as(values), atol=1e-6, rtol=0)
+        return
+    below = entries.cdf(values) - entries.log_prob(values).exp()
+    assert bool((below < share + 1e-9).all() and (entries.cdf(values) >= share - 1e-9).all())
+
+
+def test_means_and_standard_deviations_are_those_of_the_draws(part):
+    likelihood, shape = part
+    with seeded(3), torch.no_grad():
+        entries = likelihood.double().marginals(some_output(likelihood, shape, 3, dtype=torch.float64))
+        draws = entries.sample((DRAWS,))
+    known = entries.stddev.isfinite().all()
+    if known:
+        error = entries.stddev / DRAWS**0.5
+        assert float(((draws.mean(0) - entries.mean) / error).abs().max()) < limit(error.numel())
+        squares = (draws - entries.mean) ** 2
+        error = squares.std(0) / DRAWS**0.5
+        assert float(((squares.mean(0) - entries.variance) / error).abs().max()) < limit(error.numel())
+        assert float(((squares.mean(0) - 1.3 * entries.variance) / error).abs().max()) > limit(error.numel())
+
+
 # -- the support -------------------------------------------------------------------------------------------------------
 
 

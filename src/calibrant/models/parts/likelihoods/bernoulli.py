@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -25,5 +26,16 @@ class Bernoulli(Likelihood):
     def outputs(self, shape: Shape) -> dict[str, Shape]:
         return {"logits": shape}
 
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Bernoulli(logits=output).to_event(output.dim() - 1)
+    def marginals(self, output: Tensor) -> dist.TorchDistribution:
+        return Binary(logits=output)
+
+
+class Binary(dist.Bernoulli):
+    """A Bernoulli distribution with its distribution function and quantiles."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        steps = torch.where(value < 1, 1 - self.probs, torch.ones_like(self.probs))
+        return torch.where(value < 0, torch.zeros_like(steps), steps)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return (value > 1 - self.probs).to(self.probs.dtype)

@@ -51,8 +51,8 @@ class Gaussian(Likelihood):
     def outputs(self, shape: Shape) -> dict[str, Shape]:
         return {"location": shape}
 
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(output, self.scale).to_event(output.dim() - 1)
+    def marginals(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(output, self.scale)
 
     def noise_sd(self, output: Tensor) -> Tensor:
         return self.scale

@@ -16,8 +16,9 @@ class Likelihood(nn.Module):
     """Base of the likelihoods: called on a decoder's output, it returns the distribution of the observations.
 
     A likelihood is built before the decoder, which is then built to return what `outputs` names: a tensor
-    `(size, *shape)` for one output, a tuple of such tensors, in the same order, for several. `forward` takes that and
-    returns a Pyro distribution with batch shape `(size,)` and the event shape of the observations.
+    `(size, *shape)` for one output, a tuple of such tensors, in the same order, for several. The likelihood takes that
+    and returns a Pyro distribution with batch shape `(size,)` and the event shape of the observations. If the entries
+    of an observation are independent, `marginals` is all that has to be written.
 
     Any other module that maps a decoder's output to such a distribution can stand in for a likelihood. The decoder then
     returns one tensor with the shape of the observations, and the noise is unknown unless the module has a method
@@ -37,9 +38,18 @@ class Likelihood(nn.Module):
         """
         raise NotImplementedError
 
+    def marginals(self, output: Output) -> dist.TorchDistribution:
+        """The distribution of every entry on its own, batch shape `(size, *event shape)`.
+
+        It has `log_prob`, `sample`, `mean`, `stddev` (infinite where there is none), `cdf` and, for quantiles, `icdf`:
+        the smallest value whose `cdf` is at least the probability that is given.
+        """
+        raise NotImplementedError
+
     def forward(self, output: Output) -> dist.TorchDistribution:
         """The distribution of the observations."""
-        raise NotImplementedError
+        entries = self.marginals(output)
+        return entries.to_event(len(entries.batch_shape) - 1)
 
     def noise_sd(self, output: Output) -> Tensor | None:
         """Standard deviation of an observation around its mean, in data units, in a shape that broadcasts to it.
