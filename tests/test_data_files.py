@@ -125,12 +125,12 @@ def test_bad_user_functions(tmp_path, spec, message):
 def test_unknown_names_and_options():
     with pytest.raises(DataError, match="unknown data set 'natrual-patches'; did you mean natural-patches"):
         load("natrual-patches")
-    with pytest.raises(DataError, match=r"unknown data set 'qqq'; there are cifar10, digits.*FILE\.npz"):
+    with pytest.raises(DataError, match=r"unknown data set 'qqq'; there are celeba, cifar10, digits.*FILE\.npz"):
         load("qqq")
     with pytest.raises(DataError, match="natural-patches has no option 'width': its options are size"):
         load("natural-patches", width=3)
-    with pytest.raises(DataError, match="digits has no option 'size': it has none"):
-        load("digits", size=3)
+    with pytest.raises(DataError, match="digits has no option 'width': its options are levels, size, values"):
+        load("digits", width=3)
 
 
 def test_register_data(monkeypatch, tmp_path):
@@ -150,6 +150,9 @@ def test_register_data(monkeypatch, tmp_path):
     (tmp_path / "noise").mkdir()
     assert entry.state(tmp_path) == "ready"
     assert list_data("x*") == []
+    register_data("plain", **about)(lambda root, download: {})
+    with pytest.raises(DataError, match="plain has no option 'size': it has none"):
+        load("plain", size=3)
     with pytest.raises(DataError, match="'noise' is given to two"):
         register_data("noise", **about)(lambda root, download: {})
 

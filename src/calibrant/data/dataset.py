@@ -314,6 +314,8 @@ def _checked_array(name: object, value: object) -> Array:
             f"{name} is a masked array: give its values with a value inside the support in every masked entry, "
             f"{name}.filled(VALUE), and the mask as a covariate that the program takes, ~numpy.ma.getmaskarray({name})"
         )
+    if isinstance(value, Data):
+        raise DataError(f"{name} is a split of a data set: give one split alone, such as data[{name!r}]")
     if not isinstance(value, Tensor | np.ndarray):
         raise DataError(f"{name} is a {type(value).__name__}: give a tensor or a numpy array, numpy.asarray({name})")
     real = value.dtype.kind in "biuf" if isinstance(value, np.ndarray) else not value.dtype.is_complex

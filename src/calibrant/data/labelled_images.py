@@ -1,4 +1,4 @@
-"""Labelled image sets that torchvision reads: `x` (channels, height, width) in [0, 1] and the class `y`."""
+"""Labelled image sets that torchvision reads: `x` (channels, height, width) and the class `y`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from calibrant.data.dataset import Data
+from calibrant.data.images import Images
 from calibrant.errors import DataError
 
 
@@ -25,14 +24,9 @@ def read_part(name: str, folder: Path, reader: Callable[..., Any], root: Path, d
         ) from error
 
 
-def published_splits(name: str, train: tuple[Any, Any], test: tuple[Any, Any]) -> dict[str, Data]:
+def published_splits(images: Images, train: tuple[Any, Any], test: tuple[Any, Any]) -> dict[str, Data]:
     """The published test set, and a fixed validation set: the last tenth of the published training set."""
-    both = Data({"x": train[0], "y": train[1]}, transform=_unit_interval, name=name)
+    both = images.data(train[0], {"y": train[1]})
     first_held_out = len(both) - len(both) // 10
-    test_data = Data({"x": test[0], "y": test[1]}, transform=_unit_interval, name=name)
+    test_data = images.data(test[0], {"y": test[1]}, first=len(both))
     return {"train": both[:first_held_out], "validation": both[first_held_out:], "test": test_data}
-
-
-def _unit_interval(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scale 8-bit images to [0, 1], in float32, so that their values are the same in every dtype."""
-    return {**batch, "x": batch["x"].float() / 255}

@@ -110,7 +110,10 @@ def load(
         root: folder of the files of registered sets, see `data_root`.
         download: whether to download a registered set that is missing.
         seed: random seed for the split, and for other random choices of the data set.
-        options: options of the registered set or of the function, such as `size=12` for natural-patches.
+        options: options of the registered set or of the function, such as `size=12` for natural-patches. Sets of 8-bit
+            images take `size` (a number of pixels, or height and width; None keeps the stored size) and `values`:
+            "unit" for grey values k as k/255, "dequantised" for (k + u)/256 with one uniform number u for each pixel,
+            "binarised" for one draw of 0 or 1 with probability k/255, or "thresholded" for 1 where k is 128 or more.
 
     Raises:
         DataError: for an unknown name, missing files, unknown options, or a function with a wrong result.

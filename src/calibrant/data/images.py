@@ -1,0 +1,169 @@
+"""Preprocessing that all sets of 8-bit images share: the size of the images, and what their grey values become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from calibrant.data.dataset import Batch, Data
+from calibrant.errors import DataError
+from calibrant.streams import stream
+
+VALUES = ("unit", "dequantised", "binarised", "thresholded")
+Size = int | tuple[int, int] | None
+_ROW = "row of the stored images"  # the key under which the place of every image is stored, which no program sees
+_BITS = 16  # bits of the uniform number of a pixel
+
+
+@dataclass(frozen=True)
+class Images:
+    """The options of a set of 8-bit images, and the data that they give.
+
+    Images stay 8-bit integers in memory or on the disk; grey values k become real numbers batch by batch.
+
+    Args:
+        name: name of the set in messages and reports.
+        size: height and width in pixels, or one number for both; None for the size that the images have. Images are
+            resized by Pillow with antialiased bilinear weights, and the results are 8-bit integers again, so that the
+            values stay on the grid k/255.
+        values: "unit" for k/255; "dequantised" for (k + u)/256 with u uniform on [0, 1), for densities of real numbers
+            (Theis, van den Oord & Bethge 2016, arXiv 1511.01844); "binarised" for 1 with probability k/255 and 0
+            otherwise (Salakhutdinov & Murray 2008); "thresholded" for 1 where k is 128 or more, without random numbers.
+            Random numbers are drawn once: they depend on the seed, the image and the pixel alone.
+        seed: random seed of the values.
+
+    Raises:
+        DataError: for a size or values that are not among these.
+    """
+
+    name: str
+    size: Any = None
+    values: str = "unit"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.values not in VALUES:
+            raise DataError(f"{self.name}: values={self.values!r} is given, wanted one of {', '.join(VALUES)}")
+        sides = self.size if isinstance(self.size, list | tuple) else [self.size] * 2
+        if self.size is not None and not (len(sides) == 2 and all(_is_side(side) for side in sides)):
+            raise DataError(
+                f"{self.name}: size={self.size!r} is given, wanted a number of pixels such as 28, or height and width "
+                "such as [28, 20]"
+            )
+
+    def sides(self, stored: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width after resizing, for images stored with these."""
+        height, width = stored if self.size is None else self.size if not _is_side(self.size) else [self.size] * 2
+        return int(height), int(width)
+
+    def resized(self, images: Any) -> Any:
+        """Images in the size that was asked for, 8-bit.
+
+        Args:
+            images: tensor or array of 8-bit integers, `(n, channels, height, width)`.
+        """
+        sides = self.sides(tuple(images.shape[2:]))
+        if sides == tuple(images.shape[2:]):
+            return images
+        found = np.empty((*images.shape[:2], *sides), np.uint8)
+        for row, image in enumerate(np.asarray(images)):
+            found[row] = resize_image(image, sides)
+        return found
+
+    def data(self, images: Any, labels: Mapping[str, Any] | None = None, first: int = 0) -> Data:
+        """The images as the observation `x` with real values, beside their labels.
+
+        Args:
+            images: tensor or array of 8-bit integers, `(n, channels, height, width)`.
+            labels: key → one label for every image.
+            first: number of images of the set that are in other `Data`, so that no two share random numbers.
+        """
+        arrays = {"x": self.resized(images), **(labels or {})}
+        rows = np.arange(first, first + len(arrays["x"]))
+        return Data({**arrays, _ROW: rows}, transform=self._transform(), name=self.name).select(list(arrays))
+
+    def lazily(self, images: Lazy) -> Data:
+        """The images of a `Lazy` data set as the observation `x`, each of which is read when it is needed."""
+        return Data(images, transform=self._transform(), name=self.name).select(["x"])
+
+    def _transform(self) -> Callable[[Batch], Batch]:
+        key = stream(self.seed, "grey values")
+
+        def transform(batch: Batch) -> Batch:
+            grey = batch["x"]
+            if self.values == "unit":
+                x = grey.float() / 255
+            elif self.values == "thresholded":
+                x = (grey >= 128).float()
+            else:
+                x = _with_noise(grey, uniform(key, batch[_ROW], grey.shape[1:]).to(grey.device), self.values)
+            return {**batch, "x": x}
+
+        return transform
+
+
+class Lazy(Dataset):
+    """Images that are read one by one: item n is `{"x": images(n)}`.
+
+    Args:
+        read: the function that reads the image at a position, 8-bit, `(channels, height, width)`.
+        rows: position of every image in the whole set.
+    """
+
+    def __init__(self, read: Callable[[int], np.ndarray], rows: np.ndarray) -> None:
+        self.read, self.rows = read, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = int(self.rows[index])
+        return {"x": self.read(row), _ROW: row}
+
+
+def resize_image(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """One 8-bit image `(channels, height, width)` in another height and width, by antialiased bilinear weights.
+
+    Pillow computes with integers, so that the result is the same on every machine.
+    """
+    if len(image) == 3:  # all bands at once, which is quicker than one by one
+        return _resized(np.ascontiguousarray(image.transpose(1, 2, 0)), sides).transpose(2, 0, 1)
+    return np.stack([_resized(band, sides) for band in image])
+
+
+def _resized(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize(sides[::-1], Image.Resampling.BILINEAR))
+
+
+def uniform(key: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uniform whole numbers from 0 to 2^16 − 1, `(len(rows), *shape)`, which depend on the key and the row alone.
+
+    They are the bits of numpy's counter-based generator Philox, the same in every batch and on every machine.
+    """
+    words = -(-prod(shape) * _BITS // 64)
+    drawn = [np.random.Philox(key=key, counter=[0, 0, 0, row]).random_raw(words) for row in rows.tolist()]
+    bits = np.stack(drawn).astype("<u8").view("<u2")[:, : prod(shape)]
+    return torch.from_numpy(bits.astype(np.int32)).reshape(-1, *shape)
+
+
+def _with_noise(grey: Tensor, noise: Tensor, values: str) -> Tensor:
+    """Grey values k as (k + u)/256, or as 1 with probability k/255, where u is the noise divided by 2^16.
+
+    The integer 2^16·k + noise has 24 bits, which float32 holds exactly: no value is rounded to the next grey value.
+    """
+    if values == "binarised":
+        return (255 * noise < grey.int() * 2**_BITS).float()
+    return (grey.int() * 2**_BITS + noise).float() / 2 ** (8 + _BITS)
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, int | np.integer) and not isinstance(side, bool) and bool(side > 0)
