@@ -15,7 +15,7 @@ from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import ProgramError
 from calibrant.guides.amortized import AmortizedGuide
-from calibrant.guides.encoders.choosing import default_encoder, encoder_of_a_scale
+from calibrant.guides.encoders.choosing import default_encoder, encoder_of_a_scale, is_published, kinds_of
 from calibrant.guides.encoders.inputs import set_statistics
 from calibrant.guides.families.choosing import choose_family
 from calibrant.guides.structure import structure_of
@@ -68,9 +68,10 @@ def amortize(
             jointly Gaussian given this scale have their exact conditional).
         family: "auto" (by support and prior; "dense" in a full structure, "flow" for the scale of a collapsed one), or
             site → name of a family, one of `calibrant.guides.FAMILIES`.
-        encoder: "mlp", "conv", "set", "sequence", or input → kind, as `guides.encoders.choosing.make_encoder` takes
-            them; a module `dict of inputs → (size, features)` with an attribute `features`; or None to choose by the
-            shapes of the inputs.
+        encoder: "mlp", "conv", "set", "sequence", "sigma-vae", `{"name": one of these, **options}`, or input → kind, as
+            `guides.encoders.choosing.make_encoder` takes them; a module `dict of inputs → (size, features)` with an
+            attribute `features`; or None to choose by the shapes of the inputs. With "sigma-vae", the published network
+            of the σ-VAE, Normal latents get the family "log-variance" in place of "normal", as in its paper.
         covariates: keyword → tensor, leading dimension data; the encoder sees them too.
         seed: random seed for the initial weights.
 
@@ -91,11 +92,15 @@ def amortize(
         raise ProgramError(
             f"family= names {sorted(unknown)}, which are no latents to be learned; those are {sorted(learned)}"
         )
+    encoding = _encoder_spec(encoder, rows, structure)
     spec = {
         "structure": structure,
-        "encoder": _encoder_spec(encoder, rows, structure),
+        "encoder": encoding,
         "inputs": {name: list(value.shape[1:]) for values in rows for name, value in values.items()},
-        "sites": [_site_spec(latent[name], parents, structure, family) for name, parents in learned.items()],
+        "sites": [
+            _site_spec(latent[name], parents, structure, family, is_published(encoding))
+            for name, parents in learned.items()
+        ],
         **({"block": block} if block else {}),
     }
     combinations({name: site for name, site in latent.items() if site.support.is_discrete})  # refuses what fit would
@@ -125,11 +130,15 @@ def _encoder_spec(
         [(name, shape)] = shapes.items()
         return encoder_of_a_scale(spec, name, shape)
     if isinstance(spec, Mapping):
+        if "name" in spec and "name" not in shapes:
+            return kinds_of(spec, shapes)
         return {name: dict(kind) if isinstance(kind, Mapping) else kind for name, kind in spec.items()}
     return spec
 
 
-def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str | Mapping[str, str]) -> dict[str, Any]:
+def _site_spec(
+    site: Site, parents: tuple[str, ...], structure: str, family: str | Mapping[str, str], published: bool
+) -> dict[str, Any]:
     if site.support.is_discrete and not site.local:
         raise ProgramError(
             f"latent {site.name!r} is discrete and shared: amortize supports only local discrete latents; sum it out "
@@ -140,6 +149,8 @@ def _site_spec(site: Site, parents: tuple[str, ...], structure: str, family: str
     if asked == "auto" and structure in _RICHER:
         with suppress(ProgramError):  # classes and directions have no covariance on the line
             chosen = choose_family(site.name, site.support, site.prior, _RICHER[structure])
+    if asked == "auto" and published and site.local and chosen == "normal":
+        chosen = "log-variance"
     return {
         "name": site.name,
         "event_shape": list(site.event_shape),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from calibrant.calls import own_calls
 from calibrant.models.parts.likelihoods.bernoulli import Bernoulli
 from calibrant.models.parts.likelihoods.gaussian import Gaussian
+from calibrant.models.parts.likelihoods.grey import grey_values
 from calibrant.models.parts.likelihoods.protocol import Likelihood
 from calibrant.models.parts.likelihoods.registry import (
     LikelihoodCard,
@@ -42,6 +43,7 @@ __all__ = [
     "constructor_arguments",
     "create",
     "from_decoder",
+    "grey_values",
     "list_likelihoods",
     "list_models",
     "make_likelihood",

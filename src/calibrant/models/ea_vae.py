@@ -46,9 +46,9 @@ class EAVAE(PyroModule):
         shape: event shape of `x`.
         latents: dimension of `z`.
         prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
-        decoder: "linear", "mlp", "conv", or a module. The columns of the linear decoder have the fixed norm
-            √(pixels/latents), so that the scale cannot be absorbed by the dictionary: under the Normal prior, `scale`
-            is the standard deviation of a pixel's signal.
+        decoder: "linear", "mlp", "conv" or "sigma-vae", `{"name": …, **arguments}`, or a module. The columns of the
+            linear decoder have the fixed norm √(pixels/latents), so that the scale cannot be absorbed by the
+            dictionary: under the Normal prior, `scale` is the standard deviation of a pixel's signal.
         scale_prior: "lognormal", "gamma" or "softplus-laplace", or `{"name": …, **parameters}`.
         multiplies: what the scale multiplies: the "latents", the decoder's "output" (its bias too), or the "logits"
             of a likelihood that takes them, such as Bernoulli (scale 0 is then mid-grey, not blank). If the decoder has
@@ -66,7 +66,7 @@ class EAVAE(PyroModule):
         shape: tuple[int, ...],
         latents: int = 64,
         prior: str = "normal",
-        decoder: str | nn.Module = "linear",
+        decoder: str | dict[str, Any] | nn.Module = "linear",
         scale_prior: str | dict[str, Any] = "lognormal",
         multiplies: str = "latents",
         likelihood: str | dict[str, Any] | nn.Module | None = None,
@@ -77,7 +77,8 @@ class EAVAE(PyroModule):
         self.multiplies = multiplies
         self.prior = vector_prior(prior, latents)
         self.prior_of_scale = named_scale_prior(scale_prior, ("lognormal", "gamma", "softplus-laplace"))
-        noise = make_likelihood(likelihood or ("bernoulli" if multiplies == "logits" else "gaussian"))
+        likelihood = likelihood or ("bernoulli" if multiplies == "logits" else "gaussian")
+        noise = make_likelihood(likelihood, tuple(shape))
         if multiplies != "latents" and (multiplies == "logits") != takes_logits(noise, tuple(shape)):
             raise ProgramError(
                 f'multiplies={multiplies!r} does not fit {type(noise).__name__}: write multiplies="logits" where the '

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from calibrant.errors import ProgramError
-from calibrant.models.parts.likelihoods.protocol import takes_logits
+from calibrant.models.parts.likelihoods.protocol import outputs_of, takes_logits
 from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.program.contract import PLATE
 from calibrant.program.environment import defaults, seeded
@@ -69,9 +69,10 @@ def from_decoder(
     |---------------------------------------------------|------------------------------------------------------------|
     | binary cross-entropy of logits                    | `"bernoulli"`                                              |
     | binary cross-entropy of probabilities             | `lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)`        |
-    | squared error, summed over the entries            | `{"name": "gaussian", "scale": 0.5**0.5, "learn": False}`  |
-    | squared error, averaged over the entries          | the Gaussian above, with scale (D/2)^½                     |
-    | either squared error, the KL multiplied by β      | the Gaussian of that row, its scale multiplied by β^½      |
+    | squared error, summed over the entries            | `"beta"`: a Gaussian of fixed scale ½^½                    |
+    | squared error, averaged over the entries          | `{"name": "beta", "beta": D}`                              |
+    | either squared error, the KL multiplied by β      | that of its row, with β or β·D as `"beta"`                 |
+    | half the squared error                            | that of its row, with `"error": "half-sse"` beside it      |
     | Gaussian, the decoder returns (mean, log variance)| `lambda o: dist.Normal(o[0], (o[1] / 2).exp()).to_event(1)`|
 
     Cross-entropy is summed over the entries. For grey values it is not a log likelihood, and such data are refused:
@@ -251,9 +252,9 @@ def _check_likelihood(model: DecoderModel, output: Any) -> None:
     try:
         fn = model.likelihood(output)
     except Exception as error:
-        parts = "" if isinstance(output, Tensor) else ": give a function of this output that returns a distribution"
         raise ProgramError(
-            f"the likelihood does not take the decoder's output, {_shape_of(output)} ({_first_line(error)}){parts}"
+            f"the likelihood does not take the decoder's output, {_shape_of(output)} ({_first_line(error)})"
+            f"{_what_it_takes(model.likelihood, output)}"
         ) from error
     _require_pyro(fn, "likelihood")
     if tuple(fn.batch_shape) == (_SIZE,):
@@ -262,6 +263,13 @@ def _check_likelihood(model: DecoderModel, output: Any) -> None:
     if fn.batch_shape[:1] == (_SIZE,):
         raise ProgramError(f"{found}: all other dimensions belong to the event, so end it with .to_event(their number)")
     raise ProgramError(f"{found}: the decoder's output is {_shape_of(output)}, its leading dimension must be the data")
+
+
+def _what_it_takes(likelihood: nn.Module, output: Any) -> str:
+    if not isinstance(output, Tensor):
+        return ": give a function of this output that returns a distribution"
+    names = ", ".join(outputs_of(likelihood, tuple(output.shape[1:])))
+    return f": the decoder must return the tuple ({names})" if "," in names else ""
 
 
 def _require_pyro(fn: Any, part: str) -> None:

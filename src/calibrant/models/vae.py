@@ -39,8 +39,8 @@ class VAE(PyroModule):
         shape: event shape of `x`.
         latents: dimension of `z`.
         prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
-        decoder: "linear", "mlp", "conv", or a module that maps `(size, latents)` to the input of the likelihood, which
-            for a Gaussian has shape `(size, *shape)`.
+        decoder: "linear", "mlp", "conv" or "sigma-vae", `{"name": …, **arguments}`, or a module that maps `(size,
+            latents)` to the input of the likelihood, which for a Gaussian has shape `(size, *shape)`.
         likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module; "gaussian" has a
             scale that is learned and shared by all entries.
     """
@@ -54,12 +54,12 @@ class VAE(PyroModule):
         shape: tuple[int, ...],
         latents: int = 64,
         prior: str = "normal",
-        decoder: str | nn.Module = "linear",
+        decoder: str | dict[str, Any] | nn.Module = "linear",
         likelihood: str | dict[str, Any] | nn.Module = "gaussian",
     ) -> None:
         super().__init__()
         self.prior = vector_prior(prior, latents)
-        noise = make_likelihood(likelihood)
+        noise = make_likelihood(likelihood, tuple(shape))
         self.decoder = make_decoder(decoder, latents, outputs_of(noise, tuple(shape)))
         self.likelihood = noise
 

@@ -107,10 +107,25 @@ def copied(module: Module) -> Module:
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
 
 
+def settled_parts(program: nn.Module) -> dict[str, Any]:
+    """The modules that take their noise scale from the whole training set, and in `train()` from a minibatch."""
+    return {name: module for name, module in program.named_modules() if _settles_noise(module)}
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a module has weights, none of which is trained."""
+    weights = list(module.parameters())
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
+
+
+def _settles_noise(module: nn.Module) -> bool:
+    return hasattr(type(module), "settle_noise")
+
+
 def _is_random(module: nn.Module) -> bool:
     dropout = isinstance(module, _DropoutNd) and module.p > 0
     spectral = isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in _hooks(module))
-    return module.training and (dropout or spectral or isinstance(module, _BatchNorm))
+    return module.training and (dropout or spectral or isinstance(module, _BatchNorm) or _settles_noise(module))
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
 from calibrant.errors import DataError, ProgramError
 from calibrant.program.contract import (
@@ -37,9 +38,18 @@ from calibrant.program.idioms import (
 )
 from calibrant.program.independence import DATA_COMPARED, IN_DOUBLE, check_independence
 from calibrant.program.latents import few
+from calibrant.program.losses import refuse_scales_from_data
 from calibrant.program.modules import buffers_kept, check_modules
 from calibrant.program.running import TOTALS_THAT_DIFFER, in_full_precision, running
-from calibrant.program.supports import anywhere, bounds, has_fixed_total, innermost, inside, is_made_from_angles
+from calibrant.program.supports import (
+    anywhere,
+    base_support,
+    bounds,
+    has_fixed_total,
+    innermost,
+    inside,
+    is_made_from_angles,
+)
 from calibrant.program.tracing import (
     TERM,
     batch_error,
@@ -117,6 +127,8 @@ def _refuse(program: PyroModule, observed: Values, covariates: Values) -> None:
         double = in_double(program)
         check_independence(program, double, rows, cols)
         _check_masks(program, [name for name in observed if is_masked_at_all(sampled(run)[name])], rows, cols)
+        with defaults(program, {**rows, **cols}, torch.float64) as place:
+            refuse_scales_from_data(double, observed, cast(rows, *place), cast(cols, *place))
         check_gradients(program, double, rows, cols)
 
 
@@ -261,7 +273,10 @@ def _check_observed(run: Trace, observed: Values) -> None:
                 "computed, and name no observed site in the config of poutine.reparam"
             )
         if name not in found:
-            raise ProgramError(f"the program never samples {name!r}; its sites are {sorted(found)}")
+            raise ProgramError(
+                f"the program never samples {name!r}; its sites are {sorted(found)}: give its observed sites alone, as "
+                "data.select(NAMES) does"
+            )
         wanted = tuple(found[name]["value"].shape[1:])
         if tuple(value.shape[1:]) != wanted:
             raise DataError(f"{name!r} has shape {tuple(value.shape[1:])} per datum, the program samples {wanted}")
@@ -289,7 +304,7 @@ def check_support(program: Program, observed: Values, covariates: Values, labels
 
     Raises:
         DataError: naming the site and the first datum outside its support, or with another total of counts than the
-            program draws.
+            program draws. A support with an attribute `remedy` says there what to do with the data.
     """
     size = len(next(iter(observed.values())))
     run = trace(program, size, covariates)
@@ -300,10 +315,13 @@ def check_support(program: Program, observed: Values, covariates: Values, labels
             _check_totals(name, site, value, labels)
         allowed = inside(site["fn"], value).reshape(size, -1).all(1)
         if not allowed.all():
+            support = base_support(site["fn"].support)
+            usual = "transform the data to 0 and 1" if support is constraints.boolean else "transform the data"
+            remedy = getattr(support, "remedy", usual)
             raise DataError(
                 f"{name!r} is outside the support of its {type(innermost(site['fn'])).__name__} likelihood, "
-                f"{site['fn'].support}, at datum {labels[int(allowed.int().argmin())]}: transform the data, or choose "
-                "a likelihood that takes such values (masked entries hold any value inside the support)"
+                f"{support}, at datum {labels[int(allowed.int().argmin())]}: {remedy}, or choose a "
+                "likelihood that takes such values (masked entries hold any value inside the support)"
             )
 
 

@@ -13,6 +13,7 @@ from calibrant.program.contract import Program, Values, as_program, check_argume
 from calibrant.program.copied_data import covariate_with_data
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import few
+from calibrant.program.losses import refuse_losses
 from calibrant.program.supports import is_improper
 from calibrant.program.tracing import factors, messages, sampled, trace
 from calibrant.program.weighting import scaled
@@ -41,8 +42,8 @@ def sample_prior(
         site → tensor; local sites have leading dimension `size`.
 
     Raises:
-        ProgramError: for a program with a factor, or with an improper prior of a site that is drawn: neither can be
-            simulated.
+        ProgramError: for a program with a factor, a likelihood that is a training loss, or an improper prior of a site
+            that is drawn: none can be simulated.
         DataError: for covariates that are missing or unknown.
     """
     program, covariates, held = as_program(model), covariates or {}, values or {}
@@ -50,6 +51,7 @@ def sample_prior(
     with torch.no_grad(), seeded(seed), defaults(program, covariates) as place:
         run = trace(program, size, cast(covariates, *place), cast(held, *place))
     _refuse_factors(run)
+    refuse_losses(run)
     drawn = {name: site for name, site in sampled(run).items() if name not in held}
     if improper := [name for name, site in drawn.items() if is_improper(site["fn"])]:
         raise ProgramError(f"site {improper[0]!r} has an improper prior: this program can't be simulated")
@@ -59,12 +61,13 @@ def sample_prior(
 
 
 def refuse_weights(run: Trace) -> None:
-    """Refuse a run of a program with a factor or with a scaled observation, whose density no simulated data follow.
+    """Refuse a run of a program with a factor, a scaled observation or a training loss, which no simulated data follow.
 
     Raises:
         ProgramError: naming the site.
     """
     _refuse_factors(run)
+    refuse_losses(run)
     if weighted := scaled(run):
         raise ProgramError(
             f"site {weighted[0]!r} is scaled, a weighted likelihood that no draws follow: this program can't be "

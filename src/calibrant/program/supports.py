@@ -78,6 +78,11 @@ def has_fixed_total(fn: Any) -> bool:
     return any(isinstance(layer, _OF_A_TOTAL) for layer in _all_layers(fn))
 
 
+def training_loss(fn: Any) -> Any | None:
+    """The distribution in a site's distribution that says that it is no density (`is_density = False`)."""
+    return next((layer for layer in _all_layers(fn) if getattr(layer, "is_density", True) is False), None)
+
+
 def is_masked(fn: Any) -> bool:
     """Whether some entries of a distribution are masked, so that they do not contribute to its density."""
     return any(True for _ in masks(fn))

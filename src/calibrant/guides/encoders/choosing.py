@@ -11,7 +11,7 @@ from torch import nn
 
 from calibrant.errors import ProgramError
 from calibrant.guides.encoders.collections import SequenceEncoder, SetEncoder
-from calibrant.guides.encoders.images import ConvEncoder, MLPEncoder
+from calibrant.guides.encoders.images import ConvEncoder, MLPEncoder, SigmaVAEEncoder
 from calibrant.guides.encoders.inputs import ClassEncoder, Filled, FusedEncoder
 from calibrant.guides.encoders.layers import Shapes
 
@@ -29,8 +29,10 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "set": SetEncoder,
     "sequence": SequenceEncoder,
     "classes": ClassEncoder,
+    "sigma-vae": SigmaVAEEncoder,
 }
-_SETS = ("set", "sequence")
+_SETS, _IMAGES = ("set", "sequence"), ("conv", "sigma-vae")
+_OF_ONE_WIDTH = ("classes", "sigma-vae")  # kinds that are no narrower beside other inputs
 
 
 def default_encoder(shapes: Shapes) -> str | dict[str, Any]:
@@ -48,10 +50,11 @@ def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
     """Build an encoder, `dict of inputs → (size, features)`, from its specification (JSON values), without data.
 
     Args:
-        spec: "mlp" for all inputs joined to one vector; "conv", "set" or "sequence" for all inputs with three, two or
-            two dimensions, respectively, with the encoders of `default_encoder` for the remaining inputs; or input →
-            kind. A kind is one of these names, "classes", or `{"kind": name, **options}` with options of its class
-            (`hidden`, `count`, …) and `mask`, the name of the input that masks this one. Masked entries never affect
+        spec: "mlp" for all inputs joined to one vector; "conv" or "sigma-vae" (the published network of the σ-VAE) for
+            all inputs with three dimensions, "set" or "sequence" for all with two, with the encoders of
+            `default_encoder` for the remaining inputs; `{"name": name, **options}` for one of these with options of its
+            class (`hidden`, `width`, …); or input → kind. A kind is one of these names, "classes", or `{"kind":
+            name, **options}`, with `mask` for the name of the input that masks this one. Masked entries never affect
             the features.
         shapes: input → event shape, of observations and covariates.
 
@@ -60,7 +63,7 @@ def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
     """
     if spec == "mlp":
         return MLPEncoder(shapes)
-    kinds = _by_input(_by_dimensions(spec, shapes) if isinstance(spec, str) else spec, shapes)
+    kinds = kinds_of(spec, shapes)
     parts = [_make_part(name, kind, shapes, alone=len(kinds) == 1) for name, kind in kinds.items()]
     return parts[0] if len(parts) == 1 else FusedEncoder(parts)
 
@@ -71,7 +74,7 @@ def encoder_of_a_scale(spec: str | Mapping[str, Any], name: str, shape: tuple[in
     Data of a Gaussian scale mixture include images with fifty times the usual contrast. For these, a log scale that is
     linear in the image is far off, although theirs are the scales that the data determine best.
     """
-    kinds = _by_input(spec if isinstance(spec, Mapping) else {name: spec}, {name: shape})
+    kinds = _by_input({name: spec}, {name: shape}) if isinstance(spec, str) else kinds_of(spec, {name: shape})
     options = {"mlp": {"vector": False}, "conv": {"vector": False}}
     return {name: {**options.get(kind["kind"], {}), **kind} for name, kind in kinds.items()}
 
@@ -81,9 +84,36 @@ ENCODERS: dict[str, Callable[[Shapes], nn.Module]] = {
 }
 
 
+def kinds_of(spec: str | Mapping[str, Any], shapes: Shapes) -> dict[str, dict[str, Any]]:
+    """Input → `{"kind": name, **options}` for a specification that `make_encoder` takes, other than a lone "mlp".
+
+    Raises:
+        ProgramError: for an unknown kind or input.
+    """
+    if not isinstance(spec, Mapping):
+        return _by_input(_by_dimensions(spec, shapes), shapes)
+    if "name" in spec and "name" not in shapes:
+        options = {key: value for key, value in spec.items() if key != "name"}
+        names = dict.fromkeys(shapes, "mlp") if spec["name"] == "mlp" else _by_dimensions(spec["name"], shapes)
+        return _by_input({name: {"kind": kind, **options} for name, kind in names.items()}, shapes)
+    return _by_input(spec, shapes)
+
+
+def is_published(spec: str | Mapping[str, Any] | None) -> bool:
+    """Whether an encoder is a published network, whose features go to linear layers for means and log variances.
+
+    Args:
+        spec: specification of an encoder, "sigma-vae" or input → `{"kind": name, …}`; None for a module.
+    """
+    if isinstance(spec, Mapping):
+        kinds = [kind.get("kind") if isinstance(kind, Mapping) else kind for kind in spec.values()]
+        return kinds == ["sigma-vae"]
+    return spec == "sigma-vae"
+
+
 def _by_dimensions(kind: str, shapes: Shapes) -> dict[str, str]:
     _known(kind)
-    wanted = 3 if kind == "conv" else 2
+    wanted = 3 if kind in _IMAGES else 2
     masks = {_mask_of(name, shapes) for name in shapes}
     found = {name: kind for name, shape in shapes.items() if len(shape) == wanted and name not in masks}
     if not found or kind == "classes":
@@ -128,7 +158,7 @@ def _known(kind: Any) -> str:
 def _make_part(name: str, kind: Mapping[str, Any], shapes: Shapes, alone: bool) -> nn.Module:
     """The encoder of one input; if there are other inputs too, it is half as wide as usual."""
     options, mask = {key: value for key, value in kind.items() if key not in ("kind", "mask")}, kind.get("mask")
-    if not alone and kind["kind"] != "classes":
+    if not alone and kind["kind"] not in _OF_ONE_WIDTH:
         options = {"hidden": 128, **options}
     own = {name: shapes[name]}
     try:

@@ -84,6 +84,42 @@ class ConvEncoder(nn.Module):
         return avg_pool2d(image.reshape(-1, *self.shape), sides, ceil_mode=True).flatten(1)
 
 
+class SigmaVAEEncoder(nn.Module):
+    """The encoder of the small network of the σ-VAE (Rybkin, Daniilidis & Levine 2021, arXiv 2006.13202, appendix B).
+
+    Three convolutions of the image as it is, with ReLU, of which the second and third halve its sides.
+
+    Args:
+        shapes: shape of one image, (channels, height, width).
+        width: number of maps of the first layer, which is doubled by each of the others; 32 in the paper.
+    """
+
+    def __init__(self, shapes: Shapes, width: int = 32) -> None:
+        if len(shapes) != 1 or any(len(shape) != 3 or min(shape[1:]) < 2 for shape in shapes.values()):
+            raise ProgramError(
+                "the encoder 'sigma-vae' takes one image (channels, height, width) of at least 2×2 pixels, not "
+                f"{dict(shapes)}"
+            )
+        if not (isinstance(width, int) and width > 0):
+            raise ProgramError(f"width={width!r} of the encoder 'sigma-vae': give a whole number above 0")
+        ((name, (channels, height, columns)),) = shapes.items()
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 4 * width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        self.name, self.features = name, 4 * width * ((height // 2 + 1) // 2) * ((columns // 2 + 1) // 2)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        image = inputs[self.name]
+        return self.network(image.to(next(self.network.parameters()).dtype))
+
+
 def _convolutions(shape: tuple[int, ...], channels: int) -> tuple[nn.Sequential, int]:
     """The convolutional layers, and the number of their outputs."""
     stride = next((s for s in (1, 2) if max(shape[1:]) <= 16 * s), 4)

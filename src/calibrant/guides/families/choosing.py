@@ -29,6 +29,7 @@ _THROUGH_THE_LINE: dict[str, Callable[[tuple[int, ...], str], Family]] = {
     "flow": _flow,
 }
 _OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Family]] = {
+    "log-variance": densities.LogVariance,
     "dirichlet": densities.Dirichlet,
     "vonmises": on_spheres.Circle,
     "vmf": on_spheres.Sphere,
@@ -112,7 +113,8 @@ def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     suffix = "" if words == "real" else f"@{words}"
     entrywise = [family for family, entry in ENTRIES.items() if entry.support == words]
     mapped = [family + suffix for family in _THROUGH_THE_LINE]
-    covering = [*entrywise, *(["dirichlet"] if words == "simplex" else []), *mapped]
+    of_shape = {"real": ["log-variance"], "simplex": ["dirichlet"]}.get(words, [])
+    covering = [*entrywise, *of_shape, *mapped]
     best = _OWN.get(type(own).__name__, _USUAL.get(words))
     return sorted(covering, key=lambda family: (family != best, family != f"transformed{suffix}"))
 

@@ -34,12 +34,14 @@ class Family(nn.Module, ABC):
     Attributes:
         raw: number of outputs that the family takes from the head, per datum.
         locations: how many of these outputs are locations on the line; they come first.
+        is_plain: whether the head is a linear layer of the features, with torch's initial weights.
         width_on_line: number of entries of a value of the site on the line, as later heads see it.
     """
 
     raw: int
     locations: int
     width_on_line: int
+    is_plain = False
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -140,9 +142,13 @@ def _gamma_of_shape_two(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
     return dist.Gamma(torch.full_like(loc, 2.0), 2 * (-loc).exp())
 
 
+def degrees_of_freedom(raw: Tensor) -> Tensor:
+    """Degrees of freedom of a Student-t from the output of a network: between 1 and 100, and 10 at 0."""
+    return 10 * (2.3 * torch.tanh(raw / 2.3)).exp()
+
+
 def _student(loc: Tensor, scale: Tensor, raw: Tensor) -> dist.TorchDistribution:
-    """A Student-t whose degrees of freedom are between 1 and 100, and 10 at first."""
-    return dist.StudentT(10 * (2.3 * torch.tanh(raw / 2.3)).exp(), loc, scale)
+    return dist.StudentT(degrees_of_freedom(raw), loc, scale)
 
 
 class _Beta(dist.Beta):
@@ -211,6 +217,26 @@ class Entrywise(OnLine):
         loc, scale = self.located(raw, center, width)
         others = raw[:, 2 * self.locations :].reshape(len(raw), self.entry.others, *self.line_shape).unbind(1)
         return self.entry.build(loc, scale, *others).to_event(len(self.event_shape))
+
+
+class LogVariance(OnLine):
+    """Normals with independent entries, whose means and log variances are the outputs of the head themselves.
+
+    This is the posterior of most published variational autoencoders (Kingma & Welling 2014, arXiv 1312.6114, appendix
+    C.2). Location and scale of the prior have no part in it, so that a new guide is near mean 0 and variance 1.
+    """
+
+    is_plain = True
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, event_shape, None)
+
+    def to_line(self, value: Tensor) -> Tensor:
+        return value
+
+    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        mean, log_variance = raw.reshape(len(raw), 2, *self.line_shape).unbind(1)
+        return dist.Normal(mean, (log_variance / 2).exp()).to_event(len(self.event_shape))
 
 
 class Transformed(OnLine):

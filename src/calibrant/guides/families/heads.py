@@ -24,14 +24,15 @@ class Modulation(nn.Module):
         gain, offset = (self.damp * self.network(context)).chunk(2, -1)
         return features * (1 + gain) + offset
 
-    def through(self, out: nn.Linear, features: Tensor, parents: Tensor) -> Tensor:
-        """`out` applied to the modulated features divided by √(number of features), for many draws of the parents.
+    def through(self, out: nn.Linear, divisor: float, features: Tensor, parents: Tensor) -> Tensor:
+        """`out` applied to the modulated features divided by `divisor`, for many draws of the parents.
 
         The result is linear in the hidden layer, with a matrix that depends only on the features of the datum. So the
         cost of a draw is proportional to the size of this layer, not to the number of features.
 
         Args:
             out: a linear map of features.
+            divisor: the number by which the features are divided.
             features: `(size, features)`.
             parents: `(size · draws, parents)`; the rows of a datum are consecutive.
         """
@@ -39,7 +40,7 @@ class Modulation(nn.Module):
         summary = self.summary(features).tanh().repeat_interleave(draws, 0)
         first, activation, last = self.network.children()
         hidden = activation(first(torch.cat([parents, summary], -1))).reshape(size, draws, -1)
-        weight = out.weight / features.shape[1] ** 0.5
+        weight = out.weight / divisor
         last_weight, last_bias = last.parameters()
         (gain, offset), (gain_bias, offset_bias) = last_weight.chunk(2), last_bias.chunk(2)
         slope = self.damp * ((weight * features[:, None]) @ gain + weight @ offset)
@@ -97,8 +98,11 @@ class Head(nn.Module):
         self.family = make_family(family, torch.Size(event_shape))
         self.width_on_line = self.family.width_on_line
         self.out = nn.Linear(features, self.family.raw)
-        nn.init.normal_(self.out.weight, std=0.1)
-        nn.init.zeros_(self.out.bias)
+        # The division makes the effect of an Adam step on the outputs independent of the number of features.
+        self.divisor = 1.0 if self.family.is_plain else features**0.5
+        if not self.family.is_plain:
+            nn.init.normal_(self.out.weight, std=0.1)
+            nn.init.zeros_(self.out.bias)
         self.modulation = Modulation(features, parents) if parents else None
         self.regression = Regression(features, parents, self.family.locations) if parents and regression else None
         center, width = self.family.start()
@@ -132,7 +136,6 @@ class Head(nn.Module):
     def _raw(self, features: Tensor, parents: Tensor | None) -> Tensor:
         if self.modulation is not None and parents is not None:
             if len(parents) > len(features):
-                return self.modulation.through(self.out, features, parents)
+                return self.modulation.through(self.out, self.divisor, features, parents)
             features = self.modulation(features, parents)
-        # The division makes the effect of an Adam step on the outputs independent of the number of features.
-        return self.out(features / features.shape[1] ** 0.5)
+        return self.out(features / self.divisor)

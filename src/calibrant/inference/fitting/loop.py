@@ -32,6 +32,7 @@ from calibrant.inference.fitting.lengths import (
     patient_epochs,
     still_rises,
 )
+from calibrant.inference.fitting.noise import noise_of, settle_noise, start_noise, warn_of_late_noise
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE, check_objective
 from calibrant.inference.fitting.scales import warn_of_far_data
 from calibrant.inference.fitting.state import (
@@ -47,6 +48,7 @@ from calibrant.inference.problem import check_supports
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults, seeded
 from calibrant.program.latents import sites
+from calibrant.program.losses import has_training_loss
 from calibrant.program.refusals import check_program
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
@@ -77,6 +79,8 @@ def fit(
     progress: Progress = silent,
 ) -> Fit:
     """Train model and guide in place on the ELBO, and restore the weights with the best held-out value.
+
+    A likelihood that is a training loss and no density takes the place of the log likelihood; `Fit.is_elbo` is False.
 
     The optimiser is Adam with cosine decay to zero over `epochs`. The held-out ELBO always uses the same random stream,
     so that epochs can be compared. The ELBO in nats per datum is reported for every objective; "iwae" and "dreg" choose
@@ -128,7 +132,9 @@ def fit(
     patience = patient_epochs(epochs, patience, len(train) // batch_size)
     plan = Plan(objective, particles, epochs, batch_size, lr, clip, patience, compile, seed)
     _check(modules, plan, train, held)
+    start_noise(modules, train, seed)
     state = initial_state(modules, plan, train, held)
+    state.fit.is_elbo = not has_training_loss(modules.model, *train.batch([0], modules.device))
     if run_dir is not None:  # a checkpoint belongs to these data
         values = {"training": train, "held-out": held}
         state.settings |= {f"sha256 of the {part} data": data.fingerprint()[:16] for part, data in values.items()}
@@ -160,18 +166,20 @@ def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Pa
                 _epoch(state, plan, train, held)
                 if folder is not None and plan.saves(state.fit.epochs, len(train)):
                     save_checkpoint(folder, state)
-                progress("fit", state.fit.epochs, plan.epochs, f"held-out ELBO {state.fit.elbo:.2f}")
+                progress("fit", state.fit.epochs, plan.epochs, str(state.fit))
         except KeyboardInterrupt:
             state.fit.stopped = INTERRUPTED
         finally:
             modules.load_state_dict(state.best)
             modules.eval()
         verify_evaluation(state, held)
+        if state.fit.epochs and plan.objective not in MULTI_SAMPLE and state.fit.stopped != INTERRUPTED:
+            warn_of_late_noise(modules, train, stream(plan.seed, "fit", "late noise"))
         limit = last_draws(plan.steps(len(train), state.fit.epochs) * plan.batch_size, len(held))
         state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), limit, "last")
     if state.fit.stopped == FINISHED and still_rises(state.fit.history, plan):
         state.fit.stopped = STILL_RISING
-        progress("fit", state.fit.epochs, plan.epochs, f"held-out ELBO {state.fit.elbo:.2f}, still rising")
+        progress("fit", state.fit.epochs, plan.epochs, f"{state.fit}, still rising")
 
 
 def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
@@ -183,7 +191,7 @@ def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
     state.modules.eval()
     is_shared = any(not site.local for site in sites(state.modules.model, *first).values())
     runs = plan.epochs * (SHARED_DRAWS if is_shared else 1)
-    if state.gradient.is_graph and runs >= RECORDED_FROM and len(held) <= EVALUATED:
+    if state.gradient.is_graph and runs >= RECORDED_FROM and len(held) <= EVALUATED and not state.settled:
         rows = all_rows(held, state.modules)
         state.evaluation.record(rows, rows)
 
@@ -224,13 +232,14 @@ def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
         verify_evaluation(state, held)
     row = {"epoch": epoch + 1, "train": sum(elbos) / len(elbos)}
     if plan.evaluates(epoch, len(train)):
+        settle_noise(state.modules, state.settled, train, stream(plan.seed, "fit", "noise", epoch))
         elbo, elbo_se, score = held_out_elbo(state, held, plan, len(train))
         _keep_best(state, elbo, elbo_se, score)
         row |= {"validation": elbo, "bound": score} if plan.objective in MULTI_SAMPLE else {"validation": elbo}
     else:
         state.waited += 1
         row |= {name: value for name, value in state.fit.history[-1].items() if name in ("validation", "bound")}
-    state.fit.history.append({**row, "lr": lr})
+    state.fit.history.append({**row, "lr": lr, **noise_of(state.modules.model)})
     state.fit.epochs += 1
     if state.waited >= plan.patience:
         state.fit.stopped = EARLY

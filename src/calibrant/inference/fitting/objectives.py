@@ -23,6 +23,7 @@ from calibrant.program.density import LogDensity, density_of
 from calibrant.program.enumeration import ROWS, combinations
 from calibrant.program.environment import cast, defaults, on_tensors, seeded
 from calibrant.program.latents import Site
+from calibrant.program.modules import settled_parts
 from calibrant.program.tracing import TERM, guide_trace, is_local, latent_values, sampled, trace
 
 
@@ -289,10 +290,25 @@ def check_objective(objective: str, model: PyroModule, guide: PyroModule, observ
 
     Raises:
         InferenceError: for an unknown name.
-        ProgramError: if the objective raises it.
+        ProgramError: if the objective raises it, or for several rows per datum where a likelihood takes its noise from
+            the errors of a minibatch.
     """
     if objective not in OBJECTIVES:
         raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
     size = len(next(iter(observed.values())))
     with torch.no_grad(), seeded(0), defaults(model, observed) as place:
-        OBJECTIVES[objective](model, guide, cast(observed, *place), size, cast(covariates, *place))
+        rows, cols = cast(observed, *place), cast(covariates, *place)
+        if settled := list(settled_parts(model)):
+            _check_one_row(settled[0], objective, guide_trace(guide, rows, size, cols))
+        OBJECTIVES[objective](model, guide, rows, size, cols)
+
+
+def _check_one_row(likelihood: str, objective: str, guided: Trace) -> None:
+    start = f"the noise scale of {likelihood!r} is the error of a minibatch with one draw per datum"
+    remedy = "the likelihood 'gaussian', whose scale is learned"
+    if objective in MULTI_SAMPLE:
+        raise ProgramError(
+            f"{start}, and objective={objective!r} weights several: use objective='stl' or 'kl', or {remedy}"
+        )
+    if discrete := list(_discrete(guided)):
+        raise ProgramError(f"{start}, and the values of {discrete} are summed out in several: use {remedy}")

@@ -18,11 +18,14 @@ from calibrant.errors import InferenceError
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE, OBJECTIVES, ElboTerms, elbo_terms
 from calibrant.inference.graphs.of_modules import Gradient, Recorded
 from calibrant.program.contract import Values
+from calibrant.program.modules import is_frozen, settled_parts
 
 _RISE = 0.03  # share of all steps in which the learning rate rises
 RECORDED_FROM = 500  # least number of steps, or of passes over the held-out data, for which a graph is recorded
 _SAVED = 10  # steps between checkpoints; in longer epochs, one per epoch
 _EVALUATED = 10  # steps between evaluations of the held-out ELBO; in longer epochs, one per epoch
+
+HELD_OUT = {True: "held-out ELBO", False: "held-out value of a training loss, no ELBO:"}
 
 
 @dataclass
@@ -31,11 +34,15 @@ class Fit:
 
     Attributes:
         history: one row per epoch with `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and
-            "dreg" also `bound`, the held-out value of the bound that they maximise. If an epoch has fewer than ten
+            "dreg" also `bound`, the held-out value of the bound that they maximise. Where the likelihood has a noise
+            scale that is learned or measured, `noise` is its root mean square at the end of the epoch, in data units
+            (`noise of PATH` for each of several). If an epoch has fewer than ten
             steps, held-out values are computed every few epochs, and repeated in between.
         elbo: held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The held-out data were also
             used to choose these weights among the epochs; for a figure to publish, evaluate on other data.
         elbo_se: standard error of `elbo` over held-out data and draws.
+        is_elbo: whether the values are those of an ELBO. If not, the likelihood is a training loss and no density:
+            `elbo` and `history` then hold the negative loss, which is no bound on the evidence.
         epochs: number of epochs that were run.
         stopped: why training ended: "finished", "early" (`patience` ran out), "interrupted", or "still rising", if the
             held-out ELBO was far from its final value when the epochs were over: give `epochs` a larger number.
@@ -45,9 +52,13 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)
     elbo: float = -math.inf
     elbo_se: float = math.nan
+    is_elbo: bool = True
     epochs: int = 0
     stopped: str = "finished"
     held_out: list[Any] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{HELD_OUT[self.is_elbo]} {self.elbo:.2f}"
 
 
 class Modules(nn.Module):
@@ -60,6 +71,17 @@ class Modules(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """The modules, by path, whose noise scale is the error of the training set; none in a frozen model."""
+        return {} if is_frozen(self.model) else settled_parts(self.model)
+
+    def train(self, mode: bool = True) -> Modules:
+        super().train(mode)
+        for part in settled_parts(self.model).values() if is_frozen(self.model) else ():
+            part.eval()  # its density is that of the scale that it has
+        return self
 
 
 @dataclass(frozen=True)
@@ -118,7 +140,10 @@ class Plan:
 
 @dataclass
 class TrainingState:
-    """Everything that changes during training, and the settings, which must not change."""
+    """Everything that changes during training, and the settings, which must not change.
+
+    `settled` has the modules of the model, by path, whose noise scale is the error of the training set.
+    """
 
     modules: Modules
     gradient: Gradient
@@ -126,6 +151,7 @@ class TrainingState:
     optimizer: torch.optim.Adam
     best: dict[str, Tensor]
     settings: dict[str, Any]
+    settled: dict[str, Any]
     score: float = -math.inf
     waited: int = 0
     gradient_norm: float = 0.0
@@ -143,7 +169,8 @@ def initial_state(modules: Modules, plan: Plan, train: Data, held: Data) -> Trai
         "held-out data": len(held),
     }
     evaluation = Recorded(modules, partial(_evaluation, modules, plan))
-    return TrainingState(modules, gradient, evaluation, gradient.adam(plan.lr), copy_of_weights(modules), settings)
+    adam, best = gradient.adam(plan.lr), copy_of_weights(modules)
+    return TrainingState(modules, gradient, evaluation, adam, best, settings, modules.settled)
 
 
 def _objective(modules: Modules, plan: Plan, total: int, observed: Values, covariates: Values) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,10 @@ That is a tensor `(size, *shape)` for a likelihood with one output, and a tuple 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +63,7 @@ class ConvDecoder(nn.Sequential):
     """Two transposed convolutions of stride 2, for images whose sides are multiples of 4."""
 
     def __init__(self, latents: int, shape: tuple[int, ...], channels: int = 32) -> None:
-        if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-            raise ProgramError(f"a convolutional decoder needs shape (channels, 4h, 4w), not {tuple(shape)}: use 'mlp'")
-        depth, height, width = shape
+        depth, height, width = _image(shape)
         super().__init__(
             nn.Linear(latents, 2 * channels * (height // 4) * (width // 4)),
             nn.SiLU(),
@@ -72,6 +72,40 @@ class ConvDecoder(nn.Sequential):
             nn.SiLU(),
             nn.ConvTranspose2d(channels, depth, 4, stride=2, padding=1),
         )
+
+
+class SigmaVAEDecoder(nn.Sequential):
+    """The decoder of the small network of the σ-VAE (Rybkin, Daniilidis & Levine 2021, arXiv 2006.13202, appendix B).
+
+    A linear layer and three transposed convolutions with ReLU between the convolutions, for images whose sides are
+    multiples of 4. The published network ends in a sigmoid, which `make_decoder` applies to locations alone.
+
+    Args:
+        latents: number of latents.
+        shape: event shape of the output.
+        width: maps of the last hidden layer, of which the one before has two and the first four times as many; 32 in
+            the paper.
+    """
+
+    def __init__(self, latents: int, shape: tuple[int, ...], width: int = 32) -> None:
+        depth, rows, columns = _image(shape)
+        super().__init__(
+            nn.Linear(latents, 4 * width * (rows // 4) * (columns // 4)),
+            nn.Unflatten(1, (4 * width, rows // 4, columns // 4)),
+            nn.ConvTranspose2d(4 * width, 2 * width, 6, stride=2, padding=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 6, stride=2, padding=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, depth, 5, stride=1, padding=2),
+        )
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width of images that a convolutional decoder can return."""
+    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
+        raise ProgramError(f"a convolutional decoder needs shape (channels, 4h, 4w), not {tuple(shape)}: use 'mlp'")
+    channels, height, width = shape
+    return channels, height, width
 
 
 class LinearDecoders(nn.ModuleList):
@@ -84,58 +118,108 @@ class LinearDecoders(nn.ModuleList):
 class SplitDecoder(nn.Module):
     """One network, whose last layer is split into the outputs of a likelihood.
 
+    An output that has one entry for all positions of an image is the mean over positions of a convolutional network.
+
     Args:
         network: module that maps latents to `(size, entries, …)`.
         entries: number of entries of the last layer (channels of a convolutional network) for each output.
         shapes: event shapes of the outputs.
+        between: for each output, whether it passes through a sigmoid, to lie between 0 and 1; None for no output.
     """
 
-    def __init__(self, network: nn.Module, entries: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        entries: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
+        between: Sequence[bool] | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.entries, self.shapes = network, tuple(entries), tuple(shapes)
+        self.between = tuple(between or [False] * len(self.shapes))
 
     def forward(self, latents: Tensor) -> Tensor | tuple[Tensor, ...]:
-        parts = self.network(latents).split(self.entries, dim=1)
-        found = tuple(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        whole = self.network(latents).split(self.entries, dim=1)
+        parts = [_over_positions(part, shape) for part, shape in zip(whole, self.shapes, strict=True)]
+        found = tuple(
+            (part.sigmoid() if between else part).reshape(-1, *shape)
+            for part, shape, between in zip(parts, self.shapes, self.between, strict=True)
+        )
         return found[0] if len(found) == 1 else found
 
 
-DECODERS: dict[str, type[nn.Module]] = {"linear": LinearDecoder, "mlp": MLPDecoder, "conv": ConvDecoder}
+def _over_positions(part: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return part.mean((2, 3)) if part.dim() == 4 and shape[-2:] == (1, 1) else part
+
+
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": LinearDecoder,
+    "mlp": MLPDecoder,
+    "conv": ConvDecoder,
+    "sigma-vae": SigmaVAEDecoder,
+}
+CONVOLUTIONAL = ("conv", "sigma-vae")
 
 
 def make_decoder(
-    decoder: str | nn.Module,
+    decoder: str | Mapping[str, Any] | nn.Module,
     latents: int,
     outputs: Mapping[str, tuple[int, ...]],
     column_norm: float | None = None,
 ) -> nn.Module:
-    """Build a decoder from its name; a module is returned unchanged.
+    """Build a decoder from its name or from `{"name": …, **arguments}`; a module is returned unchanged.
 
     Args:
-        decoder: a name of `DECODERS`, or a module.
+        decoder: a name of `DECODERS`: "linear" (`bias`), "mlp" (`hidden`), "conv" (`channels`), "sigma-vae" (`width`;
+            outputs called `location` lie between 0 and 1), with arguments of its class; or a module.
         latents: number of latents.
         outputs: names and event shapes of the outputs that the likelihood needs.
-        column_norm: norm of the columns of the linear decoder's first output; "mlp" and "conv" ignore it.
+        column_norm: norm of the columns of the linear decoder's first output; the other decoders ignore it.
 
     Raises:
-        ProgramError: for an unknown name, or an output that the decoder cannot return.
+        ProgramError: for an unknown name or argument, or an output that the decoder cannot return.
     """
     if isinstance(decoder, nn.Module):
         return decoder
-    if decoder not in DECODERS:
-        raise ProgramError(f"unknown decoder {decoder!r}; known: {sorted(DECODERS)}, or a module of your own")
+    name, arguments = _name_and_arguments(decoder)
     shapes = [tuple(shape) for shape in outputs.values()]
-    if decoder == "linear":
+    if name == "linear":
         first, *others = shapes
-        parts = [LinearDecoder(latents, first, column_norm), *(LinearDecoder(latents, shape) for shape in others)]
+        parts = [
+            LinearDecoder(latents, first, **{"column_norm": column_norm, **arguments}),
+            *(LinearDecoder(latents, shape, **arguments) for shape in others),
+        ]
         return parts[0] if len(parts) == 1 else LinearDecoders(parts)
-    if len(shapes) == 1 and (decoder != "conv" or len(shapes[0]) <= 3):
-        return DECODERS[decoder](latents, shapes[0])
-    if decoder != "conv":
+    if len(shapes) == 1 and (name == "mlp" or (name == "conv" and len(shapes[0]) <= 3)):
+        return DECODERS[name](latents, shapes[0], **arguments)
+    if name not in CONVOLUTIONAL:
         entries = [prod(shape) for shape in shapes]
-        return SplitDecoder(DECODERS[decoder](latents, (sum(entries),)), entries, shapes)
-    sides = {shape[-2:] for shape in shapes}
-    if len(sides) > 1 or any(len(shape) < 3 for shape in shapes):
+        return SplitDecoder(DECODERS[name](latents, (sum(entries),), **arguments), entries, shapes)
+    sides = {shape[-2:] for shape in shapes} - {(1, 1)}
+    if len(sides) != 1 or any(len(shape) < 3 for shape in shapes):
         raise ProgramError(f"a convolutional decoder cannot return {dict(outputs)}: use 'mlp'")
     channels = [prod(shape[:-2]) for shape in shapes]
-    return SplitDecoder(ConvDecoder(latents, (sum(channels), *sides.pop())), channels, shapes)
+    network = DECODERS[name](latents, (sum(channels), *sides.pop()), **arguments)
+    between = [name == "sigma-vae" and output == "location" for output in outputs]
+    return SplitDecoder(network, channels, shapes, between)
+
+
+def _name_and_arguments(decoder: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a decoder, and arguments that its class takes."""
+    arguments = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    if "name" not in arguments:
+        raise ProgramError(f"decoder={arguments!r} lacks the name: give {{'name': …, **arguments}}")
+    name = arguments.pop("name")
+    if not isinstance(name, str) or name not in DECODERS:
+        raise ProgramError(f"unknown decoder {name!r}; known: {sorted(DECODERS)}, or a module of your own")
+    known = {key: p.default for key, p in inspect.signature(DECODERS[name]).parameters.items()}
+    wanted = ", ".join(key for key in known if key not in ("latents", "shape"))
+    for key, value in arguments.items():
+        if key not in wanted.split(", "):
+            raise ProgramError(
+                f"decoder {name!r} has no argument {key!r}; its arguments are: {wanted}. Give them beside the name, as "
+                f'in decoder={{"name": "{name}", "{wanted.split(", ")[0]}": VALUE}}'
+            )
+        if type(known[key]) is int and not (type(value) is int and value > 0):
+            raise ProgramError(f"decoder {name!r}: {key}={value!r} is given, wanted a whole number above 0")
+    return name, arguments

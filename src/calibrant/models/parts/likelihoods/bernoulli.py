@@ -27,10 +27,10 @@ class Bernoulli(Likelihood):
         return {"logits": shape}
 
     def marginals(self, output: Tensor) -> dist.TorchDistribution:
-        return Binary(logits=output)
+        return BernoulliEntries(logits=output)
 
 
-class Binary(dist.Bernoulli):
+class BernoulliEntries(dist.Bernoulli):
     """A Bernoulli distribution with its distribution function and quantiles."""
 
     def cdf(self, value: Tensor) -> Tensor:

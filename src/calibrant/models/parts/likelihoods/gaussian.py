@@ -1,4 +1,4 @@
-"""Normal noise."""
+"""Normal noise, with scales that do not depend on the latents."""
 
 from __future__ import annotations
 
@@ -9,35 +9,52 @@ from torch import Tensor, nn
 from calibrant.errors import ProgramError
 from calibrant.models.parts.likelihoods.protocol import Likelihood, Shape
 from calibrant.models.parts.likelihoods.registry import register_likelihood
+from calibrant.models.parts.likelihoods.scales import first_scale, shape_of_scales
 from calibrant.registries import Case
+
+_LEAST = 0.1  # least start of the scale of an entry, as a share of the spread of all entries: some never vary
 
 
 @register_likelihood(
     "gaussian",
     density_of="real numbers",
-    equations="x ~ Normal(location, σ²), σ learned or fixed",
+    equations="x ~ Normal(location, σ²), σ learned or fixed: one for all entries, or one per channel, place or entry",
     cases=(
         Case({}, {"x": (1,)}),
         Case({"scale": 0.1, "learn": False}, {"x": (1, 4, 4)}),
         Case({"shape": (2, 3)}, {"x": (2, 3)}),
+        Case({"per": "channel", "shape": (3, 4, 4)}, {"x": (3, 4, 4)}, name="channel"),
+        Case({"per": "position", "shape": (3, 4, 4)}, {"x": (3, 4, 4)}, name="position"),
     ),
 )
 class Gaussian(Likelihood):
     """Normal noise around the decoder's output.
 
     Args:
-        scale: standard deviation of the noise, in data units; its initial value if it is learned.
-        learn: whether the scale is learned.
-        shape: `()` for one scale shared by all entries, the event shape for one scale per entry (factor analysis).
+        scale: standard deviation of the noise, in data units; its initial value if it is learned. "data" starts at the
+            standard deviation of the training data, which `fit` measures before its first step (it is 0.4 until then,
+            and where the model is frozen, or the noise is not that of one observed site without a mask).
+        learn: whether the scale is learned. A step of training moves its logarithm by the learning rate at most: from 1
+            to 0.1 takes 2,300 steps at 1e-3. `Fit.history` has its course, and `fit` warns if it comes too late.
+        shape: event shape of the observations, where entries have scales of their own; models give it themselves.
+        per: "all" for one scale of all entries, or what has a scale of its own: "channel", "position" (shared by the
+            channels) or "entry" (factor analysis). The default is "entry" if a shape is given, and otherwise "all".
+
+    Raises:
+        ProgramError: for a scale that is not positive, and for scales of their own without the shape that they need.
     """
 
     log_scale: Tensor
 
-    def __init__(self, scale: float = 0.4, learn: bool = True, shape: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, scale: float | str = "data", learn: bool = True, shape: tuple[int, ...] = (), per: str | None = None
+    ) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ProgramError(f"the noise scale is {scale}: a standard deviation must be positive")
-        log_scale = torch.full(tuple(shape), float(scale)).log()
+        first, self.is_started = first_scale(scale, learn)
+        if per not in (None, "all") and not shape:
+            raise ProgramError(f'per={per!r} needs the event shape of the observations: give "shape" too')
+        scales = () if per == "all" else shape_of_scales(per or "entry", tuple(shape))
+        log_scale = torch.full(scales, first).log()
         if learn:
             self.log_scale = nn.Parameter(log_scale)
         else:
@@ -47,6 +64,18 @@ class Gaussian(Likelihood):
     def scale(self) -> Tensor:
         """Standard deviation of the noise, in data units."""
         return self.log_scale.exp()
+
+    def start_noise(self, mean_squares: Tensor) -> None:
+        least = _LEAST * mean_squares.mean().sqrt()
+        if least > 0:  # the data vary
+            with torch.no_grad():
+                self.log_scale.copy_(self.optimal_scale(mean_squares).clamp_min(least).log())
+        self.is_started = True
+
+    def optimal_scale(self, mean_squares: Tensor) -> Tensor:
+        """The scale of highest density for the mean squared error of every entry, in the shape of the scale."""
+        shape = self.log_scale.shape
+        return (mean_squares.sum_to_size(shape) * shape.numel() / mean_squares.numel()).sqrt()
 
     def outputs(self, shape: Shape) -> dict[str, Shape]:
         return {"location": shape}

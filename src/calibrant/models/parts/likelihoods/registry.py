@@ -62,19 +62,26 @@ def list_likelihoods(pattern: str = "*") -> list[LikelihoodCard]:
     return [LIKELIHOODS[name] for name in LIKELIHOODS.names(pattern)]
 
 
-def make_likelihood(likelihood: str | Mapping[str, Any] | nn.Module) -> nn.Module:
+def make_likelihood(likelihood: str | Mapping[str, Any] | nn.Module, shape: tuple[int, ...] | None = None) -> nn.Module:
     """Build a likelihood from its name or from `{"name": …, **arguments}`; a module is returned unchanged.
+
+    Args:
+        likelihood: name, name and arguments, or module.
+        shape: event shape of the observations, for a likelihood that has parameters of its own for some entries: the
+            argument `per` says for which, and a `shape` beside it is not needed.
 
     Raises:
         ProgramError: for an unknown name or argument.
     """
     if isinstance(likelihood, nn.Module):
         return likelihood
-    arguments = {"name": likelihood} if isinstance(likelihood, str) else dict(likelihood)
+    arguments: dict[str, Any] = {"name": likelihood} if isinstance(likelihood, str) else dict(likelihood)
     if "name" not in arguments:
         raise ProgramError(f"likelihood={arguments!r} lacks the name: give {{'name': …, **arguments}}")
     name = str(arguments.pop("name"))
     cls = LIKELIHOODS[name].cls
+    if shape is not None and "per" in arguments and "shape" in inspect.signature(cls).parameters:
+        arguments.setdefault("shape", shape)
     try:
         return cls(**arguments)
     except TypeError as error:
