@@ -29,6 +29,7 @@ from calibrant.evaluation.statistics.contrast_curves import LEVELS, ContrastPlan
 from calibrant.evaluation.statistics.gaps import gap_of
 from calibrant.evaluation.statistics.informed import informed_of
 from calibrant.evaluation.statistics.noise import noise_sd
+from calibrant.evaluation.statistics.powers import powers_of
 from calibrant.evaluation.statistics.predictive_tests import predictive_check_of
 from calibrant.evaluation.statistics.simulation_ranks import calibration_of
 from calibrant.inference.drawing import posterior_of
@@ -185,7 +186,9 @@ def _examined(
     comparison = _compared(problem, amortized, reference, stream(seed, "c2st"), notes, progress)
     keep("comparison", comparison)
     result = RunResult(name, problem.program, {"notes": notes}, amortized, reference, comparison)
-    parts: Parts = {"weights": ("no diagnosis of importance weights", partial(weights, amortized))}
+    parts: Parts = {
+        "weights": ("no diagnosis of importance weights", partial(_weighed, problem, amortized, stream(seed, "powers")))
+    }
     parts |= _parts(problem, reference, effort, train, seed, progress)
     for field, (without, function) in parts.items():
         found = _or_note(without, function, result.config["notes"])
@@ -193,6 +196,13 @@ def _examined(
             setattr(result, field, found)
             keep(field, found)
     return result
+
+
+def _weighed(problem: Problem, amortized: xr.DataTree, seed: int) -> xr.Dataset:
+    """The diagnosis of the importance weights, with the powers of prior and likelihood that the guide follows."""
+    found = weights(amortized)
+    powers = powers_of(problem, seed)
+    return found.merge(powers, join="left").assign_attrs({**found.attrs, **powers.attrs})
 
 
 def _parts(

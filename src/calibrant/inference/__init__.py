@@ -1,6 +1,7 @@
 """Inference: training, amortized posteriors, and reference posteriors with a convergence gate."""
 
 from calibrant.calls import own_calls
+from calibrant.inference.bounds.importance_bound import iwae_bound
 from calibrant.inference.drawing import posterior
 from calibrant.inference.fitting.loop import fit
 from calibrant.inference.fitting.state import Fit
@@ -8,7 +9,7 @@ from calibrant.inference.groups import GROUPS
 from calibrant.inference.references.sampling import METHODS, log_evidence, reference
 from calibrant.inference.reweighting import importance
 
-__all__ = ["GROUPS", "METHODS", "Fit", "fit", "importance", "log_evidence", "posterior", "reference"]
+__all__ = ["GROUPS", "METHODS", "Fit", "fit", "importance", "iwae_bound", "log_evidence", "posterior", "reference"]
 
 globals().update(own_calls(__name__, globals(), __all__))
 

@@ -17,16 +17,14 @@ from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.groups import add_groups
 from calibrant.inference.problem import Problem
+from calibrant.inference.scoring import ROWS, scored
 from calibrant.inference.trees import build_tree, require_memory
 from calibrant.memory import in_blocks, limited, measured_rows
 from calibrant.program.contract import Program, Values
-from calibrant.program.density import LogDensity, density_of
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.program.tracing import deterministic, guide_trace, is_local, latent_values, trace
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
-_ROWS = 65_536
 _RECORDED_FROM = 200  # least number of joint draws of all data for which a graph is recorded
 
 
@@ -82,12 +80,12 @@ def posterior_of(
     pair, given = (in_double(program), in_double(guide)), data.batch(few)[0]
     with torch.no_grad(), seeded(stream(seed, "posterior")), defaults(program, given, torch.float64) as (device, _):
         some = data.batch(few, device, torch.float64)
-        probe = _score(*pair, *some, repeats=1)
+        probe = scored(*pair, *some, repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data", width=8)
         if set(probe.latents) <= set(probe.local):
             with fixed(guide):
-                rows = measured_rows(_ROWS, len(few), partial(_score, *pair, *some))
+                rows = measured_rows(ROWS, len(few), partial(scored, *pair, *some))
                 values, stats = _draw_each(_Each(pair, guide, data, device), draws, rows, progress)
         else:
             values, stats = _draw_jointly(pair, data, draws, device, progress)
@@ -111,33 +109,6 @@ Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class _Score:
-    """Draws of the guide and the deterministic sites of the program there, with their log densities."""
-
-    values: dict[str, Tensor]
-    latents: list[str]
-    local: list[str]
-    log_p: LogDensity
-    log_q: LogDensity
-
-
-def _score(model: Program, guide: Program, observed: Values, covariates: Values, repeats: int) -> _Score:
-    """Draw once from the guide for every row, where each datum is repeated in `repeats` consecutive rows."""
-    observed, covariates = (
-        {name: value.repeat_interleave(repeats, 0) for name, value in part.items()} for part in (observed, covariates)
-    )
-    size = len(next(iter(observed.values())))
-    guided = guide_trace(guide, observed, size, covariates)
-    latents = latent_values(guided)
-    held = {**observed, **latents}
-    run = trace(model, size, covariates, held)
-    recorded = {name: site["value"] for name, site in deterministic(run).items()}
-    local = [name for name in (*latents, *recorded) if is_local(run.nodes[name])]
-    log_p, log_q = density_of(run, size, held, observed), density_of(guided, size, latents)
-    return _Score({**latents, **recorded}, list(latents), local, log_p, log_q)
-
-
-@dataclass(frozen=True)
 class _Each:
     """Draws of a guide without shared latents, for some data: every datum is repeated along the plate.
 
@@ -154,7 +125,7 @@ class _Each:
     def __call__(self, index: Tensor, draws: Tensor) -> list[Tensor]:
         repeats = len(draws)
         with encoded_once(self.guide, repeats):
-            score = _score(*self.pair, *self.data.batch(index, self.device, torch.float64), repeats)
+            score = scored(*self.pair, *self.data.batch(index, self.device, torch.float64), repeats)
         self.names[:] = score.local
         self.constants.update({name: value.cpu() for name, value in score.values.items() if name not in score.local})
         rows = [*(score.values[name] for name in score.local), score.log_p.local, score.log_q.local]
@@ -173,10 +144,10 @@ def _draw_each(each: _Each, draws: int, rows: int, progress: Progress) -> Drawn:
 def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
     """Draws of a guide with shared latents: one run over all data per draw, so that shared and local values match."""
     rows = data.batch(torch.arange(len(data), device="cpu"), device, torch.float64)
-    names = list(_score(*pair, *rows, repeats=1).values)
+    names = list(scored(*pair, *rows, repeats=1).values)
 
     def run(observed: Values, covariates: Values) -> tuple[Tensor, ...]:
-        score = _score(*pair, observed, covariates, repeats=1)
+        score = scored(*pair, observed, covariates, repeats=1)
         densities = (score.log_p.local, score.log_q.local, score.log_p.shared, score.log_q.shared)
         return *(score.values[name] for name in names), *densities
 

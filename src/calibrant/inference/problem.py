@@ -11,9 +11,12 @@ from pyro.nn import PyroModule
 
 from calibrant.binding import bind, bind_fixed
 from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
 from calibrant.guides.contract import check_guide
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults, seeded
+from calibrant.program.latents import sites
+from calibrant.program.losses import refuse_training_losses
 from calibrant.program.refusals import check_program, check_support
 
 _LOOKED_AT = 16  # data, where their values take no part
@@ -61,7 +64,9 @@ class Problem:
         a transform may be random.
         """
         program, data = as_program(model), bind(model, observed, covariates)
-        check_program(program, *data.batch(torch.arange(min(len(data), _LOOKED_AT))))
+        some = data.batch(torch.arange(min(len(data), _LOOKED_AT)))
+        check_program(program, *some)
+        refuse_training_losses(program, *some)
         return cls(program, _checked_guide(program, guide, data), data)
 
     def of_some(self, data: Data) -> Problem:
@@ -76,6 +81,23 @@ class Problem:
         """
         check_supports(self.program, data)
         return replace(self, data=data)
+
+    def require_local(self, reason: str, purpose: str) -> None:
+        """Refuse a program with shared latents.
+
+        Args:
+            reason: why they are not taken, a clause.
+            purpose: what can be done once they are fixed, an infinitive.
+
+        Raises:
+            InferenceError: naming the latents.
+        """
+        found = sites(self.program, *self.data.batch(torch.arange(1)))
+        if shared := [name for name, site in found.items() if not site.local]:
+            raise InferenceError(
+                f"latents {shared} are shared: {reason}; fix these latents in the program (for example, at their "
+                f"posterior mean in a buffer) {purpose}"
+            )
 
     def with_guide(self, guide: Program) -> Problem:
         """The same program and data with a guide that was made for them."""
@@ -92,6 +114,7 @@ def checked(
     """
     data, program = bind_fixed(model, observed, covariates), as_program(model)
     check_program(program, *data.tensors())
+    refuse_training_losses(program, *data.batch(torch.arange(min(len(data), _FEW))))
     return program, data
 
 

@@ -95,8 +95,7 @@ def weights(post: xr.DataTree) -> xr.Dataset:
         InferenceError: for the trees that `importance` refuses.
     """
     logs = _checked_log_weights(post)
-    smoothed, khat = _psis(logs)
-    summary = _summary(logs, smoothed, khat, post["posterior"].coords["data"].values)
+    summary = diagnosis(logs, post["posterior"].coords["data"].values)
     elbo = logs.mean(1)
     with np.errstate(invalid="ignore"):  # −∞ where a guide leaves the support
         relative = np.exp(logs - summary["log_evidence"].values[:, None])
@@ -105,6 +104,11 @@ def weights(post: xr.DataTree) -> xr.Dataset:
             summary[name] = ("data", value)
             summary[f"{name}_se"] = ("data", influence.std(1, ddof=1) / math.sqrt(influence.shape[1]))
     return summary
+
+
+def diagnosis(log_weights: Array, labels: np.ndarray) -> xr.Dataset:
+    """`pareto_k`, `ess` and `log_evidence`, as in `weights`, of log weights `(data, draw)`, labelled along `data`."""
+    return _summary(log_weights, *_psis(log_weights), labels)
 
 
 def log_weights(post: xr.DataTree) -> Array:

@@ -13,6 +13,7 @@ import xarray as xr
 
 from calibrant.evaluation.judgements import on_dependence, on_evidence, on_marginals, on_single_data, without_reference
 from calibrant.evaluation.judgements.decisions import Direction, Question, Statistic, Status, Verdict, decide
+from calibrant.evaluation.judgements.on_averaging import averaged_error
 from calibrant.evaluation.judgements.pooled import Limits
 from calibrant.evaluation.judgements.sentences import compared_sentence, natural
 
@@ -45,7 +46,8 @@ def verdicts(
 
     Returns:
         For each latent site "sd", "mean", "coverage" and "shape", shared sites last; "correlation", "direction" and
-        "single data"; "evidence gap"; "k-hat", "log joint" and "log likelihood", as far as they are known. All verdicts
+        "single data"; "evidence gap"; "k-hat", "log joint" and "log likelihood", as far as they are known. If one of
+        them fails, "averaged error" names that mistake, if the guide bears its mark, and only describes. All verdicts
         that decide form one family: the error rates of `evaluation.judgements.decisions` hold for all of them together.
     """
     compared = _compared(result) if result is not None else []
@@ -56,8 +58,10 @@ def verdicts(
     if result is not None and result.attrs["cannot_tell"] and not sites:
         share = f"{result.attrs['share_left_out']:.0%} of the data have no reference posterior"
         found = [_withdrawn(v, share) if v.status == "pass" and v.quantity in COMPARED else v for v in found]
+    mistake = averaged_error(weights) if any(verdict.status == "fail" for verdict in found) else None
     known = any(question.quantity == "evidence gap" for question in questions)
-    return [*found, *([] if known else without_reference.descriptions(weights))]
+    described = [] if known else without_reference.descriptions(weights)
+    return [*found, *described, *([mistake] if mistake is not None else [])]
 
 
 def _compared(result: xr.Dataset) -> list[Question]:

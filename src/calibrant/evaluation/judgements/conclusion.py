@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Status, Verdict
+from calibrant.evaluation.judgements.on_averaging import AVERAGED
 from calibrant.evaluation.judgements.without_reference import LEAST_DATA
 
 # A budget with which an exact guide passes (benchmarks/power.py).
@@ -48,7 +49,7 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
     failed = [verdict for verdict in deciding if verdict.status == "fail"]
     open_ = [verdict for verdict in deciding if verdict.status == "cannot tell"]
     if failed:
-        return Conclusion("fail", [*_wrong(failed), *_where(comparison)])
+        return Conclusion("fail", [*_wrong(failed), *_mistake(verdicts), *_where(comparison)])
     if open_ or not deciding:
         return Conclusion("cannot tell", _unknown(open_, deciding, comparison))
     if unseen := _unseen(deciding, comparison):
@@ -134,6 +135,11 @@ def _wrong(failed: Sequence[Verdict]) -> list[str]:
         kept = dict.fromkeys(fault for fault in found if fault in told)
         faults += kept if site == "all latents" else [f"`{site}`: {' and '.join(kept)}"]
     return [f"Do not trust the guide's uncertainty as it is. {'. '.join(_capital(fault) for fault in faults)}."]
+
+
+def _mistake(verdicts: Sequence[Verdict]) -> list[str]:
+    """The mistake that explains what is wrong, where it is known."""
+    return [f"{_capital(verdict.sentence)}." for verdict in verdicts if verdict.quantity == AVERAGED]
 
 
 _COVERAGE = "its intervals contain the truth less or more often than they say"

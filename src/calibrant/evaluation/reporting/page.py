@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from calibrant.evaluation.reporting.tables import (
     site_names,
     site_row,
 )
+from calibrant.evaluation.reporting.templates import template
 from calibrant.evaluation.results import RunResult
 from calibrant.folders.files import new_file
 from calibrant.models.registry import card
@@ -51,7 +50,7 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
     if not results:
         raise RunError("there is no result to report on")
     path = Path(path)
-    page = _template().render(
+    page = template("report.html").render(
         models=[_section(result) for result in results],
         checked=_checked(results),
         captions=predictive_plots.CAPTIONS,
@@ -78,22 +77,6 @@ def _checked(results: Sequence[RunResult]) -> str:
         "on data that the model makes": "calibration",
     }
     return ", ".join(words for words, field in ways.items() if any(getattr(r, field) is not None for r in results))
-
-
-def _template() -> Any:
-    import jinja2
-    from markupsafe import Markup, escape
-
-    def prose(text: str) -> Markup:
-        """Mark names in backticks as code, and escape all other text."""
-        return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["prose"] = prose
-    source = resources.files("calibrant.evaluation.reporting").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(source)
 
 
 @dataclass(frozen=True)

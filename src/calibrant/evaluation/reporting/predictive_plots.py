@@ -26,6 +26,7 @@ from calibrant.evaluation.reporting.style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.float64]
 
@@ -53,9 +54,23 @@ _REACH = 2.0  # the picture extends beyond the narrower distribution by so many 
 
 
 def entry_coverage(result: xr.Dataset) -> str | None:
-    """Coverage of central intervals of entries, and the distribution of their PIT minus the uniform one."""
-    if not np.isfinite(result["coverage"].values).any():
-        return None
+    """The picture of `coverage_figure`."""
+    return data_uri(coverage_figure(result)) if np.isfinite(result["coverage"].values).any() else None
+
+
+def coverage_figure(result: xr.Dataset) -> Figure:
+    """Coverage of central intervals of entries, and the distribution of their PIT minus the uniform one.
+
+    Beside the data are the data that the model simulates (dotted), where the result has them: below the diagonal, or
+    falling through the middle, the predicted spread is smaller than the spread of the data. Bands and bars are two
+    standard errors.
+
+    Args:
+        result: a result of `pixel_calibration` or `predictive_check`.
+
+    Returns:
+        A figure of matplotlib, made without pyplot.
+    """
     with new_figure(WIDTH, 3.2) as figure:
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=INK, lw=1.0, ls="--")
@@ -74,7 +89,7 @@ def entry_coverage(result: xr.Dataset) -> str | None:
         handles, labels = left.get_legend_handles_labels()
         shown = dict(zip(labels, handles, strict=True))  # names the null once, not for every site
         figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3)
-        return data_uri(figure)
+        return figure
 
 
 def _coverage(left: Axes, right: Axes, one: xr.Dataset, end: str, style: Mapping[str, Any], label: str) -> None:

@@ -31,14 +31,17 @@ Array = npt.NDArray[np.float64]
 
 
 def training_curves(results: Sequence[RunResult]) -> str | None:
-    """ELBO of training and held-out data over epochs, without its steep start."""
+    """ELBO of training and held-out data over epochs, without its steep start; below it the noise scales."""
     trained = [(i, r) for i, r in enumerate(results) if len(r.history) > 1]
     if not trained:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    with new_figure(WIDTH, 3.2) as figure:
-        axes = figure.subplots()
+    noisy = [(i, r) for i, r in trained if _noises(r)]
+    with new_figure(WIDTH, 4.4 if noisy else 3.2) as figure:
+        axes, *below = figure.subplots(
+            2 if noisy else 1, squeeze=False, sharex=True, height_ratios=[2, 1][: 1 + bool(noisy)]
+        )[:, 0]
         late: list[float] = []
         for i, result in trained:
             epochs = [row["epoch"] for row in result.history]
@@ -57,11 +60,28 @@ def training_curves(results: Sequence[RunResult]) -> str | None:
         late = [value for value in late if np.isfinite(value)]
         if late and np.ptp(late) > 0:
             axes.set_ylim(min(late) - 0.02 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
+        for panel in below:
+            _plot_noise(panel, noisy)
+        last = below[0] if below else axes
+        last.xaxis.set_major_locator(MaxNLocator(integer=True))
+        last.set_xlabel("epoch")
         axes.set_ylabel("ELBO (nats per datum)")
         figure.legend(loc="outside upper center", ncols=2)
         return data_uri(figure)
+
+
+def _noises(result: RunResult) -> list[str]:
+    """The columns of the history that hold noise scales."""
+    return [name for name in result.history[0] if name.startswith("noise")]
+
+
+def _plot_noise(axes: Axes, results: Sequence[tuple[int, RunResult]]) -> None:
+    for i, result in results:
+        for name in _noises(result):
+            rows = [(row["epoch"], row[name]) for row in result.history]
+            axes.plot(*zip(*rows, strict=True), color=cycled(COLOURS, i), lw=2.0)
+    axes.set_yscale("log")
+    axes.set_ylabel("noise scale")
 
 
 _PANELS = (

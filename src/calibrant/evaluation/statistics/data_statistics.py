@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from calibrant.errors import InferenceError
+from calibrant.models.parts.likelihoods.grey import grey_values
 from calibrant.program.contract import Values
-from calibrant.program.supports import innermost
+from calibrant.program.supports import base_support, innermost
 
 Array = npt.NDArray[np.float64]
 Function = Callable[[Tensor], Tensor]
@@ -78,7 +79,7 @@ def _defaults(fn: Any, values: Tensor) -> dict[str, Function]:
     if prod(event) == 1:
         return {"value": _mean}
     found: dict[str, Function] = {"mean": _mean}
-    if fn.support.is_discrete:
+    if fn.support.is_discrete and base_support(fn.support) is not grey_values:
         if not isinstance(innermost(fn), dist.Bernoulli):
             found |= {"dispersion": _dispersion, "zeros": _zeros, "maximum": _maximum}
     else:

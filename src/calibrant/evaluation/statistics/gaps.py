@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xarray as xr
-from pyro.nn import PyroModule
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
@@ -23,7 +21,6 @@ from calibrant.inference.refining import LR, refined_of
 from calibrant.inference.reweighting import log_weights
 from calibrant.inference.trees import data_labels, model_sha256
 from calibrant.program.contract import Program
-from calibrant.program.latents import sites
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
@@ -111,7 +108,10 @@ def gap_of(
 ) -> xr.Dataset:
     """Split the gap, like `gap`, for a problem that is already checked."""
     program, of = problem.program, partial(stream, seed, "gap")
-    _refuse_shared(program, problem.data)
+    problem.require_local(
+        "evidence and ELBO are those of all data together, so that no datum has its own gap",
+        "to split the gap of the local latents",
+    )
     if reference is None:
         reference = reference_of(program, problem.data, ReferencePlan(), seed=of("reference"), progress=progress)
     problem = problem.of_some(with_reference(problem.data, reference))
@@ -126,15 +126,6 @@ def gap_of(
     progress("gap", len(data), len(data))
     attrs = {"draws": draws, "steps": steps, "seed": seed, "max_se": max_se, "model_sha256": model_sha256(program)}
     return _split(found, amortized, best).assign_coords(data=data.labels()).assign_attrs(attrs)
-
-
-def _refuse_shared(program: PyroModule, data: Data) -> None:
-    if shared := [n for n, site in sites(program, *data.batch(torch.arange(1))).items() if not site.local]:
-        raise InferenceError(
-            f"latents {shared} are shared: evidence and ELBO are those of all data together, so that no datum has its "
-            "own gap; fix these latents in the program (for example, at their posterior mean in a buffer) to split the "
-            "gap of the local latents"
-        )
 
 
 def with_reference(data: Data, reference: xr.DataTree) -> Data:

@@ -16,6 +16,7 @@ from torch import Tensor
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.data_statistics import Function, Statistic, choose_statistics
+from calibrant.evaluation.statistics.entries import GRID, shares
 from calibrant.inference.trees import Latent
 from calibrant.memory import FEW, blocks, measured_rows, within_memory
 from calibrant.program.contract import Program, Values
@@ -27,7 +28,6 @@ from calibrant.program.weighting import kept
 Array = npt.NDArray[np.float64]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-GRID = np.linspace(0.0, 1.0, 101)
 MIN_DRAWS = 20
 ELEMENTS = 2**21  # largest number of entries that one run of the program draws
 KEPT = 2**22  # largest number of replicated statistics or prior draws that are kept
@@ -43,6 +43,7 @@ class Runs:
     device: torch.device
     statistics: list[Statistic]
     latents: list[Latent]
+    discrete: frozenset[str]  # observed sites on a grid
     largest: int  # largest number of rows in one run
     levels: tuple[float, ...]
     level: float
@@ -74,7 +75,9 @@ class Runs:
         entries = len(latents) + sum(prod(value.shape[1:]) for value in rows.values())
         proper = not any(is_improper(site["fn"]) for site in nodes.values())
         levels = tuple(sorted({*LEVELS, level}))
-        runs = cls(model, guide, data, device, statistics, latents, ELEMENTS // max(1, entries), levels, level, proper)
+        discrete = frozenset(name for name in rows if nodes[name]["fn"].support.is_discrete)
+        largest = ELEMENTS // max(1, entries)
+        runs = cls(model, guide, data, device, statistics, latents, discrete, largest, levels, level, proper)
         few = data.batch(torch.arange(min(len(data), FEW), device="cpu"), device, torch.float64)
         largest = measured_rows(runs.largest, len(next(iter(few[0].values()))), partial(runs.of_guide, *few))
         return replace(runs, largest=largest)
@@ -122,7 +125,11 @@ class Runs:
         flat = [nodes[name]["value"].double().reshape(size, -1) for name in names]
         seen = {name: kept(nodes[name]) for name in rows}
         values = {name: torch.where(seen[name], nodes[name]["value"].double(), rows[name]) for name in rows}
-        return Simulated(torch.cat(flat, 1) if flat else torch.zeros(size, 0), values, seen, repeats)
+        return Simulated(torch.cat(flat, 1) if flat else torch.zeros(size, 0), self.comparable(values), seen, repeats)
+
+    def comparable(self, values: Values) -> Values:
+        """Values whose ties are exact: k/255 in float32, as data hold it, is another number in float64."""
+        return {name: value.float().double() if name in self.discrete else value for name, value in values.items()}
 
     def of(self, values: Values) -> Tensor:
         """The statistics of rows, `(rows, statistic)`."""
@@ -147,7 +154,7 @@ class Tally:
     """Running sums over the posterior draws for some data; for entries, the number of draws that lie below."""
 
     def __init__(self, runs: Runs, observed: Values) -> None:
-        self.runs, self.observed = runs, observed
+        self.runs, self.observed = runs, runs.comparable(observed)
         self.below = {name: torch.zeros_like(value) for name, value in observed.items()}
         self.ties = {name: torch.zeros_like(value) for name, value in observed.items()}
         self.kept: Values = {}
@@ -169,14 +176,14 @@ class Tally:
         drawn, latents = torch.cat(self.statistics, 1), torch.cat(self.latents, 1)
         observed = self.runs.of(self.observed)
         below, ties = ((drawn < observed[:, None]).sum(1), (drawn == observed[:, None]).sum(1))
-        shares = [self._shares(name) for name in self.observed]
+        found = [self._shares(name) for name in self.observed]
         tensors = {
             "observed_statistic": observed,
             "tail_probability": self._pit(below.double(), ties.double()),
             "predictive_mean": drawn.mean(1),
             "predictive_sd": drawn.std(1),
-            "pit_ecdf": torch.stack([ecdf for ecdf, _ in shares], 1),
-            "coverage": torch.stack([coverage for _, coverage in shares], 1),
+            "pit_ecdf": torch.stack([ecdf for ecdf, _ in found], 1),
+            "coverage": torch.stack([coverage for _, coverage in found], 1),
             "latent": latents[:, 0],
             "latent_mean": latents.mean(1),
             "latent_square": latents.square().mean(1),
@@ -188,12 +195,4 @@ class Tally:
 
     def _shares(self, name: str) -> tuple[Tensor, Tensor]:
         """For every datum, the shares of entries with a PIT of at most each u, and inside each central interval."""
-        pit = self._pit(self.below[name], self.ties[name]).reshape(len(self.below[name]), -1)
-        kept = self.kept[name].reshape(pit.shape)
-        known = kept.sum(1).double()
-        grid = torch.as_tensor(GRID, dtype=pit.dtype)
-        cells = torch.where(kept, torch.searchsorted(grid, pit.contiguous()), len(grid))
-        counts = torch.zeros(len(pit), len(grid) + 1).scatter_add_(1, cells, torch.ones_like(pit))
-        inside = [((pit - 0.5).abs() <= 0.5 * level) & kept for level in self.runs.levels]
-        coverage = torch.stack([held.sum(1) / known for held in inside], 1)
-        return counts[:, :-1].cumsum(1) / known[:, None], coverage
+        return shares(self._pit(self.below[name], self.ties[name]), self.kept[name], self.runs.levels)

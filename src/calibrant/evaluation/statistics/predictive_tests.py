@@ -13,6 +13,7 @@ import xarray as xr
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.data_statistics import Function, differences, moments, transport
+from calibrant.evaluation.statistics.entries import Variables, average_shares, null_of
 from calibrant.evaluation.statistics.predictive_tallies import MIN_DRAWS, Runs, Tally
 from calibrant.inference.problem import Problem
 from calibrant.inference.trees import model_sha256
@@ -114,18 +115,15 @@ def predictive_check_of(
     with torch.no_grad(), draws_of, defaults(program, given, torch.float64) as (device, _):
         runs = Runs.read(in_double(program), in_double(problem.guide), data, device, statistics, level)
         found = _after(runs, draws, progress)
-        variables = {**_tails(found, level), **_entries(found)}
+        variables = {**_tails(found, level), **average_shares(found)}
         if runs.proper:
             own = _after(runs, draws, progress, own=True)
-            variables |= _null({**_tails(own, level), **_entries(own)})
+            variables |= null_of({**_tails(own, level), **average_shares(own)}, ("extreme", "coverage", "pit_ecdf"))
             variables |= _before(runs, draws, found, progress)
         replicates = {dim: runs.replicates(draws, len(getattr(runs, f"{dim}s"))) for dim in ("statistic", "latent")}
     attrs = {"draws": draws, "level": level, "seed": seed, "model_sha256": model_sha256(program)}
     attrs |= {f"{dim}_replicates": count for dim, count in replicates.items()}
     return xr.Dataset(variables, runs.coords(), attrs)
-
-
-Variables = dict[str, tuple[tuple[str, ...], Array]]
 
 
 # -- after the data ----------------------------------------------------------------------------------------------------
@@ -158,22 +156,6 @@ def _tails(found: Mapping[str, Array], level: float) -> Variables:
     variables["extreme"] = (("statistic",), outside.mean(0))
     variables["extreme_se"] = (("statistic",), outside.std(0, ddof=1) / np.sqrt(len(outside)))
     return variables
-
-
-def _entries(found: Mapping[str, Array]) -> Variables:
-    """Averages over data of the shares `(data, observed, …)`, which are NaN for data without unmasked entries."""
-    variables: Variables = {"coverage_data": (("observed", "data", "level"), found["coverage"].transpose(1, 0, 2))}
-    for name, dim in (("pit_ecdf", "u"), ("coverage", "level")):
-        known = np.isfinite(found[name]).sum(0)
-        variables[name] = (("observed", dim), np.nansum(found[name], 0) / known)
-        variables[f"{name}_se"] = (("observed", dim), np.nanstd(found[name], 0, ddof=1) / np.sqrt(known))
-    return variables
-
-
-def _null(variables: Variables) -> Variables:
-    """The summaries of simulated data, named `…_null` after the variables that they belong to."""
-    names = ("extreme", "coverage", "pit_ecdf")
-    return {f"{name}_null{end}": variables[f"{name}{end}"] for name in names for end in ("", "_se")}
 
 
 # -- before the data ---------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from calibrant.program.contract import Program, as_program
 from calibrant.program.enumeration import combinations
 from calibrant.program.environment import defaults
 from calibrant.program.latents import sites
+from calibrant.program.losses import refuse_training_losses
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
@@ -188,8 +189,11 @@ def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
 
     Raises:
         InferenceError: for a program whose exact posterior is not known here.
+        ProgramError: for a likelihood that is a training loss.
     """
-    return log_evidence_of(as_program(model), bind_fixed(model, observed))
+    program, data = as_program(model), bind_fixed(model, observed)
+    refuse_training_losses(program, *data.batch(torch.arange(min(len(data), 2))))
+    return log_evidence_of(program, data)
 
 
 def log_evidence_of(program: PyroModule, data: Data) -> Tensor:
