@@ -10,7 +10,7 @@ ARGS ?=
 # Two processes with one thread each: more threads than cores are slower than one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test truth parts check format clean FORCE
+.PHONY: help demo test truth parts papers check format clean FORCE
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -27,6 +27,9 @@ truth: $(VENV)/.stamp-test ## run the tests of statistical truth, which take lon
 
 parts: $(VENV)/.stamp-test ## write the page of models, likelihoods and data sets from their cards
 	$(BIN)/python docs/make_parts.py
+
+papers: $(VENV)/.stamp-test ## write the tables of docs/papers from stored results of `calibrant reproduce`
+	$(BIN)/python docs/make_papers.py
 
 check: $(VENV)/.stamp-test ## run all that a change must pass: ruff, mypy, the default tests
 	$(BIN)/ruff check

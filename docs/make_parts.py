@@ -10,7 +10,7 @@ HEAD = """# Models, likelihoods and data sets
 
 `make parts` writes this page from the cards of what is registered; `calibrant list` prints the same in a terminal. A
 new part is one new file: [a model](how-to/add-a-model.md), [a likelihood](how-to/add-a-likelihood.md),
-[a data set](how-to/add-a-data-set.md).
+[a data set](how-to/add-a-data-set.md). [Which likelihood](likelihoods.md) compares the likelihoods.
 """
 
 

@@ -40,3 +40,8 @@ def wait_for_an_interrupt(path: Path, progress: Progress) -> None:
 
 def dying(path: Path, progress: Progress) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waiting_for_ever(path: Path, progress: Progress) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)

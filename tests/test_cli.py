@@ -18,9 +18,10 @@ from commands import RESULTS, SMALL, TRAINED, call, fit_rows, good, refused, sam
 import calibrant as cal
 from calibrant import store, workflow
 from calibrant.errors import RunError
+from calibrant.guides.encoders.choosing import KINDS as known_encoders
 from calibrant.guides.structure import STRUCTURES as known_structures
 from calibrant.inference.fitting.objectives import OBJECTIVES as known_objectives
-from calibrant.settings import FAMILIES, OBJECTIVES, QUICK, STRUCTURES, Request, Settings
+from calibrant.settings import ENCODERS, FAMILIES, OBJECTIVES, QUICK, STRUCTURES, Request, Settings
 from calibrant.workflow import preparing, running
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -53,12 +54,13 @@ def test_help_names_every_default():
     assert set(QUICK) <= set(Settings.__dataclass_fields__)
 
 
-def test_help_names_every_structure_family_and_objective():
+def test_help_names_every_structure_family_objective_and_encoder():
     text = re.sub(r"[\s│]+", " ", good("run", "--help")[0])
     for names, known in (
         (STRUCTURES, known_structures),
         (FAMILIES, cal.guides.FAMILIES),
         (OBJECTIVES, known_objectives),
+        (ENCODERS, set(known_encoders) - {"classes"}),  # the classes of an input have to be counted
     ):
         assert sorted(names) == sorted(known)
         assert ", ".join(names) in text
@@ -113,7 +115,8 @@ def test_the_real_report_of_a_quick_run():
 
 def test_runs_of_several_models_share_a_report(short_check, made_runs):
     folder = shutil.copytree(made_runs / "whole", "whole")
-    assert (made_runs / "whole.err").read_text() == ""  # --quiet
+    said = (made_runs / "whole.err").read_text().splitlines()  # --quiet
+    assert all(line.startswith("warning: the noise scale of 'likelihood' is") for line in said), "two epochs are few"
     assert sorted(path.name for path in Path("whole").iterdir()) == ["config.json", "ppca", "report.html", "vae"]
     assert (Path("whole") / "report.html").read_text().endswith("['ppca', 'vae']")
     out = (made_runs / "whole.out").read_text()
@@ -170,7 +173,7 @@ def test_collapsed_guides_are_stored_loaded_checked_and_reported(short_check, mo
     good(*words.split(), *SMALL)
     assert store.read_config("run")["guide"]["structure"] == "collapsed"
     assert cal.load("run")[1].model.recipe.name == model
-    assert {"epoch", "train", "validation", "lr", "bound"} == set(store.load_history("run")[0])
+    assert {"epoch", "train", "validation", "lr", "bound", "noise"} == set(store.load_history("run")[0])
     first = store.load_result("run")
     good("check", "run", "--draws", "100", "--held-out", "4", "--simulations", "100")
     assert store.load_result("run").amortized["sample_stats"].equals(first.amortized["sample_stats"])

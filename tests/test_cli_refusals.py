@@ -125,15 +125,18 @@ def test_options_reach_the_settings(monkeypatch):
     seen = []
     monkeypatch.setattr(workflow, "fit_run", lambda request, progress: seen.append(request) or 1 / 0)
     words = """fit vae --set latents=3 --set prior=laplace --set 'likelihood={"name": "gaussian"}' --site x=k
-        --family z=laplace --family s=gamma --structure full --objective dreg --quick --epochs 7"""
+        --family z=laplace --family s=gamma --structure full --objective dreg --quick --epochs 7
+        --data-option 'size=[14, 10]' --data-option values=dequantised --encoder '{"name": "sigma-vae", "width": 4}'"""
     with pytest.raises(ZeroDivisionError):
         call(*shlex.split(words))
     assert seen[0].arguments == {"latents": 3, "prior": "laplace", "likelihood": {"name": "gaussian"}}
     assert seen[0].site == {"x": "k"}
+    assert seen[0].data_options == {"size": [14, 10], "values": "dequantised"}
     assert seen[0].asked() == {
         **QUICK,
         "epochs": 7,
         "family": {"z": "laplace", "s": "gamma"},
         "structure": "full",
         "objective": "dreg",
+        "encoder": {"name": "sigma-vae", "width": 4},
     }

@@ -248,6 +248,9 @@ def test_svhn_from_small_files(tmp_path, monkeypatch):
     observed, _ = splits["validation"].tensors()
     assert np.allclose(observed["x"].numpy(), images.transpose(3, 2, 0, 1)[18:] / 255, atol=1e-7)
     assert observed["y"].tolist() == [9, 0]
+    small = load("svhn", root=tmp_path, size=28)["validation"].tensors()[0]["x"]
+    assert small.shape == (2, 3, 28, 28)
+    assert torch.equal((255 * small).round() / 255, small)
     (folder / "test_32x32.mat").write_bytes(b"damaged")
     with pytest.raises(DataError, match="svhn: no complete copy"):
         load("svhn", root=tmp_path)

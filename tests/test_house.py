@@ -157,7 +157,7 @@ def test_private_names_stay_in_their_files():
 
 
 UNSEEN = {"arviz", "arviz-base", "h5netcdf", "h5py"}  # what users plot with; what xarray reads and writes NetCDF with
-IMPORTED_AS = {"pyro-ppl": "pyro", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+IMPORTED_AS = {"pillow": "PIL", "pyro-ppl": "pyro", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 
 
 def test_every_dependency_is_imported():
@@ -198,6 +198,13 @@ def test_files_that_are_named_exist():
 def test_the_page_of_parts_is_made_from_their_cards():
     page = runpy.run_path(str(ROOT / "docs/make_parts.py"))
     assert page["PAGE"].read_text() == page["text"](), "make parts writes docs/parts.md anew"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/papers").glob("*.md")), ids=lambda page: page.stem)
+def test_tables_of_papers_are_made_from_stored_results(page, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    made = runpy.run_path(str(ROOT / "docs/make_papers.py"))
+    assert page.read_text() == made["text"](page), "make papers writes the tables of docs/papers anew"
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import calibrant as cal
 from calibrant import memory
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics import predictive_tallies, simulation_ranks
-from calibrant.inference import drawing
+from calibrant.inference import drawing, scoring
 from calibrant.inference.bounds import evidence
 from calibrant.memory import GIB, Measured, blocks, halved, in_blocks, is_memory_error, limited, measured_rows
 
@@ -198,14 +198,14 @@ def test_draws_in_smaller_blocks_are_as_right(mib):
 
 def test_a_block_holds_as_much_as_is_allowed(monkeypatch):
     sizes: list[int] = []
-    original = drawing._score
+    original = drawing.scored
 
     def counting(*given: Any, repeats: int = 1) -> Any:
         found = original(*given[:4], given[4] if len(given) > 4 else repeats)
         sizes.append(len(found.values["z"]))
         return found
 
-    monkeypatch.setattr(drawing, "_score", counting)
+    monkeypatch.setattr(drawing, "scored", counting)
     with Measured() as whole:
         drawn(memory=0.02)
     assert max(sizes) < 400 * 6  # one run without a budget
@@ -214,8 +214,8 @@ def test_a_block_holds_as_much_as_is_allowed(monkeypatch):
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_draws_are_made_where_memory_is_shorter_than_it_seemed(error, monkeypatch):
-    failing = Failing(drawing.guide_trace, 300, error)
-    monkeypatch.setattr(drawing, "guide_trace", failing)
+    failing = Failing(scoring.guide_trace, 300, error)
+    monkeypatch.setattr(scoring, "guide_trace", failing)
     right(drawn()["posterior"]["z"])
     assert failing.failures
 

@@ -138,7 +138,7 @@ def test_squared_error_is_a_gaussian_of_the_stated_scale(trained, mean, beta):
         total = (x - vae.decoder(z)).pow(2).sum(1) / (PIXELS if mean else 1)
         return total / beta + PIXELS * math.log(scale * (2 * math.pi) ** 0.5)
 
-    likelihood = {"name": "gaussian", "scale": scale, "learn": False}
+    likelihood = {"name": "beta", "beta": beta * (PIXELS if mean else 1)}
     model = cal.models.from_decoder(vae.decoder, LATENTS, likelihood)
     assert gap(vae, model, guide, x, error) < 1e-6
     with torch.no_grad():
@@ -364,6 +364,7 @@ WRONG_MODELS = {
     "a torch likelihood": (decoder, 2, lambda o: torch.distributions.Poisson(o.exp()), "pyro.distributions"),
     "a likelihood that fails": (decoder, 2, lambda o: dist.Normal(o.mean_of_x, 1.0), "decoder's output"),
     "a decoder of a pair": (lambda: PlainVAE(8).decode, 2, "gaussian", "tuple of 2"),
+    "a decoder of one output": (decoder, 2, "gaussian-per-pixel", r"return the tuple \(location, log_scale\)"),
     "a decoder that flattens": (lambda: nn.Sequential(decoder(), nn.Flatten(0)), 2, "gaussian", "leading"),
 }
 

@@ -117,7 +117,7 @@ def test_local_draws_are_those_of_each_datum():
 
 def test_blocks_of_data_join_in_order(monkeypatch):
     module = __import__("calibrant.inference.drawing", fromlist=["posterior"])
-    monkeypatch.setattr(module, "_ROWS", 20)  # two data a block
+    monkeypatch.setattr(module, "ROWS", 20)  # two data a block
     data = cal.data.Data(X, coords={"data": ["a", "b", "c", "d"]})
     seen = []
     tree = posterior(vector, vector_guide, data, draws=10, progress=lambda *step: seen.append(step[1:3]))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,42 @@ def test_an_interrupt_reaches_every_task(tmp_path):
 def test_a_process_that_dies_is_noticed(tmp_path):
     with pytest.raises(RunError, match="exit status -9"):
         side_by_side(dying, [(tmp_path / name,) for name in "ab"], lambda *_: None)
+
+
+STARTED = """
+import sys, torch, tasks
+from pathlib import Path
+from calibrant.processes import side_by_side
+torch.set_num_threads(2)
+side_by_side(tasks.waiting_for_ever, [(Path(name),) for name in sys.argv[1:]], lambda *_: None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_processes_end_when_their_parent_is_killed(tmp_path):
+    files = [tmp_path / name for name in "ab"]
+    path = os.pathsep.join([str(Path(store.__file__).parents[1]), str(Path(__file__).parent)])
+    parent = subprocess.Popen([sys.executable, "-c", STARTED, *map(str, files)], env={**os.environ, "PYTHONPATH": path})
+    until(lambda: all(file.exists() and file.read_text() for file in files))
+    parent.kill()
+    parent.wait()
+    until(lambda: not any(is_running(int(file.read_text())) for file in files))
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process runs; one that has ended may stay as a zombie until it is asked for its status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def request_for(folder: Path) -> Request:

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Any
 from calibrant._version import __version__
 
 if TYPE_CHECKING:
-    from calibrant import data, errors, evaluation, guides, inference, models, program, store
+    from calibrant import data, errors, evaluation, guides, inference, models, program, reproductions, store
     from calibrant.store import load
 
-__all__ = ["__version__", "data", "errors", "evaluation", "guides", "inference", "load", "models", "program", "store"]
+__all__ = [
+    "__version__",
+    "data",
+    "errors",
+    "evaluation",
+    "guides",
+    "inference",
+    "load",
+    "models",
+    "program",
+    "reproductions",
+    "store",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -192,6 +192,8 @@ def _request(given: dict[str, Any]) -> Request:
     told = {name: value for name, value in given.items() if value is not None and value is not False}
     if "family" in told:
         told["family"] = _family(told["family"])
+    if "encoder" in told:
+        told["encoder"] = _encoder(told["encoder"])
     if "lr" in told and not told["lr"] > 0:
         raise CalibrantError(f"--lr {told['lr']}: the learning rate must be positive")
     if "memory" in told and not told["memory"] > 0:
@@ -200,14 +202,20 @@ def _request(given: dict[str, Any]) -> Request:
     told["models"] = tuple(told.get("models", ())) if named is None else (named,)
     if "site" in told:
         told["site"] = dict(_pair("--site", text) for text in told["site"])
-    if "arguments" in told:
-        pairs = (_pair("--set", text) for text in told["arguments"])
-        told["arguments"] = {name: _json(value) for name, value in pairs}
+    for name, flag in (("arguments", "--set"), ("data_options", "--data-option")):
+        if name in told:
+            told[name] = _values(flag, told[name])
     settings = {name: told.pop(name) for name in Settings.__dataclass_fields__ if name in told}
     return Request(**told, settings=settings)
 
 
-_FORMS = {"--set": "NAME=VALUE", "--site": "NAME=KEY", "--family": "SITE=NAME, or one NAME alone for all latents"}
+_FORMS = {
+    "--set": "NAME=VALUE",
+    "--data-option": "NAME=VALUE",
+    "--site": "NAME=KEY",
+    "--family": "SITE=NAME, or one NAME alone for all latents",
+    "--encoder": 'INPUT=NAME for each input, or one NAME or {"name": NAME, OPTION: VALUE} alone',
+}
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
@@ -217,12 +225,19 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _json(text: str) -> Any:
+def _values(option: str, given: list[str]) -> dict[str, Any]:
+    """Name → value, of a repeated option NAME=VALUE."""
+    return {name: _json(option, value) for name, value in (_pair(option, text) for text in given)}
+
+
+def _json(option: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
         if text[:1] in "{[":
-            raise CalibrantError(f"--set: {text} is no valid JSON ({error}); strings stand in double quotes") from error
+            raise CalibrantError(
+                f"{option}: {text} is no valid JSON ({error}); strings stand in double quotes"
+            ) from error
         return text
 
 
@@ -230,6 +245,12 @@ def _family(given: list[str]) -> str | dict[str, str]:
     if len(given) == 1 and "=" not in given[0]:
         return given[0]
     return dict(_pair("--family", text) for text in given)
+
+
+def _encoder(given: list[str]) -> Any:
+    if len(given) == 1 and (given[0][:1] == "{" or "=" not in given[0]):
+        return _json("--encoder", given[0])
+    return _values("--encoder", given)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -267,13 +288,17 @@ def run(ctx: typer.Context, request: Request, quiet: bool) -> None:
 def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Fit a model and its guide; `calibrant check` then checks the guide."""
     from calibrant import store, workflow
+    from calibrant.inference.fitting.state import HELD_OUT
 
     outcome = _with_bars(quiet, lambda progress: workflow.fit_run(request, progress))
     trained = store.read_config(outcome.folder)["fit"]
     for note in outcome.notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"held-out ELBO {_number(trained['elbo'], trained['elbo_se'])} nats ({trained['epochs']} epochs)")
-    typer.echo(f"{outcome.folder}: check it with `calibrant check {shlex.quote(str(outcome.folder))}`")
+    is_elbo = trained.get("is_elbo", True)
+    value = f"{_number(trained['elbo'], trained['elbo_se'])} nats ({trained['epochs']} epochs)"
+    typer.echo(f"{HELD_OUT[is_elbo]} {value}")
+    check = f": check it with `calibrant check {shlex.quote(str(outcome.folder))}`" if is_elbo else ""
+    typer.echo(f"{outcome.folder}{check}")
 
 
 @app.command()
@@ -312,6 +337,66 @@ def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
         typer.echo(_HEADINGS[heading])
         for name, text in entries.items():
             typer.echo(f"  {name:<{width}}{text}")
+
+
+_Paper = Annotated[str | None, typer.Argument(help="Name of a paper; without it, papers and experiments are listed.")]
+_Only = Annotated[list[str] | None, typer.Option("--only", help="Name of an experiment, repeated for several (all)")]
+_Small = Annotated[bool, typer.Option("--quick", help="Small settings, to see that everything works")]
+_Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds of each experiment (on its card)")]
+_Device = Annotated[str, typer.Option("--device", help="Device to train on", show_default=True)]
+_Folder = Annotated[Path | None, typer.Option("--out", help="Run folder (runs/reproduce-PAPER, with -quick)")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; finished cells are kept")]
+_Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace the run in --out; with --resume, only cells whose settings, data or code changed"
+    ),
+]
+_Download = Annotated[bool, typer.Option("--download", help="Download registered data sets that are missing")]
+
+
+@app.command()
+def reproduce(
+    ctx: typer.Context,
+    paper: _Paper = None,
+    only: _Only = None,
+    quick: _Small = False,
+    device: _Device = "cpu",
+    seeds: _Seeds = None,
+    out: _Folder = None,
+    resume: _Resume = False,
+    overwrite: _Overwrite = False,
+    data_root: _DataRoot = None,
+    download: _Download = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Run the experiments of a paper, and show its numbers beside ours; without PAPER, list papers and experiments."""
+    from calibrant import reproductions
+    from calibrant.reproductions.telling import listing, told
+
+    if paper is None:
+        if only or quick or resume or overwrite or out is not None:
+            raise CalibrantError(f"name the paper: {', '.join(one.name for one in reproductions.list_papers())}")
+        typer.echo(listing(data_root))
+        return
+    with bars(quiet) as progress:
+        results = reproductions.run(
+            paper,
+            only=only or (),
+            quick=quick,
+            seeds=seeds,
+            device=device,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            data_root=data_root,
+            download=download,
+            command=ctx.obj,
+            progress=progress,
+        )
+    typer.echo(told(results))
+    if results.failed:
+        raise typer.Exit(1)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import pickle
 import queue
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -85,6 +86,7 @@ def _require_word(running: dict[int, Any], silent: set[int]) -> set[int]:
 def _child(task: Callable[..., None], given: tuple[Any, ...], number: int, threads: int, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent forwards it
     interrupt_on_sigterm()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         task(*given, partial(_send, messages, number))
@@ -94,6 +96,14 @@ def _child(task: Callable[..., None], given: tuple[Any, ...], number: int, threa
         messages.put((number, "failed", _sendable(error)))
     else:
         messages.put((number, "done", None))
+
+
+def _end_with_parent() -> None:
+    """End this process at once when its parent was killed, since a new run may work in the same folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _send(messages: Any, number: int, stage: str, done: int, total: int, text: str = "") -> None:

@@ -72,6 +72,10 @@ class Registry(Generic[Card]):
         """The registered names that match a shell pattern, sorted."""
         return sorted(name for name in self._cards if fnmatchcase(name, pattern))
 
+    def cards(self) -> list[Card]:
+        """The registered cards, in the order in which they were registered."""
+        return list(self._cards.values())
+
     def __getitem__(self, name: str) -> Card:
         if name not in self:
             hint = names_to_offer(name, self._cards)

@@ -10,8 +10,8 @@ from typing import Any
 MODELS = ("vae", "ea-vae")
 DATA = "natural-patches"
 
-# Names that `--help` shows. They are defined in `guides/structure.py`, `guides/families/choosing.py`
-# and `inference/fitting/objectives.py`, which are too slow to import for `--help`.
+# Names that `--help` shows. They are defined in `guides/structure.py`, `guides/families/choosing.py`,
+# `guides/encoders/choosing.py` and `inference/fitting/objectives.py`, which are too slow to import for `--help`.
 STRUCTURES = ("faithful", "mean-field", "program", "full", "collapsed")
 FAMILIES = (
     "normal",
@@ -26,16 +26,18 @@ FAMILIES = (
     "low-rank",
     "gamma-fixed",
     "flow",
+    "log-variance",
     "vonmises",
     "vmf",
     "bernoulli",
     "onehot",
     "categorical",
 )
+ENCODERS = ("mlp", "conv", "set", "sequence", "sigma-vae")
 OBJECTIVES = ("stl", "kl", "iwae", "dreg")
 
 # Settings that must stay the same when a training is resumed.
-TRAINING = ("structure", "family", "objective", "epochs", "batch_size", "lr", "seed", "train_data")
+TRAINING = ("structure", "family", "encoder", "objective", "epochs", "batch_size", "lr", "seed", "train_data")
 
 QUICK: Mapping[str, Any] = {
     "epochs": 4,
@@ -115,6 +117,15 @@ class Settings(Effort):
             "training",
         ),
     )
+    encoder: str | dict[str, Any] | None = field(
+        default=None,
+        metadata=option(
+            'encoder of the guide: NAME, {"name": NAME, OPTION: VALUE}, or INPUT=NAME for one input, repeated: '
+            + ", ".join(ENCODERS),
+            "training",
+            shown="None: by the shape of the data",
+        ),
+    )
     objective: str = field(
         default="stl", metadata=option(f"objective of the training: {', '.join(OBJECTIVES)}", "training")
     )
@@ -153,6 +164,12 @@ class Request:
         metadata=option("folder with the files of the registered data sets", "data", shown="$CALIBRANT_DATA"),
     )
     download: bool = field(default=False, metadata=option("download a registered data set that is missing", "data"))
+    data_options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=option(
+            "NAME=VALUE: an option of the data set, JSON or a plain word, such as size=14", "data", flag="--data-option"
+        ),
+    )
     site: dict[str, str] = field(
         default_factory=dict,
         metadata=option("NAME=KEY: the data's KEY holds the program's site or covariate NAME", "data"),

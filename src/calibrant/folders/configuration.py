@@ -23,6 +23,7 @@ from calibrant.folders.schema import first_fault
 FORMAT = "calibrant/2"
 UNRECORDED = "calibrant/1"  # the format of versions that recorded the sha256 of the weights alone
 CONFIG = "config.json"
+REPRODUCTION = "reproduction"  # the key of a folder with a reproduction of a paper
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "safetensors", "h5netcdf")
 _KEYS = ("name", "model", "guide", "data", "settings", "fit", "sha256")  # of a folder with one run
 
@@ -40,7 +41,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         RunError: for values that JSON cannot hold.
     """
     try:
-        content = _finite(config)
+        content = finite(config)
         content["sha256"] = {**content.get("sha256", {}), CONFIG: _own_digest(content)}
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -60,6 +61,11 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     if "runs" in config:
         each = ", ".join(map(str, members(folder, config)))
         raise RunError(f"{folder} holds several runs, name one of them: {each}")
+    if REPRODUCTION in config:
+        raise RunError(
+            f"{folder} holds a reproduction of {config[REPRODUCTION].get('paper')}, which calibrant reproduce writes: "
+            "open its report.html"
+        )
     if missing := sorted(set(_KEYS) - set(config)):
         raise RunError(f"{folder} is damaged: {CONFIG} lacks {missing}; copy the folder again")
     if config["fit"] is not None:
@@ -130,10 +136,10 @@ def _own_digest(config: Mapping[str, Any]) -> str:
     return digest(json.dumps({**config, "sha256": files}, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same JSON value, with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,6 +23,7 @@ _PARTS: Mapping[str, Any] = {
     "checked": dict,
     "versions": (dict, _NONE),
     "notes": _TEXTS,
+    "reproduction": dict,
     "runs": _TEXTS,
 }
 _INSIDE: Mapping[str, Mapping[str, Any]] = {
@@ -39,7 +40,10 @@ _INSIDE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-_LATER: Mapping[str, Mapping[str, Any]] = {"request": {"asked": dict, "quick": bool}}
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "request": {"asked": dict, "quick": bool, "data_options": dict},
+    "fit": {"is_elbo": bool},
+}
 
 
 def first_fault(config: Mapping[str, Any]) -> str | None:

@@ -25,6 +25,7 @@ from calibrant.inference.references.gate import require_passable
 from calibrant.inference.references.sampling import is_exact
 from calibrant.models.registry import constructor_arguments, create
 from calibrant.program.environment import seeded
+from calibrant.program.losses import refuse_training_losses
 from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
 from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
@@ -52,8 +53,11 @@ class Job:
     resume: bool = False
 
 
-def prepare(request: Request) -> tuple[Request, list[Job]]:
-    """Complete a request and prepare its jobs; the run folder is created (or cleared) only after all other checks."""
+def prepare(request: Request, is_checked: bool = True) -> tuple[Request, list[Job]]:
+    """Complete a request and prepare its jobs; the run folder is created (or cleared) only after all other checks.
+
+    `is_checked` says whether the command checks what it trains, so that training losses are refused.
+    """
     if request.out is not None:
         _check_folder(request)
     elif request.resume or request.overwrite:
@@ -64,7 +68,7 @@ def prepare(request: Request) -> tuple[Request, list[Job]]:
         else replace(request, models=request.models or MODELS, data=request.data or DATA)
     )
     settings = request.made()
-    _check_device(settings.device)
+    check_device(settings.device)
     request = replace(request, out=request.out or _free_folder(request))
     names = [_slug(name) for name in request.models]
     if len(set(names)) < len(names):
@@ -77,6 +81,8 @@ def prepare(request: Request) -> tuple[Request, list[Job]]:
     jobs = [new_job(name, at, splits, request, settings) for name, at in zip(request.models, folders, strict=True)]
     for job in jobs:
         _check_place(job, folder)
+        if is_checked:
+            refuse_training_losses(job.model, *bind(job.model, job.splits["train"]).batch([0]))
     _open_folder(request, names)
     return request, jobs
 
@@ -156,7 +162,9 @@ def _slug(model: str) -> str:
 
 def _stored(request: Request) -> dict[str, Any]:
     """The part of a request that is needed to resume its run: all settings, and which of them were given."""
-    kept = {name: getattr(request, name) for name in ("data", "data_root", "site", "arguments", "quick")}
+    kept = {
+        name: getattr(request, name) for name in ("data", "data_root", "data_options", "site", "arguments", "quick")
+    }
     return {"models": list(request.models), **kept, "settings": asdict(request.made()), "asked": request.settings}
 
 
@@ -165,7 +173,9 @@ def _resumed(request: Request) -> Request:
     stored = store.read_any_config(folder_of(request)).get("request")
     if stored is None:
         raise RunError(f"{folder_of(request)} was not written by a command, so it cannot be resumed")
-    asked = {"models": list(request.models), "data": request.data, "site": request.site, "arguments": request.arguments}
+    asked = {name: getattr(request, name) for name in ("data", "data_options", "site", "arguments")}
+    stored = {"data_options": {}, **stored}  # an older version stored none
+    asked["models"] = list(request.models)
     differ = [f"{n} was {stored[n]}, is {now}" for n, now in asked.items() if now and now != stored[n]]
     for settings in (stored["settings"], stored.get("asked", {})):
         _check_settings(folder_of(request), settings)
@@ -184,6 +194,7 @@ def _resumed(request: Request) -> Request:
         models=tuple(stored["models"]),
         data=stored["data"],
         data_root=request.data_root or stored["data_root"],
+        data_options=stored["data_options"],
         site=stored["site"],
         arguments=stored["arguments"],
         settings={**stored.get("asked", {}), **request.settings},
@@ -231,7 +242,12 @@ def _with_enough_steps(request: Request, data: int) -> Request:
     return replace(request, chosen={**request.chosen, "batch_size": batch_size, "epochs": epochs})
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Refuse a device that cannot be used here.
+
+    Raises:
+        RunError: with the reason that torch gives.
+    """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -240,7 +256,17 @@ def _check_device(name: str) -> None:
 
 
 def load_splits(request: Request, seed: int) -> dict[str, Data]:
-    return load_data(request.data or DATA, request.data_root, request.download, seed)
+    return _load(request.data or DATA, request.data_root, request.download, seed, request.data_options)
+
+
+_ARGUMENTS = {"name_or_path": "--data", "root": "--data-root", "download": "--download", "seed": "--seed"}
+
+
+def _load(data: str, root: str | None, download: bool, seed: int, options: Mapping[str, Any]) -> dict[str, Data]:
+    """The splits of a data set; what has an option of the command line of its own is no option of the set."""
+    if own := [name for name in options if name in _ARGUMENTS]:
+        raise RunError(f"--data-option {own[0]}: give {_ARGUMENTS[own[0]]} in its place")
+    return load_data(data, root, download, seed, **options)
 
 
 def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, settings: Settings) -> Job:
@@ -249,7 +275,7 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
     splits, wanted, notes = match_sites(model, splits, request.site)
     splits["train"] = train = _part(splits["train"], settings.train_data)
     bound = bind(model, train)
-    guide = amortize(model, bound, settings.structure, settings.family, seed=settings.seed)
+    guide = amortize(model, bound, settings.structure, settings.family, settings.encoder, seed=settings.seed)
     check_objective(settings.objective, model, guide, *bound.batch(torch.arange(min(len(bound), 4))))
     if not is_exact(model, bound):
         require_passable(settings.chains, settings.draws)
@@ -257,6 +283,7 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
         "data": {
             "name": train.name or request.data,
             "path": request.data,
+            **({"options": request.data_options} if request.data_options else {}),
             "splits": {split: len(part) for split, part in splits.items()},
             "sites": wanted,
         },
@@ -335,7 +362,9 @@ def reopen(folder: Path, spec: str | None, request: Request) -> Job:
     _check_settings(folder, made)
     model, guide = store.load(folder, model=spec)
     root = request.data_root or stored.get("data_root")
-    splits = load_data(data, root, request.download, config["settings"].get("seed", 0))
+    same = data == stored.get("data") and not request.data_options
+    options = stored.get("data_options", {}) if same else request.data_options
+    splits = _load(data, root, request.download, config["settings"].get("seed", 0), options)
     splits, _, notes = match_sites(model, splits, request.site or stored.get("site", {}))
     asked = {name: value for name, value in request.asked().items() if name not in TRAINING or name == "seed"}
     settings = Settings(**(made | asked))

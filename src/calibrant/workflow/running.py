@@ -45,6 +45,11 @@ from calibrant.workflow.preparing import (
     reopen,
 )
 
+_NO_ELBO = (
+    "the likelihood is a training loss and no density, so that the held-out value is no ELBO, and the guide cannot be "
+    "checked"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -105,7 +110,7 @@ def _shown(progress: Progress, job: Job, jobs: int) -> Progress:
 
 def fit_run(request: Request, progress: Progress = silent) -> Outcome:
     """Train one model and write its run folder, which `check_run` evaluates; arguments and errors as in `run`."""
-    request, jobs = prepare(request)
+    request, jobs = prepare(request, is_checked=False)
     with _interruptible(folder_of(request), _named(jobs), f"Resume with: {_resuming(request, 'fit')}"):
         for job in jobs:
             _train(job, progress)
@@ -291,14 +296,17 @@ def _evaluate(job: Job, progress: Progress) -> RunResult:
 
 
 def _on_training(config: Mapping[str, Any]) -> list[str]:
-    """A note if the training of a run ended too soon."""
+    """Notes if a training has no ELBO, and if it ended too soon."""
     trained = config["fit"] or {}
+    notes = [] if trained.get("is_elbo", True) else [_NO_ELBO]
     if trained.get("stopped") != STILL_RISING:
-        return []
+        return notes
     epochs = trained["epochs"]
     return [
-        f"the held-out ELBO was still rising when the {epochs} epochs of the training were over, so that the guide is "
-        f"not as good as it can become: train anew with --epochs {2 * epochs} (in the same folder with --overwrite)"
+        *notes,
+        f"the held-out {'value' if notes else 'ELBO'} was still rising when the {epochs} epochs of the training were "
+        f"over, so that the guide is not as good as it can become: train anew with --epochs {2 * epochs} (in the same "
+        "folder with --overwrite)",
     ]
 
 

@@ -1,0 +1,83 @@
+"""What the command line tells: the list of papers and experiments, and the tables and sentences of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+from calibrant.reproductions.cards import Experiment
+from calibrant.reproductions.folder import CELLS
+from calibrant.reproductions.registering import list_experiments, list_papers
+from calibrant.reproductions.results import Results
+from calibrant.reproductions.splits import Source
+
+_WIDTH = 200  # columns of a table, so that a row is not broken; the terminal wraps what is longer
+
+
+def listing(data_root: str | None = None) -> str:
+    """The papers and their experiments: what each shows, its data and whether they are there, and how long it takes."""
+    source = Source(data_root, download=False, quick=True)
+    lines = []
+    for paper in list_papers():
+        lines += [f"{paper.name}: {paper.title} (arXiv {paper.arxiv})", f"  {paper.sentence}"]
+        for card in list_experiments(paper.name):
+            quick, full = (_duration(minutes) for minutes in card.minutes)
+            lines.append(f"  {card.name} ({card.answers}): {card.shows}")
+            lines.append(f"    data: {', '.join(dict.fromkeys(_data(card, source)))}; quick: {quick}, full: {full}")
+    first = list_papers()[0].name
+    return "\n".join([*lines, f"Run one with: calibrant reproduce {first} --quick"])
+
+
+def _data(card: Experiment, source: Source) -> Iterator[str]:
+    for needs in card.needs:
+        found = source.chosen(needs)
+        if found is needs:
+            yield f"{needs.name} (ready)"
+        elif found is not None:
+            yield f"{needs.name} (absent: {found.name} in its place)"
+        else:
+            yield f"{needs.name} (absent)"
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return f"{max(1, round(60 * minutes))} s"
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def told(results: Results) -> str:
+    """The tables of a run, what was found in sentences, and where the report is."""
+    parts = []
+    for name, part in results.content["experiments"].items():
+        if part["left_out"]:
+            parts.append(f"{name} was left out: {part['left_out']}.")
+            continue
+        parts += [_table(f"{name} ({part['answers']})", results.lines(name)), *results.sentences(name)]
+        parts += [
+            f"note: {used} in place of {asked}, which is not there"
+            for asked, used in part["data"].items()
+            if used != asked
+        ]
+        if part["reduced"]:
+            parts.append(f"note: {part['reduced']}")
+    parts += [f"failed: {line}" for line in results.failed]
+    if results.failed:
+        parts.append(
+            f"where they failed is told by the text files in {results.folder / CELLS}; --resume tries them again"
+        )
+    return "\n".join([*parts, f"report: {results.report}"])
+
+
+def _table(title: str, lines: Sequence[Sequence[str]]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in lines[0]:
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for line in lines[1:]:
+        table.add_row(*line)
+    console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
