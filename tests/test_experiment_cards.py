@@ -139,9 +139,11 @@ def test_numbers_have_as_many_digits_as_their_error(value, se, text):
 
 def test_trainings_that_ended_too_soon_are_named():
     stopped = [{"0": {"training": "finished"}}, {"0": {"training": "finished"}, "1": {"training": "still rising"}}, {}]
-    part = {"rows": [{"row": f"row {number}", "stopped": each} for number, each in enumerate(stopped)]}
+    part = {"rows": [{"row": f"row {number}", "stopped": each, "failed": {}} for number, each in enumerate(stopped)]}
     assert on_training(part)[0].startswith("The held-out ELBO was still rising when the training ended: row 1. Longer")
     assert on_training({"rows": part["rows"][:1]}) == []
+    part["rows"][1]["failed"] = {"1": "RuntimeError: no result"}
+    assert on_training(part) == []
 
 
 # -- cards and cells ---------------------------------------------------------------------------------------------------

@@ -157,6 +157,19 @@ def test_experiments_without_data_are_left_out_and_refused_by_name():
     assert rows("run") == before  # the run that was to be replaced
 
 
+def test_a_run_is_not_replaced_before_its_data_are_read(monkeypatch):
+    quick()
+    before = rows("run")
+
+    def damaged(*_: Any) -> None:
+        raise DataError("the file is damaged")
+
+    monkeypatch.setattr(Source, "data", damaged)
+    with pytest.raises(DataError, match="damaged"):
+        quick(overwrite=True)
+    assert rows("run") == before
+
+
 def test_a_fallback_is_named_and_compared_with_no_paper():
     card = replace(experiment("tiny", "means"), needs=(Needs("van-hateren", fallback=Needs("digits")),))
     source = Source(None, False, False)

@@ -72,29 +72,34 @@ def default_folder(paper: str, quick: bool) -> Path:
     return Path("runs", f"reproduce-{paper}{'-quick' if quick else ''}")
 
 
-def opened(plan: Plan, resume: bool, overwrite: bool) -> Plan:
-    """Create or open the run folder, and complete the plan of a run that is resumed.
+def completed(plan: Plan, resume: bool, overwrite: bool) -> Plan:
+    """Complete the plan of a run that is resumed, and refuse a folder that cannot be used; nothing is written.
 
     Raises:
         RunError: for a folder that holds something else, a run that neither option names, and a run to resume that is
             another one.
     """
     if resume:
-        plan = _resumed(plan)
-    elif plan.out.is_dir() and any(plan.out.iterdir()):
+        return _resumed(plan)
+    if plan.out.is_dir() and any(plan.out.iterdir()):
         _stored(plan.out)
         if not overwrite:
             raise RunError(
                 f"{plan.out} holds a run: --resume continues it, --overwrite replaces it, --out FOLDER names another"
             )
-        clear(plan.out)
     elif plan.out.exists() and not plan.out.is_dir():
         raise RunError(f"{plan.out} is a file: name a folder, --out FOLDER")
+    return plan
+
+
+def open_folder(plan: Plan, resume: bool) -> None:
+    """Create the run folder, without what it holds of a run that is not resumed, and say whose run it is."""
+    if not resume and plan.out.is_dir() and any(plan.out.iterdir()):
+        clear(plan.out)
     plan.out.mkdir(parents=True, exist_ok=True)
     kept = {"paper": plan.paper, "only": list(plan.only), "quick": plan.quick, "seeds": plan.seeds}
     config = {REPRODUCTION: {**kept, "device": plan.device}, "sha256": {}, "versions": versions()}
     write_config(plan.out, {"format": FORMAT, **config})
-    return plan
 
 
 def check_names(plan: Plan) -> None:

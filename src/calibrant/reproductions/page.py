@@ -103,7 +103,10 @@ def beside_paper(part: Mapping[str, Any]) -> list[tuple[str, str]]:
 def on_training(part: Mapping[str, Any]) -> list[str]:
     """A sentence about the rows whose held-out ELBO was far from its final value when a training was over, if any."""
     early = {
-        row["row"]: None for row in part["rows"] for each in row["stopped"].values() if STILL_RISING in each.values()
+        row["row"]: None
+        for row in part["rows"]
+        for seed, each in row["stopped"].items()
+        if STILL_RISING in each.values() and seed not in row["failed"]
     }
     if not early:
         return []

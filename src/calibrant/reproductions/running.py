@@ -23,7 +23,7 @@ from calibrant.progress import Progress, silent
 from calibrant.reproductions.cards import Experiment
 from calibrant.reproductions.cells import Cell, read_cell, sorted_out, write_cell
 from calibrant.reproductions.context import Context
-from calibrant.reproductions.folder import Plan, check_names, clear_trainings, default_folder, opened
+from calibrant.reproductions.folder import Plan, check_names, clear_trainings, completed, default_folder, open_folder
 from calibrant.reproductions.found import Found
 from calibrant.reproductions.registering import experiment
 from calibrant.reproductions.results import Results, write_results
@@ -97,12 +97,13 @@ def run(
     plan = Plan(paper, named, quick, seeds, device, wanted, data_root, download)
     check_names(plan)
     source = Source(data_root, download, quick)
-    for name in named:  # before the folder is touched: a run that --overwrite replaces is gone
+    for name in named:
         if reason := source.missing(experiment(paper, name)):
             raise DataError(f"experiment {name}: {reason}")
-    plan = opened(plan, resume, overwrite)
+    plan = completed(plan, resume, overwrite)
     left_out = {card.name: reason for card in plan.experiments if (reason := source.missing(card))}
     jobs = [job for card in plan.experiments if card.name not in left_out for job in _jobs(plan, card, source)]
+    open_folder(plan, resume)  # now that all data were read: what --overwrite replaces is gone
     waiting = _unfinished(plan, jobs, overwrite)
     with _interruptible(plan, jobs):
         _compute_all(plan, waiting, source, len(jobs), progress)
