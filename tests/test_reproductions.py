@@ -383,7 +383,7 @@ def test_help_needs_no_torch():
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_is_resumed_to_the_same_table():
-    words = ["reproduce", "sigma-vae", "--only", "decoders", "--quick", "--seeds", "1", "--quiet"]
+    words = ["reproduce", "sigma-vae", "--only", "sigma-over-steps", "--quick", "--seeds", "1", "--quiet"]
     script = """
 import os, signal, sys
 import calibrant.inference.fitting.loop as loop
@@ -406,6 +406,6 @@ app(sys.argv[1:])
     assert time.process_time() - begin < 60
     first, second = (cal.reproductions.load_results(folder).content["experiments"] for folder in ("run", "whole"))
     for part in (first, second):
-        for row in part["decoders"]["rows"]:
+        for row in part["sigma-over-steps"]["rows"]:
             del row["seconds"]
     assert first == second
