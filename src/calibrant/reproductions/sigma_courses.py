@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from calibrant.evaluation.reporting.style import COLOURS, LINES, WIDTH, cycled, new_figure, plain_axes
-from calibrant.models.parts.likelihoods.discretised import DiscretisedLogistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +19,7 @@ def sigma_of(model: Any) -> dict[str, float]:
     scale = getattr(likelihood, "scale", None)
     if scale is None:
         return {}
-    sds = math.pi / math.sqrt(3) if isinstance(likelihood, DiscretisedLogistic) else 1.0  # a logistic's sd per scale
-    return {"σ": sds * float((scale.detach().double() ** 2).mean().sqrt())}
+    return {"σ": getattr(likelihood, "unit_sd", 1.0) * float((scale.detach().double() ** 2).mean().sqrt())}
 
 
 def course_figure(courses: Mapping[str, np.ndarray]) -> Figure:

@@ -79,6 +79,20 @@ CANNOT = (
     "150 steps of .001 cannot bring the logarithm of σ from 0 to below −.15, and −50 nats take a σ of .37 or less in "
     "images of 28×28"
 )
+MEASURED = {
+    "marginal KL at least": "nats",
+    "active units": "of the latents",
+    "80% of pixels": MIDDLE,
+    "pixel PIT": PIT,
+    "σ": "of the largest grey value, root mean square",
+    "Fréchet": SQUARED,
+    "Fréchet floor": "squared, between real images",
+}
+ON_GREY_VALUES = {
+    **LIKELIHOOD,
+    "of grey values": "nats per image, negative ELBO as a probability of the 256 grey values",
+    **MEASURED,
+}
 REDUCED = (
     "One network and optimiser for all rows: Adam with cosine decay, the best of all epochs by the validation ELBO. "
     "Frey faces are resized to 28×28, which the paper's numbers fit; errors are those of the five parts of the video."
@@ -126,6 +140,20 @@ def trained(context: Context, splits: Any) -> tuple[Any, Any, Any]:
 
 def _convolutions(settings: Any) -> dict[str, Any]:
     return {"name": "sigma-vae", "width": settings["width"]}
+
+
+def _measured(context: Context, model: Any, guide: Any, splits: Any, blocks: int | None) -> dict[str, Any]:
+    """Likelihood, use of the latents, calibration of pixels, and samples of a trained model, on test data."""
+    settings, problem = context.settings, Problem.of(model, guide, splits["test"])
+    information = information_in(context, problem, settings["points"], settings["prior_draws"])
+    return {
+        **likelihood_of(context, problem, settings["draws"], settings["particles"], blocks),
+        "marginal KL at least": information["marginal KL at least"],
+        **units_in_use(context, problem),
+        **pixels_of(context, problem, settings["draws"]),
+        **samples_of(context, problem, splits["train"]),
+        **sigma_of(model),
+    }
 
 
 def _on_grey_scale(bound: Measured, images: Data, data: str) -> dict[str, Measured]:
@@ -189,17 +217,7 @@ def _best_of_grey_values(found: Found) -> list[str]:
     answers="Tables 2, 3 and 4",
     shows="Which decoder gives the data the highest likelihood, at the same network and training.",
     rows=DECODERS,
-    numbers={
-        **LIKELIHOOD,
-        "of grey values": "nats per image, negative ELBO as a probability of the 256 grey values",
-        "σ": "of the largest grey value, root mean square",
-        "marginal KL at least": "nats",
-        "active units": "of the latents",
-        "pixel PIT": PIT,
-        "80% of pixels": MIDDLE,
-        "Fréchet": SQUARED,
-        "Fréchet floor": "squared, between real images",
-    },
+    numbers=ON_GREY_VALUES,
     needs=FACES,
     settings={**NETWORK, **EVALUATION},
     quick={**SMALL, **LITTLE},
@@ -233,17 +251,8 @@ def decoders(context: Context, row: str, seed: int) -> dict[str, Any]:
     model, guide, _ = trained(context, splits)
     if row in LOSSES:
         return {}
-    settings, problem, blocks = context.settings, Problem.of(model, guide, splits["test"]), context.blocks(kind)
-    found: dict[str, Any] = likelihood_of(context, problem, settings["draws"], settings["particles"], blocks)
-    found |= _on_grey_scale(found[BOUND], splits["test"], kind)
-    found |= {
-        "marginal KL at least": information_in(context, problem, settings["points"], settings["prior_draws"])[
-            "marginal KL at least"
-        ]
-    }
-    found |= units_in_use(context, problem)
-    found |= pixels_of(context, problem, settings["draws"])
-    return found | samples_of(context, problem, splits["train"]) | sigma_of(model)
+    found = _measured(context, model, guide, splits, context.blocks(kind))
+    return found | _on_grey_scale(found[BOUND], splits["test"], kind)
 
 
 # -- Table 1, Figure 3 -------------------------------------------------------------------------------------------------
@@ -385,16 +394,7 @@ def _sharing(found: Found) -> Summary:
     answers="Figure 4, and the open question of per-pixel variances",
     shows="What more noise scales gain in likelihood and lose in samples, and whether a prior on them prevents that.",
     rows=SHARING,
-    numbers={
-        **LIKELIHOOD,
-        "marginal KL at least": "nats",
-        "active units": "of the latents",
-        "80% of pixels": MIDDLE,
-        "pixel PIT": PIT,
-        "σ": "of the largest grey value, root mean square",
-        "Fréchet": SQUARED,
-        "Fréchet floor": "squared, between real images",
-    },
+    numbers={**LIKELIHOOD, **MEASURED},
     needs=(
         Needs(
             "mnist",
@@ -423,15 +423,7 @@ def _sharing(found: Found) -> Summary:
 def sharing(context: Context, row: str, seed: int) -> dict[str, Any]:
     """Train the paper's network with noise scales of a row; likelihood, rate and samples on test data."""
     model, guide, _ = trained(context, context.splits)
-    settings, problem = context.settings, Problem.of(model, guide, context.splits["test"])
-    found: dict[str, Any] = likelihood_of(context, problem, settings["draws"], settings["particles"])
-    found |= {
-        "marginal KL at least": information_in(context, problem, settings["points"], settings["prior_draws"])[
-            "marginal KL at least"
-        ]
-    }
-    found |= units_in_use(context, problem) | pixels_of(context, problem, settings["draws"])
-    return found | samples_of(context, problem, context.splits["train"]) | sigma_of(model)
+    return _measured(context, model, guide, context.splits, context.blocks())
 
 
 # -- Figure 9 ----------------------------------------------------------------------------------------------------------

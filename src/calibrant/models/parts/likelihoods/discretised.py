@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.nn.functional import logsigmoid
 from torch.special import log_ndtr, ndtr
 
 from calibrant.models.parts.likelihoods.grey import LAST, GreyDistribution, grey_values
-from calibrant.models.parts.likelihoods.protocol import NO_SHAPE, Likelihood, Shape, Shapes
+from calibrant.models.parts.likelihoods.protocol import NO_SHAPE, Shapes
 from calibrant.models.parts.likelihoods.registry import register_likelihood
-from calibrant.models.parts.likelihoods.scales import first_scale
+from calibrant.models.parts.likelihoods.scales import NoiseAround
 from calibrant.models.parts.likelihoods.series import polynomial
 from calibrant.registries import Case
 
@@ -148,36 +148,14 @@ def logistic_noise(shape: Size, like: Tensor) -> Tensor:
     return share.logit(eps=torch.finfo(like.dtype).tiny)
 
 
-class _Discretised(Likelihood):
+class _Discretised(NoiseAround):
     """Rounded noise around the decoder's output, with a scale that all entries share."""
 
     support = grey_values
     rounded: type[Rounded]
-    unit_sd: float  # standard deviation of the noise with scale 1
-    log_scale: Tensor
 
     def __init__(self, scale: float | str = "data", learn: bool = True) -> None:
-        super().__init__()
-        first, self.is_started = first_scale(scale, learn)
-        log_scale = torch.tensor(first).log()
-        if learn:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-
-    @property
-    def scale(self) -> Tensor:
-        """Scale of the noise before it is rounded, in data units."""
-        return self.log_scale.exp()
-
-    def start_noise(self, mean_squares: Tensor) -> None:
-        if (spread := mean_squares.mean().sqrt()) > 0:  # the data vary
-            with torch.no_grad():
-                self.log_scale.copy_((spread / self.unit_sd).log())
-        self.is_started = True
-
-    def outputs(self, shape: Shape) -> dict[str, Shape]:
-        return {"location": shape}
+        super().__init__(scale, learn)
 
     def marginals(self, output: Tensor) -> Rounded:
         return self.rounded(output, self.scale)
@@ -204,7 +182,7 @@ class DiscretisedGaussian(_Discretised):
         learn: whether the scale is learned.
     """
 
-    rounded, unit_sd = RoundedGaussian, 1.0
+    rounded = RoundedGaussian
 
 
 @register_likelihood(
@@ -223,4 +201,5 @@ class DiscretisedLogistic(_Discretised):
         learn: whether the scale is learned.
     """
 
-    rounded, unit_sd = RoundedLogistic, math.pi / 3**0.5
+    rounded = RoundedLogistic
+    unit_sd = math.pi / 3**0.5

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibrant.errors import ProgramError
-from calibrant.models.parts.likelihoods.protocol import Likelihood, Shape
 from calibrant.models.parts.likelihoods.registry import register_likelihood
-from calibrant.models.parts.likelihoods.scales import first_scale, shape_of_scales
+from calibrant.models.parts.likelihoods.scales import NoiseAround, shape_of_scales
 from calibrant.registries import Case
-
-_LEAST = 0.1  # least start of the scale of an entry, as a share of the spread of all entries: some never vary
 
 
 @register_likelihood(
@@ -27,7 +23,7 @@ _LEAST = 0.1  # least start of the scale of an entry, as a share of the spread o
         Case({"per": "position", "shape": (3, 4, 4)}, {"x": (3, 4, 4)}, name="position"),
     ),
 )
-class Gaussian(Likelihood):
+class Gaussian(NoiseAround):
     """Normal noise around the decoder's output.
 
     Args:
@@ -44,41 +40,16 @@ class Gaussian(Likelihood):
         ProgramError: for a scale that is not positive, and for scales of their own without the shape that they need.
     """
 
-    log_scale: Tensor
-
     def __init__(
         self, scale: float | str = "data", learn: bool = True, shape: tuple[int, ...] = (), per: str | None = None
     ) -> None:
-        super().__init__()
-        first, self.is_started = first_scale(scale, learn)
         if per not in (None, "all") and not shape:
             raise ProgramError(f'per={per!r} needs the event shape of the observations: give "shape" too')
-        scales = () if per == "all" else shape_of_scales(per or "entry", tuple(shape))
-        log_scale = torch.full(scales, first).log()
-        if learn:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-
-    @property
-    def scale(self) -> Tensor:
-        """Standard deviation of the noise, in data units."""
-        return self.log_scale.exp()
-
-    def start_noise(self, mean_squares: Tensor) -> None:
-        least = _LEAST * mean_squares.mean().sqrt()
-        if least > 0:  # the data vary
-            with torch.no_grad():
-                self.log_scale.copy_(self.optimal_scale(mean_squares).clamp_min(least).log())
-        self.is_started = True
+        super().__init__(scale, learn, () if per == "all" else shape_of_scales(per or "entry", tuple(shape)))
 
     def optimal_scale(self, mean_squares: Tensor) -> Tensor:
         """The scale of highest density for the mean squared error of every entry, in the shape of the scale."""
-        shape = self.log_scale.shape
-        return (mean_squares.sum_to_size(shape) * shape.numel() / mean_squares.numel()).sqrt()
-
-    def outputs(self, shape: Shape) -> dict[str, Shape]:
-        return {"location": shape}
+        return self.scale_for(mean_squares)
 
     def marginals(self, output: Tensor) -> dist.TorchDistribution:
         return dist.Normal(output, self.scale)

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from calibrant.models.parts.likelihoods.protocol import Likelihood, Shape
 from calibrant.models.parts.likelihoods.registry import register_likelihood
+from calibrant.models.parts.likelihoods.scales import BEFORE_DATA
 from calibrant.registries import Case
-
-_BEFORE = 0.4  # noise scale of a new model, which the training replaces
 
 
 @register_likelihood(
@@ -37,7 +36,7 @@ class GaussianOptimal(Likelihood):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(_BEFORE))
+        self.register_buffer("scale", torch.tensor(BEFORE_DATA))
         self.is_started = False
         self.eval()
 
