@@ -11,19 +11,19 @@ import xarray as xr
 from torch import Tensor
 
 from calibrant.data.dataset import Data
-from calibrant.evaluation.statistics.comparison import compare
+from calibrant.evaluation.checking import examine, judged
 from calibrant.evaluation.statistics.entry_calibration import pixel_calibration_of
 from calibrant.evaluation.statistics.frechet import frechet_distance
 from calibrant.evaluation.statistics.mutual_information import information_of
 from calibrant.evaluation.statistics.rates import rate_distortion_of
 from calibrant.evaluation.statistics.usage import active_units_of
 from calibrant.inference.bounds.importance_bound import iwae_bound_of
-from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan, reference_of
 from calibrant.program.simulation import sample_prior
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
+from calibrant.settings import Effort
 
 COMPONENTS = 16  # principal components of training images, whose Fréchet distance is measured
 
@@ -111,23 +111,23 @@ def samples_of(context: Context, problem: Problem, train: Data) -> dict[str, flo
     return {"Fréchet": float(found["distance_of_halves"]), "Fréchet floor": float(found["floor"])}
 
 
-def posterior_against_reference(
-    context: Context, problem: Problem, draws: int, plan: ReferencePlan
-) -> dict[str, float | Measured]:
-    """The guide's posteriors beside the reference: sd ratio, coverage and mean error."""
-    post = posterior_of(problem, draws, seed=context.stream("posterior"))
+def check_of(context: Context, problem: Problem, plan: ReferencePlan, effort: Effort) -> dict[str, float | Measured]:
+    """A check of the guide: the numbers of its comparison with the reference, and how its questions were answered."""
     reference = reference_of(problem.program, problem.data, plan, seed=context.stream("reference"))
-    found = compare(post, reference)
-    kept = found["mean_error"].sizes["data"]
-    if kept == 0:
-        return {"passed the gate": 0.0}
+    result = examine(context.row, problem, reference, effort, seed=context.stream("check"))
+    found = result.comparison
+    kept = 0 if found is None else found["mean_error"].sizes["data"]
+    answers = [verdict.status for verdict in judged(result) if verdict.primary]
+    counts = {f"{status}, questions": float(answers.count(status)) for status in ("pass", "fail", "cannot tell")}
+    if found is None or kept == 0:
+        return {"passed the gate": 0.0, **counts}
     squares = found["mean_error"] ** 2 - found["mean_error_se"] ** 2  # without the noise of the draws
-    over_latents = {name: found[name].mean("latent") for name in ("sd_ratio", "coverage")}
     return {
-        "sd ratio": Measured.of(over_latents["sd_ratio"].values),
-        "coverage": Measured.of(over_latents["coverage"].values),
+        "sd ratio": Measured.of(found["sd_ratio"].mean("latent")),
+        "coverage": Measured.of(found["coverage"].mean("latent")),
         "mean error": Measured.of(squares.mean("latent").clip(min=0.0) ** 0.5),
         "passed the gate": kept / len(problem.data),
+        **counts,
     }
 
 
