@@ -178,3 +178,37 @@ def test_a_failed_download_of_celeba_is_a_data_error(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.CelebA.download", unreachable)
     with pytest.raises(DataError, match=r"celeba: the download to .* failed: network is unreachable"):
         load("celeba", root=tmp_path, download=True)
+
+
+# -- MedMNIST ----------------------------------------------------------------------------------------------------------
+
+
+def write_med_mnist(path: Path, labels: int) -> dict[str, np.ndarray]:
+    """A file as MedMNIST publishes it: 8-bit images and labels of three splits, the labels in columns."""
+    arrays = {}
+    for number, (part, count) in enumerate({"train": 12, "val": 3, "test": 5}.items()):
+        arrays[f"{part}_images"] = np.full((count, 28, 28), 10 * number, np.uint8)
+        arrays[f"{part}_labels"] = np.arange(count * labels, dtype=np.uint8).reshape(count, labels) % 2
+    path.parent.mkdir()
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize(("name", "labels"), [("pneumonia-mnist", 1), ("chest-mnist", 14)])
+def test_chest_x_rays_keep_the_published_splits(tmp_path, name, labels):
+    arrays = write_med_mnist(tmp_path / name / "published.npz", labels)
+    splits = load(name, root=tmp_path, size=14)
+    for split, part in (("train", "train"), ("validation", "val"), ("test", "test")):
+        observed = splits[split].tensors()[0]
+        assert observed["x"].shape == (len(arrays[f"{part}_images"]), 1, 14, 14)
+        assert observed["x"].unique().numpy() == pytest.approx(arrays[f"{part}_images"].flat[0] / 255)
+        assert (observed["y"].numpy().reshape(-1, labels) == arrays[f"{part}_labels"]).all()
+
+
+def test_chest_x_rays_say_which_file_is_wanted(tmp_path):
+    (tmp_path / "chest-mnist").mkdir()
+    with pytest.raises(DataError, match=r"holds 0 \.npz files, wanted the one that MedMNIST publishes"):
+        load("chest-mnist", root=tmp_path)
+    np.savez(tmp_path / "chest-mnist/other.npz", train_images=np.zeros((3, 28, 28), np.uint8))
+    with pytest.raises(DataError, match="lacks the array train_labels"):
+        load("chest-mnist", root=tmp_path)

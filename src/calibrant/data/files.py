@@ -22,6 +22,19 @@ def load_arrays(path: Path, seed: int) -> dict[str, Data]:
     Raises:
         DataError: for a file that is missing or damaged, or that holds Python objects (never unpickled).
     """
+    arrays = read_arrays(path)
+    try:
+        return random_splits(Data(arrays, name=path.stem), seed)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npy file (key `x`, read from disk batch by batch) or a .npz file (its own keys).
+
+    Raises:
+        DataError: for a file that is missing, damaged or empty, or that holds Python objects (never unpickled).
+    """
     if not os.path.isfile(path):
         raise DataError(f"there is no file {path}")
     try:
@@ -37,10 +50,7 @@ def load_arrays(path: Path, seed: int) -> dict[str, Data]:
         ) from error
     if not arrays:
         raise DataError(f"{path} holds no array: save one with numpy.savez({path.name!r}, x=array)")
-    try:
-        return random_splits(Data(arrays, name=path.stem), seed)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    return arrays
 
 
 def _memmap(path: Path) -> np.ndarray:
