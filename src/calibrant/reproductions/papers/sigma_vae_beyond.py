@@ -85,7 +85,7 @@ def _latents(found: Found) -> Summary:
         "simulations": 2000,
         "gap_data": 16,
     },
-    quick={"epochs": 30, "images": 8, "few_images": 2, "warmup": 300, "draws": 500, "simulations": 200, "gap_data": 2},
+    quick={"epochs": 24, "images": 8, "few_images": 2, "warmup": 300, "draws": 500, "simulations": 200, "gap_data": 2},
     reduced="8×8 digits, a small MLP and 4 latents, so that every reference can be sampled.",
     reduced_quick="8×8 digits, a small MLP, 4 latents, 8 images (2 for the slowest decoders): too few to pass a check.",
     minutes=(2, 40),
