@@ -61,8 +61,21 @@ def parameters(cases: list[tuple[str, Case, Any]]) -> list[Any]:
     return [pytest.param(parameter, id=label(name, case)) for name, case, parameter in cases]
 
 
+def preset_cases(name: str) -> list[Case]:
+    """The presets of a model at the size for tests, as cases."""
+    presets = cal.models.card(name).presets
+    return [
+        Case({"preset": one, **preset.small}, {"x": preset.small["shape"]}, name=one) for one, preset in presets.items()
+    ]
+
+
+def all_cases(name: str) -> list[Case]:
+    """The cases of a model and its presets."""
+    return [*cal.models.card(name).cases, *preset_cases(name)]
+
+
 def model_cases(exact: bool = False, first: bool = False) -> list[Any]:
-    """Parameters of a test: a `ModelCase` for each case of each registered model.
+    """Parameters of a test: a `ModelCase` for each case and each preset of each registered model.
 
     Args:
         exact: only cases whose posterior is known exactly.
@@ -72,7 +85,7 @@ def model_cases(exact: bool = False, first: bool = False) -> list[Any]:
         [
             (name, case, ModelCase(name, case))
             for name in cal.models.list_models()
-            for case in (cal.models.card(name).cases[:1] if first else cal.models.card(name).cases)
+            for case in (cal.models.card(name).cases[:1] if first else all_cases(name))
             if case.is_exact or not exact
         ]
     )

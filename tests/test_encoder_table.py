@@ -6,7 +6,7 @@ import torch
 from calibrant.errors import ProgramError
 from calibrant.guides.encoders.choosing import KINDS, make_encoder
 
-SHAPES = {"scalar": (), "vector": (5,), "elements": (7, 3), "image": (3, 9, 6)}
+SHAPES = {"scalar": (), "vector": (5,), "elements": (7, 3), "image": (3, 9, 12)}
 OPTIONS = {"classes": {"count": 4}}
 SIZE = 6
 

@@ -223,7 +223,12 @@ def test_a_name_is_registered_once():
     assert cal.models.card("vae").cls is cal.models.VAE
     card = cal.models.card("vae")  # a notebook cell that is run again registers the same class anew
     cal.models.register_model(
-        "vae", paper=card.paper, equations=card.equations, licence=card.licence, cases=card.cases
+        "vae",
+        paper=card.paper,
+        equations=card.equations,
+        licence=card.licence,
+        cases=card.cases,
+        presets=card.presets,
     )(card.cls)
     assert cal.models.card("vae") == card
 

@@ -99,7 +99,14 @@ def test_only_plain_formats_are_written(tmp_path):
         "model.safetensors",
     ]
     config = json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)
-    assert config["fit"] == {"elbo": 1 / 3, "elbo_se": None, "is_elbo": True, "epochs": 1, "stopped": "finished"}
+    assert config["fit"] == {
+        "elbo": 1 / 3,
+        "elbo_se": None,
+        "is_elbo": True,
+        "kl_weights": {},
+        "epochs": 1,
+        "stopped": "finished",
+    }
     assert config["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
@@ -107,7 +114,7 @@ def test_numbers_that_json_lacks_are_unknown_when_they_are_read(tmp_path):
     saved(tmp_path)
     found = store.read_config(tmp_path)["fit"]
     assert math.isnan(found.pop("elbo_se"))
-    assert found == {"elbo": 1 / 3, "is_elbo": True, "epochs": 1, "stopped": "finished"}
+    assert found == {"elbo": 1 / 3, "is_elbo": True, "kl_weights": {}, "epochs": 1, "stopped": "finished"}
 
 
 # -- a user's own code -------------------------------------------------------------------------------------------------

@@ -25,15 +25,19 @@ FAMILIES = (
     "dense",
     "low-rank",
     "gamma-fixed",
+    "softplus-laplace",
     "flow",
     "log-variance",
+    "laplace-log-variance",
+    "lognormal-log-variance",
+    "gamma-truncated",
     "vonmises",
     "vmf",
     "bernoulli",
     "onehot",
     "categorical",
 )
-ENCODERS = ("mlp", "conv", "set", "sequence", "sigma-vae")
+ENCODERS = ("mlp", "conv", "set", "sequence", "sigma-vae", "ea-vae-mlp", "ea-vae-conv")
 OBJECTIVES = ("stl", "kl", "iwae", "dreg")
 
 # Settings that must stay the same when a training is resumed.

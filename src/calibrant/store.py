@@ -364,7 +364,9 @@ def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
     if isinstance(given, str) and not is_user_spec(given) and given != recipe["name"]:
         raise RunError(f"the model of {folder} is {recipe['name']}, not {given}")
     try:
-        arguments = {name: tuple(v) if name == "shape" else v for name, v in recipe["arguments"].items()}  # JSON: lists
+        arguments: dict[str, Any] = {**recipe["arguments"]}
+        if "shape" in arguments:
+            arguments["shape"] = tuple(arguments["shape"])  # JSON has lists
         model = given(**arguments) if isinstance(given, type) else create(given or recipe["name"], **arguments)
     except Exception as error:  # of any kind, if the arguments are wrong
         raise RunError(f"the model of {folder} cannot be rebuilt: {error}") from error

@@ -24,10 +24,12 @@ class AmortizedGuide(PyroModule):
     """q(latents | observations): an encoder, and a head for every latent site, in the order of a structure.
 
     The head of a local latent sees the features of the encoder and the earlier latents that the structure names
-    (`guides/structure.py`). The distribution of a shared latent is learned: it is drawn once, outside the data plate,
-    and its head sees the shared latents that the structure names, but no data, since these come in minibatches. With
-    the structure "program", a top-down state is passed from latent to latent and updated by each, and local heads see
-    it together with the features, as in hierarchical VAEs (Sønderby et al. 2016, arXiv 1602.02282).
+    (`guides/structure.py`). If the encoder has an attribute `for_scalars` above 0, its last features, so many, are for
+    scalar latents, and the other latents see the rest. The distribution of a shared latent is learned: it is drawn
+    once, outside the data plate, and its head sees the shared latents that the structure names, but no data, since
+    these come in minibatches. With the structure "program", a top-down state is passed from latent to latent and
+    updated by each, and local heads see it together with the features, as in hierarchical VAEs (Sønderby et al. 2016,
+    arXiv 1602.02282).
 
     Args:
         spec: specification from which the guide can be rebuilt without data (JSON values); `amortize` creates it.
@@ -51,7 +53,7 @@ class AmortizedGuide(PyroModule):
         has_state = spec["structure"] == "program" and bool(local)
         heads: dict[str, Head] = {}
         for site in spec["sites"]:
-            features = self.encoder.features + _STATE * has_state if site["local"] else _constants(site)
+            features = len(self._seen(site)) + _STATE * has_state if site["local"] else _constants(site)
             seen = sum(heads[parent].width_on_line for parent in site["parents"])
             heads[site["name"]] = Head(
                 features,
@@ -91,11 +93,20 @@ class AmortizedGuide(PyroModule):
             features = features.repeat_interleave(size // len(features), 0)
         state = None if self.top_down is None else self.top_down.start(features, list(lines.values()))
         for place in range(len(lines), len(self.order)):
-            seen = features if state is None else torch.cat([features, state], -1)
+            own = self._seen(self.spec["sites"][place])
+            seen = features[:, own.start : own.stop]
+            seen = seen if state is None else torch.cat([seen, state], -1)
             value = pyro.sample(self.order[place], self.heads[place](seen, self._parents(place, lines, size), size))
             lines[self.order[place]] = line = self.heads[place].to_line(value)
             if state is not None and self.top_down is not None:
                 state = self.top_down(state, place, line)
+
+    def _seen(self, site: Mapping[str, Any]) -> range:
+        """Places of the features that the head of a local latent sees: all, unless scalars have some of their own."""
+        own, end = getattr(self.encoder, "for_scalars", 0), self.encoder.features
+        if not own:
+            return range(end)
+        return range(end - own, end) if not site["event_shape"] else range(end - own)
 
     def _parents(self, place: int, lines: Mapping[str, Tensor], size: int) -> Tensor | None:
         seen = [lines[name].expand(size, -1) for name in self.spec["sites"][place]["parents"]]

@@ -68,10 +68,11 @@ def amortize(
             jointly Gaussian given this scale have their exact conditional).
         family: "auto" (by support and prior; "dense" in a full structure, "flow" for the scale of a collapsed one), or
             site → name of a family, one of `calibrant.guides.FAMILIES`.
-        encoder: "mlp", "conv", "set", "sequence", "sigma-vae", `{"name": one of these, **options}`, or input → kind, as
+        encoder: one of `calibrant.settings.ENCODERS`, `{"name": one of these, **options}`, or input → kind, as
             `guides.encoders.choosing.make_encoder` takes them; a module `dict of inputs → (size, features)` with an
-            attribute `features`; or None to choose by the shapes of the inputs. With "sigma-vae", the published network
-            of the σ-VAE, Normal latents get the family "log-variance" in place of "normal", as in its paper.
+            attribute `features`; or None to choose by the shapes of the inputs. With the published networks of the
+            σ-VAE and the EA-VAE, "sigma-vae", "ea-vae-mlp" and "ea-vae-conv", Normal latents get the family
+            "log-variance" in place of "normal", as in these papers.
         covariates: keyword → tensor, leading dimension data; the encoder sees them too.
         seed: random seed for the initial weights.
 
@@ -101,7 +102,7 @@ def amortize(
             _site_spec(latent[name], parents, structure, family, is_published(encoding))
             for name, parents in learned.items()
         ],
-        **({"block": block} if block else {}),
+        **({"block": block, "centred": True} if block else {}),
     }
     combinations({name: site for name, site in latent.items() if site.support.is_discrete})  # refuses what fit would
     with seeded(stream(seed, "amortize")), defaults(program, rows[0]) as place:

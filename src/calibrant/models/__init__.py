@@ -13,6 +13,7 @@ from calibrant.models.parts.likelihoods.registry import (
     make_likelihood,
     register_likelihood,
 )
+from calibrant.models.presets import Preset, Training, TrainingProtocol
 from calibrant.models.registry import (
     ModelCard,
     Recipe,
@@ -20,7 +21,9 @@ from calibrant.models.registry import (
     constructor_arguments,
     create,
     list_models,
+    list_presets,
     register_model,
+    training,
 )
 from calibrant.models.trained_decoder import DecoderModel, from_decoder
 from calibrant.registries import Case, import_all
@@ -38,7 +41,10 @@ __all__ = [
     "Likelihood",
     "LikelihoodCard",
     "ModelCard",
+    "Preset",
     "Recipe",
+    "Training",
+    "TrainingProtocol",
     "card",
     "constructor_arguments",
     "create",
@@ -46,9 +52,11 @@ __all__ = [
     "grey_values",
     "list_likelihoods",
     "list_models",
+    "list_presets",
     "make_likelihood",
     "register_likelihood",
     "register_model",
+    "training",
 ]
 
 globals().update(own_calls(__name__, globals(), __all__))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calibrant.errors import ProgramError
 from calibrant.models.parts.decoders import make_decoder
+from calibrant.models.parts.ea_vae_presets import EA_VAE_PRESETS
 from calibrant.models.parts.likelihoods.protocol import outputs_of, takes_logits
 from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.models.parts.priors import named_scale_prior, vector_prior
@@ -38,6 +39,7 @@ FIXED_NOISE = {"name": "gaussian", "scale": 0.3, "learn": False}
         Case({**SMALL, "multiplies": "logits", "decoder": "conv"}, IMAGE, name="conv-logits"),
         Case({**SMALL, "multiplies": "output", "decoder": "conv", "prior": "laplace"}, IMAGE, name="conv-output"),
     ),
+    presets=EA_VAE_PRESETS,
 )
 class EAVAE(PyroModule):
     """A VAE with a global scale, so that contrast and content explain each other away.
@@ -45,10 +47,11 @@ class EAVAE(PyroModule):
     Args:
         shape: event shape of `x`.
         latents: dimension of `z`.
-        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
-        decoder: "linear", "mlp", "conv" or "sigma-vae", `{"name": …, **arguments}`, or a module. The columns of the
-            linear decoder have the fixed norm √(pixels/latents), so that the scale cannot be absorbed by the
-            dictionary: under the Normal prior, `scale` is the standard deviation of a pixel's signal.
+        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1, or `{"name": …, "loc": …, "scale": …}`.
+        decoder: "linear", "mlp", "conv", "sigma-vae" or "ea-vae-conv", `{"name": …, **arguments}`, or a module. The
+            columns of the linear decoder have the fixed norm √(pixels/latents), so that the scale cannot be absorbed by
+            the dictionary: under a prior of standard deviation 1, `scale` is the standard deviation of a pixel's
+            signal. With `{"name": "linear", "column_norm": None}` they are free.
         scale_prior: "lognormal", "gamma" or "softplus-laplace", or `{"name": …, **parameters}`.
         multiplies: what the scale multiplies: the "latents", the decoder's "output" (its bias too), or the "logits"
             of a likelihood that takes them, such as Bernoulli (scale 0 is then mid-grey, not blank). If the decoder has
@@ -65,7 +68,7 @@ class EAVAE(PyroModule):
         self,
         shape: tuple[int, ...],
         latents: int = 64,
-        prior: str = "normal",
+        prior: str | dict[str, Any] = "normal",
         decoder: str | dict[str, Any] | nn.Module = "linear",
         scale_prior: str | dict[str, Any] = "lognormal",
         multiplies: str = "latents",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from calibrant.errors import ProgramError
+from calibrant.errors import ProgramError, names_to_offer
+from calibrant.models.presets import Preset, Training, at_shape
 from calibrant.registries import Case, Registry
 from calibrant.userfile import is_user_spec, load_object
 
@@ -30,6 +31,7 @@ class ModelCard:
         equations: its generative equations, in one line.
         licence: licence of the code.
         cases: example constructions, on which all tests of models run.
+        presets: named arguments, such as those of a paper's models; the tests run on them too.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ModelCard:
     equations: str
     licence: str
     cases: tuple[Case, ...]
+    presets: Mapping[str, Preset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,13 @@ MODELS: Registry[ModelCard] = Registry("model", ProgramError, "A file of yours: 
 
 
 def register_model(
-    name: str, *, paper: str, equations: str, licence: str, cases: tuple[Case, ...] = ()
+    name: str,
+    *,
+    paper: str,
+    equations: str,
+    licence: str,
+    cases: tuple[Case, ...] = (),
+    presets: Mapping[str, Preset] | None = None,
 ) -> Callable[[Model], Model]:
     """Class decorator that makes a model known by name to `create`, the command line and the tests.
 
@@ -64,7 +73,7 @@ def register_model(
     """
 
     def register(cls: Model) -> Model:
-        MODELS.add(name, ModelCard(name, cls, paper, equations, licence, cases), cls)
+        MODELS.add(name, ModelCard(name, cls, paper, equations, licence, cases, presets or {}), cls)
         return cls
 
     return register
@@ -84,19 +93,81 @@ def card(name: str) -> ModelCard:
     return MODELS[name]
 
 
-def create(name: str, **arguments: Any) -> PyroModule:
+def list_presets(name: str) -> list[str]:
+    """Names of the presets of a registered model; `card(name).presets` has what they are.
+
+    Raises:
+        ProgramError: for an unknown model.
+    """
+    return list(card(name).presets)
+
+
+def _preset(name: str, preset: str) -> Preset:
+    known = card(name).presets
+    if preset not in known:
+        offer = names_to_offer(preset, known) if known else f"the model {name!r} has none"
+        raise ProgramError(f"unknown preset {preset!r} of the model {name!r}: {offer}")
+    return known[preset]
+
+
+def _expanded(name: str, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a preset at the event shape that the changes give, with these changes."""
+    given = _preset(name, preset).arguments
+    return {**at_shape(given, tuple(changes.get("shape", given["shape"]))), **changes}
+
+
+def training(name: str, preset: str, by: str = "recommended", **changes: Any) -> Training:
+    """How a model of a preset is trained: data set, and the arguments of `create`, `amortize` and `fit`.
+
+    With `t = training("ea-vae", "mnist", by="authors")`, the training is:
+
+        train = data.load(t.data, **t.data_options)["train"].select(["x"])
+        model = models.create(t.model, **t.arguments)
+        guide = guides.amortize(model, train, **t.guide)
+        inference.fit(model, guide, train, **t.fit)
+
+    Args:
+        name: a name of `list_models()`.
+        preset: a name of `list_presets(name)`.
+        by: "recommended" for the training of this package, whose objective is the ELBO, or another name of the preset's
+            `trainings`, such as "authors" for that of the paper; `about` says where it departs from it.
+        changes: arguments of `create` in place of those of the preset; widths of networks and the size of the images
+            follow `shape`.
+
+    Raises:
+        ProgramError: for an unknown model, preset or training.
+    """
+    known = _preset(name, preset)
+    if by not in known.trainings:
+        offer = names_to_offer(by, known.trainings) if known.trainings else "it has none"
+        raise ProgramError(f"unknown training {by!r} of the preset {preset!r} of {name!r}: {offer}")
+    protocol = known.trainings[by]
+    shape = tuple(changes.get("shape", known.arguments["shape"]))
+    parts = (protocol.data_options, {**known.arguments, **protocol.arguments}, protocol.guide, protocol.fit)
+    options, arguments, guide, fit = (at_shape(part, shape) for part in parts)
+    return Training(name, preset, by, protocol.about, protocol.data, options, {**arguments, **changes}, guide, fit)
+
+
+def create(name: str, preset: str | None = None, **arguments: Any) -> PyroModule:
     """Build a model from a registered name or `FILE.py:Class`.
 
-    Name and arguments are kept in `model.recipe`, from which a run rebuilds the model. The recipe is None if an
-    argument has no JSON form, such as a module; such a model is loaded with `load(run, model=…)`.
+    Name and arguments are kept in `model.recipe`, from which a run rebuilds the model; those of a preset are written
+    out. The recipe is None if an argument has no JSON form, such as a module; such a model is loaded with
+    `load(run, model=…)`.
 
     Args:
         name: a name of `list_models()`, or `FILE.py:Class` for a model of your own.
+        preset: a name of `list_presets(name)`, which gives all arguments that are not given here. Numbers of latents
+            that a paper's model has per pixel follow `shape`.
         arguments: arguments of the constructor: numbers, strings, lists and dicts (tensors are stored as lists).
 
     Raises:
-        ProgramError: for an unknown model, or arguments that its constructor does not take.
+        ProgramError: for an unknown model or preset, or arguments that the constructor does not take.
     """
+    if preset is not None and not is_user_spec(name):
+        arguments = _expanded(name, preset, arguments)
+    elif preset is not None:
+        arguments["preset"] = preset
     cls, sha256 = load_object(name) if is_user_spec(name) else (card(name).cls, "")
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise ProgramError(f"{name} is not a PyroModule class: name a class that derives from pyro.nn.PyroModule")

@@ -39,7 +39,7 @@ class SigmaImageVAE(PyroModule):
     Args:
         shape: event shape of `x`.
         latents: dimension of `z`.
-        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
+        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1, or `{"name": …, "loc": …, "scale": …}`.
         decoder: a name, `{"name": …, **arguments}`, or a module that maps `(size, latents)` to the mean of `x`, `(size,
             *shape)`.
         scale: median of `sigma` under its prior, in data units; its initial value.
@@ -53,7 +53,7 @@ class SigmaImageVAE(PyroModule):
         self,
         shape: tuple[int, ...],
         latents: int = 64,
-        prior: str = "normal",
+        prior: str | dict[str, Any] = "normal",
         decoder: str | dict[str, Any] | nn.Module = "linear",
         scale: float = 0.4,
         spread: float = 0.5,

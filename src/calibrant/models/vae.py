@@ -9,6 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant.models.parts.decoders import make_decoder
+from calibrant.models.parts.ea_vae_presets import VAE_PRESETS
 from calibrant.models.parts.likelihoods.protocol import outputs_of
 from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.models.parts.priors import vector_prior
@@ -31,6 +32,7 @@ FIXED_NOISE = {"name": "gaussian", "scale": 0.1, "learn": False}
         Case({**SMALL, "decoder": "conv", "likelihood": FIXED_NOISE}, IMAGE, name="conv-fixed-noise"),
         Case({**SMALL, "decoder": "mlp", "likelihood": "bernoulli"}, IMAGE, name="mlp-bernoulli"),
     ),
+    presets=VAE_PRESETS,
 )
 class VAE(PyroModule):
     """A decoder and a likelihood on independent latents.
@@ -38,9 +40,9 @@ class VAE(PyroModule):
     Args:
         shape: event shape of `x`.
         latents: dimension of `z`.
-        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1.
-        decoder: "linear", "mlp", "conv" or "sigma-vae", `{"name": …, **arguments}`, or a module that maps `(size,
-            latents)` to the input of the likelihood, which for a Gaussian has shape `(size, *shape)`.
+        prior: prior of `z`: "normal" or "laplace", with location 0 and scale 1, or `{"name": …, "loc": …, "scale": …}`.
+        decoder: "linear", "mlp", "conv", "sigma-vae" or "ea-vae-conv", `{"name": …, **arguments}`, or a module that
+            maps `(size, latents)` to the input of the likelihood, which for a Gaussian has shape `(size, *shape)`.
         likelihood: a name of `list_likelihoods()`, `{"name": …, **arguments}`, or a module; "gaussian" has a
             scale that is learned and shared by all entries.
     """
@@ -53,7 +55,7 @@ class VAE(PyroModule):
         self,
         shape: tuple[int, ...],
         latents: int = 64,
-        prior: str = "normal",
+        prior: str | dict[str, Any] = "normal",
         decoder: str | dict[str, Any] | nn.Module = "linear",
         likelihood: str | dict[str, Any] | nn.Module = "gaussian",
     ) -> None:

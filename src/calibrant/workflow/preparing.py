@@ -312,7 +312,7 @@ def _part(train: Data, count: int | None) -> Data:
 
 def _build_model(name: str, train: Data, request: Request) -> PyroModule:
     known, arguments = constructor_arguments(name), dict(request.arguments)
-    if unknown := sorted(set(arguments) - set(known)):
+    if unknown := sorted(set(arguments) - set(known) - {"preset"}):
         more = "; --set applies to all models of a run: run them one by one" if len(request.models) > 1 else ""
         raise RunError(f"--set: {name} has no argument {', '.join(unknown)}; it has {', '.join(known)}{more}")
     if "shape" in known and "shape" not in arguments:

@@ -11,6 +11,7 @@ from torch import nn
 
 from calibrant.errors import ProgramError
 from calibrant.guides.encoders.collections import SequenceEncoder, SetEncoder
+from calibrant.guides.encoders.ea_vae import EAVAEConvEncoder, EAVAEMLPEncoder
 from calibrant.guides.encoders.images import ConvEncoder, MLPEncoder, SigmaVAEEncoder
 from calibrant.guides.encoders.inputs import ClassEncoder, Filled, FusedEncoder
 from calibrant.guides.encoders.layers import Shapes
@@ -30,9 +31,12 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "sequence": SequenceEncoder,
     "classes": ClassEncoder,
     "sigma-vae": SigmaVAEEncoder,
+    "ea-vae-mlp": EAVAEMLPEncoder,
+    "ea-vae-conv": EAVAEConvEncoder,
 }
-_SETS, _IMAGES = ("set", "sequence"), ("conv", "sigma-vae")
-_OF_ONE_WIDTH = ("classes", "sigma-vae")  # kinds that are no narrower beside other inputs
+_SETS, _IMAGES, _ANY = ("set", "sequence"), ("conv", "sigma-vae", "ea-vae-conv"), ("mlp", "ea-vae-mlp")
+_PUBLISHED = ("sigma-vae", "ea-vae-mlp", "ea-vae-conv")
+_OF_ONE_WIDTH = ("classes", *_PUBLISHED)  # kinds that are no narrower beside other inputs
 
 
 def default_encoder(shapes: Shapes) -> str | dict[str, Any]:
@@ -50,12 +54,12 @@ def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:
     """Build an encoder, `dict of inputs → (size, features)`, from its specification (JSON values), without data.
 
     Args:
-        spec: "mlp" for all inputs joined to one vector; "conv" or "sigma-vae" (the published network of the σ-VAE) for
-            all inputs with three dimensions, "set" or "sequence" for all with two, with the encoders of
-            `default_encoder` for the remaining inputs; `{"name": name, **options}` for one of these with options of its
-            class (`hidden`, `width`, …); or input → kind. A kind is one of these names, "classes", or `{"kind":
-            name, **options}`, with `mask` for the name of the input that masks this one. Masked entries never affect
-            the features.
+        spec: "mlp" for all inputs joined to one vector; "ea-vae-mlp" for every input; "conv", "sigma-vae" or
+            "ea-vae-conv" (the published networks of the σ-VAE and the EA-VAE) for all inputs with three dimensions,
+            "set" or "sequence" for all with two, with the encoders of `default_encoder` for the remaining inputs;
+            `{"name": name, **options}` for one of these with options of its class (`hidden`, `width`, …); or input →
+            kind. A kind is one of these names, "classes", or `{"kind": name, **options}`, with `mask` for the name of
+            the input that masks this one. Masked entries never affect the features.
         shapes: input → event shape, of observations and covariates.
 
     Raises:
@@ -94,7 +98,7 @@ def kinds_of(spec: str | Mapping[str, Any], shapes: Shapes) -> dict[str, dict[st
         return _by_input(_by_dimensions(spec, shapes), shapes)
     if "name" in spec and "name" not in shapes:
         options = {key: value for key, value in spec.items() if key != "name"}
-        names = dict.fromkeys(shapes, "mlp") if spec["name"] == "mlp" else _by_dimensions(spec["name"], shapes)
+        names = _by_dimensions(spec["name"], shapes)
         return _by_input({name: {"kind": kind, **options} for name, kind in names.items()}, shapes)
     return _by_input(spec, shapes)
 
@@ -103,16 +107,17 @@ def is_published(spec: str | Mapping[str, Any] | None) -> bool:
     """Whether an encoder is a published network, whose features go to linear layers for means and log variances.
 
     Args:
-        spec: specification of an encoder, "sigma-vae" or input → `{"kind": name, …}`; None for a module.
+        spec: specification of an encoder, such as "sigma-vae" or input → `{"kind": name, …}`; None for a module.
     """
     if isinstance(spec, Mapping):
         kinds = [kind.get("kind") if isinstance(kind, Mapping) else kind for kind in spec.values()]
-        return kinds == ["sigma-vae"]
-    return spec == "sigma-vae"
+        return len(kinds) == 1 and kinds[0] in _PUBLISHED
+    return spec in _PUBLISHED
 
 
 def _by_dimensions(kind: str, shapes: Shapes) -> dict[str, str]:
-    _known(kind)
+    if _known(kind) in _ANY:
+        return dict.fromkeys(shapes, kind)
     wanted = 3 if kind in _IMAGES else 2
     masks = {_mask_of(name, shapes) for name in shapes}
     found = {name: kind for name, shape in shapes.items() if len(shape) == wanted and name not in masks}

@@ -70,7 +70,7 @@ class Parts(nn.ModuleList):
 
 def set_statistics(encoder: nn.Module | None, inputs: Mapping[str, Tensor]) -> None:
     """Store the statistics of its inputs in an encoder, if it takes any."""
-    owner = encoder if isinstance(encoder, Filled) else getattr(encoder, "inputs", None)
+    owner = encoder if isinstance(encoder, Filled | InRange) else getattr(encoder, "inputs", None)
     if owner is not None:
         owner.set_statistics(inputs)
 
@@ -87,3 +87,44 @@ class FusedEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         joined = torch.cat([part(inputs) for part in self.inputs], -1)
         return torch.cat([joined, self.network(joined)], -1)
+
+
+class InRange(nn.Module):
+    """An encoder that sees an image of more or less contrast than nearly all of its training data at their contrast.
+
+    Contrast is the root mean square deviation from the mean of the training data. A network's features of other
+    contrasts would be an extrapolation.
+
+    Args:
+        encoder: the encoder, with an attribute `features`.
+        name: name of the image in the inputs.
+        shape: shape of the image.
+    """
+
+    centre: Tensor
+    contrasts: Tensor
+
+    def __init__(self, encoder: Any, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder, self.name, self.features = encoder, name, encoder.features
+        self.register_buffer("centre", torch.zeros(shape))
+        self.register_buffer("contrasts", torch.tensor([0.0, float("inf")]))
+
+    @torch.no_grad()
+    def set_statistics(self, inputs: Mapping[str, Tensor]) -> None:
+        """Store the mean image and the range of contrasts, from the 1% to the 99% quantile."""
+        set_statistics(self.encoder, inputs)
+        x = inputs[self.name].double()
+        self.centre.copy_(x.mean(0))
+        quantiles = torch.tensor([0.01, 0.99], dtype=x.dtype, device=x.device)
+        self.contrasts.copy_(_contrast(x - x.mean(0)).quantile(quantiles))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        rest = inputs[self.name] - self.centre
+        contrast = _contrast(rest).clamp_min(torch.finfo(rest.dtype).tiny)
+        factor = contrast.clamp(self.contrasts[0], self.contrasts[1]) / contrast
+        return self.encoder({self.name: self.centre + factor.reshape(-1, *[1] * (rest.dim() - 1)) * rest})
+
+
+def _contrast(rest: Tensor) -> Tensor:
+    return rest.reshape(len(rest), -1).square().mean(1).sqrt()

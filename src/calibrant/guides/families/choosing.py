@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ import torch
 from torch.distributions import OneHotCategorical, constraints
 
 from calibrant.errors import ProgramError
-from calibrant.guides.families import densities, finite, on_spheres
+from calibrant.guides.families import densities, finite, on_spheres, plain
 from calibrant.guides.families.densities import ENTRIES, Family
 from calibrant.guides.families.support_text import describe
 from calibrant.program.supports import base_support, bounds, is_circular, single_entry, undressed, usual_support
@@ -29,12 +30,20 @@ _THROUGH_THE_LINE: dict[str, Callable[[tuple[int, ...], str], Family]] = {
     "flow": _flow,
 }
 _OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Family]] = {
-    "log-variance": densities.LogVariance,
+    "log-variance": plain.LogVariance,
+    "laplace-log-variance": partial(plain.LogVariance, build=plain.laplace_of_sd),
+    "lognormal-log-variance": partial(plain.LogVariance, build=dist.LogNormal, support="positive"),
+    "gamma-truncated": plain.GammaTruncated,
     "dirichlet": densities.Dirichlet,
     "vonmises": on_spheres.Circle,
     "vmf": on_spheres.Sphere,
     "bernoulli": finite.Binary,
     "onehot": finite.OneHot,
+}
+_OF_WORDS = {  # support → families of `_OF_SHAPE`
+    "real": ["log-variance", "laplace-log-variance"],
+    "positive": ["lognormal-log-variance", "gamma-truncated"],
+    "simplex": ["dirichlet"],
 }
 FAMILIES = (*ENTRIES, *_THROUGH_THE_LINE, *_OF_SHAPE, "categorical")
 _OWN = {  # type of the prior → family of the posterior
@@ -113,7 +122,7 @@ def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     suffix = "" if words == "real" else f"@{words}"
     entrywise = [family for family, entry in ENTRIES.items() if entry.support == words]
     mapped = [family + suffix for family in _THROUGH_THE_LINE]
-    of_shape = {"real": ["log-variance"], "simplex": ["dirichlet"]}.get(words, [])
+    of_shape = _OF_WORDS.get(words, [])
     covering = [*entrywise, *of_shape, *mapped]
     best = _OWN.get(type(own).__name__, _USUAL.get(words))
     return sorted(covering, key=lambda family: (family != best, family != f"transformed{suffix}"))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.transforms import SoftplusTransform
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform, Transform
 from torch.nn.functional import normalize, softplus
@@ -173,6 +174,15 @@ def _log(value: Tensor) -> Tensor:
     return value.clamp_min(torch.finfo(value.dtype).tiny).log()
 
 
+def _softplus_laplace(loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
+    """softplus(u) with u ~ Laplace(loc, scale)."""
+    return dist.TransformedDistribution(dist.Laplace(loc, scale), [SoftplusTransform()])
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + _log(-torch.expm1(-value))
+
+
 @dataclass(frozen=True)
 class Entry:
     """The distribution of one entry, `build(loc, scale, *others)`, and the map from its support to the line.
@@ -193,6 +203,7 @@ ENTRIES: dict[str, Entry] = {
     "lognormal": Entry(dist.LogNormal, "positive", _log),
     "gamma": Entry(_gamma, "positive", _log),
     "gamma-fixed": Entry(_gamma_of_shape_two, "positive", _log),
+    "softplus-laplace": Entry(_softplus_laplace, "positive", _inverse_softplus),
     "beta": Entry(_beta, "interval[0.0, 1.0]", torch.logit),
 }
 
@@ -217,26 +228,6 @@ class Entrywise(OnLine):
         loc, scale = self.located(raw, center, width)
         others = raw[:, 2 * self.locations :].reshape(len(raw), self.entry.others, *self.line_shape).unbind(1)
         return self.entry.build(loc, scale, *others).to_event(len(self.event_shape))
-
-
-class LogVariance(OnLine):
-    """Normals with independent entries, whose means and log variances are the outputs of the head themselves.
-
-    This is the posterior of most published variational autoencoders (Kingma & Welling 2014, arXiv 1312.6114, appendix
-    C.2). Location and scale of the prior have no part in it, so that a new guide is near mean 0 and variance 1.
-    """
-
-    is_plain = True
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, event_shape, None)
-
-    def to_line(self, value: Tensor) -> Tensor:
-        return value
-
-    def build(self, raw: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        mean, log_variance = raw.reshape(len(raw), 2, *self.line_shape).unbind(1)
-        return dist.Normal(mean, (log_variance / 2).exp()).to_event(len(self.event_shape))
 
 
 class Transformed(OnLine):

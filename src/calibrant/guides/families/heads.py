@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from calibrant.guides.families.choosing import make_family
 
+_REACH = 2.0  # most that a network changes outputs of a head whose location and scale are nearly known
+_WHOLE = 1.8  # output at which a scale is the known one
+
 
 class Modulation(nn.Module):
     """Multiplies features by a gain and adds an offset; both are functions of earlier latents and of a short summary of
@@ -132,6 +135,21 @@ class Head(nn.Module):
             loc, others = raw[:, : self.family.locations], raw[:, self.family.locations :]
             raw = torch.cat([loc + self.regression(features, parents), others], -1)
         return self.family.build(raw, self.center, self.width)
+
+    def around(self, features: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
+        """The distribution near a location and a scale on the line that are nearly right.
+
+        The network moves the location by two scales at most, and changes the scale by a factor of six at most, so that
+        it does little harm for data that are unlike those of its training.
+
+        Args:
+            features: `(rows, features)`.
+            center: location on the line, `(rows, *line_shape)`.
+            width: scale on the line, `(rows, *line_shape)`.
+        """
+        raw = _REACH * torch.tanh(self._raw(features, None) / _REACH)
+        loc, scale, others = raw.tensor_split([self.family.locations, 2 * self.family.locations], dim=1)
+        return self.family.build(torch.cat([loc, scale + _WHOLE, others], -1), center, width)
 
     def _raw(self, features: Tensor, parents: Tensor | None) -> Tensor:
         if self.modulation is not None and parents is not None:

@@ -21,7 +21,7 @@ CHECKPOINT_FILE = "training.safetensors"
 _PARTS = ("weights", "best")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _REMEDY = "start again without resume, in another folder"
-FIT_FIELDS = ("elbo", "elbo_se", "is_elbo", "epochs", "stopped")
+FIT_FIELDS = ("elbo", "elbo_se", "is_elbo", "kl_weights", "epochs", "stopped")
 
 
 def save_checkpoint(folder: str | Path, state: TrainingState) -> None:

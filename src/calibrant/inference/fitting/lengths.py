@@ -44,7 +44,7 @@ def still_rises(history: list[dict[str, float]], plan: Plan) -> bool:
     has the last fifth of the sum of all learning rates, almost the second half of the epochs: a curve that has reached
     its final value has gained nothing there, one that rises at a constant speed has gained a fifth of its whole rise.
     """
-    values = [row.get("bound", row["validation"]) for row in history]
+    values = [row.get("bound", row.get("objective", row["validation"])) for row in history]
     if len(values) < 4:
         return False
     rates = [plan.learning_rate((epoch + 0.5) / plan.epochs) for epoch in range(len(values))]

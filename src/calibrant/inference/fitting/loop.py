@@ -23,6 +23,7 @@ from calibrant.inference.fitting.held_out import (
     last_draws,
     verify_evaluation,
 )
+from calibrant.inference.fitting.kl_weights import KLWeight, check_weights, schedules_of, still_change, weights_at
 from calibrant.inference.fitting.lengths import (
     EARLY,
     FINISHED,
@@ -69,6 +70,7 @@ def fit(
     lr: float = 2e-3,
     objective: str = "stl",
     particles: int = 8,
+    kl_weights: Mapping[str, KLWeight] | None = None,
     clip: float = 10.0,
     patience: int | None = None,
     device: str | torch.device | None = None,
@@ -84,7 +86,8 @@ def fit(
 
     The optimiser is Adam with cosine decay to zero over `epochs`. The held-out ELBO always uses the same random stream,
     so that epochs can be compared. The ELBO in nats per datum is reported for every objective; "iwae" and "dreg" choose
-    the weights by their own, tighter bound. Both modules are left in `eval()`.
+    the weights by their own, tighter bound, and a training with `kl_weights` by its own objective, with the last of its
+    weights. Both modules are left in `eval()`.
 
     Args:
         model: the program.
@@ -102,6 +105,9 @@ def fit(
             (the bound of several draws) or "dreg" (the same bound with a doubly reparameterized gradient of the guide);
             the last two need local latents only.
         particles: number of draws per datum of "iwae" and "dreg"; a step takes `particles` × `batch_size` rows.
+        kl_weights: latent of a datum → weight of its divergence from the prior, to repeat a training such as that of a
+            β-VAE: a number, or points (epoch, weight) between which it is interpolated, such as `[[0, 0.1], [20, 1]]`.
+            What is maximised is then no ELBO; all values that are reported are those of the ELBO.
         clip: largest norm of the gradient, as a multiple of its running mean.
         patience: number of epochs without a better held-out ELBO after which training stops; None for a fifth of the
             epochs. It waits for at least 500 steps, so that short epochs are no reason to stop.
@@ -117,7 +123,7 @@ def fit(
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
-        InferenceError: for an unknown objective, or if there is nothing to train.
+        InferenceError: for an unknown objective, `kl_weights` that cannot be used, or if there is nothing to train.
         NonFiniteLoss: for a loss or gradient that is not finite; the error has the labels of the minibatch. The best
             weights are restored (`run_dir` holds those of the last checkpoint).
         RunError: for a checkpoint that would be overwritten, or that is missing, damaged, or of another training.
@@ -130,10 +136,12 @@ def fit(
     batch_size = min(batch_size, len(train))
     epochs = epochs_for(len(train) // batch_size, batch_size) if epochs is None else epochs
     patience = patient_epochs(epochs, patience, len(train) // batch_size)
-    plan = Plan(objective, particles, epochs, batch_size, lr, clip, patience, compile, seed)
+    schedules = schedules_of(kl_weights)
+    plan = Plan(objective, particles, epochs, batch_size, lr, clip, patience, compile, seed, schedules)
     _check(modules, plan, train, held)
     start_noise(modules, train, seed)
     state = initial_state(modules, plan, train, held)
+    state.fit.kl_weights = schedules
     state.fit.is_elbo = not has_training_loss(modules.model, *train.batch([0], modules.device))
     if run_dir is not None:  # a checkpoint belongs to these data
         values = {"training": train, "held-out": held}
@@ -151,6 +159,7 @@ def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
     check_guide(model, guide, *rows)
     check_trainable(guide, *rows)
     check_objective(plan.objective, model, guide, *rows)
+    check_weights(plan.kl_weights, plan.objective, model, guide, *rows)
     check_supports(model, train, held)
     warn_of_far_data(modules, train, plan.seed)
 
@@ -187,7 +196,8 @@ def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
     order = torch.arange(len(train), device="cpu")
     first, other = (train.batch(index[: plan.batch_size], state.modules.device) for index in (order, order.flip(0)))
     state.modules.train()
-    state.gradient.record(first, other, plan.compile is True)
+    weights = plan.kl_weights_at(0), plan.kl_weights_at(plan.epochs)
+    state.gradient.record((*first, weights[0]), (*other, weights[1]), plan.compile is True)
     state.modules.eval()
     is_shared = any(not site.local for site in sites(state.modules.model, *first).values())
     runs = plan.epochs * (SHARED_DRAWS if is_shared else 1)
@@ -222,11 +232,11 @@ def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
         state.modules.train()
         is_verified = plan.is_due(_VERIFIED, epoch, len(train))
         if is_verified:
-            state.gradient.verify(*train.batch(batches[0], state.modules.device))
+            state.gradient.verify(*train.batch(batches[0], state.modules.device), plan.kl_weights_at(epoch))
         elbos = []
         for step, index in enumerate(batches):
-            lr = plan.learning_rate((epoch + (step + 1) / len(batches)) / plan.epochs)
-            elbos.append(_step(state, plan, train, index, lr))
+            progress = epoch + (step + 1) / len(batches)
+            elbos.append(_step(state, plan, train, index, progress))
     state.modules.eval()
     if is_verified:
         verify_evaluation(state, held)
@@ -235,18 +245,23 @@ def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
         settle_noise(state.modules, state.settled, train, stream(plan.seed, "fit", "noise", epoch))
         elbo, elbo_se, score = held_out_elbo(state, held, plan, len(train))
         _keep_best(state, elbo, elbo_se, score)
-        row |= {"validation": elbo, "bound": score} if plan.objective in MULTI_SAMPLE else {"validation": elbo}
+        row |= {"validation": elbo, **({plan.score: score} if plan.score else {})}
     else:
         state.waited += 1
-        row |= {name: value for name, value in state.fit.history[-1].items() if name in ("validation", "bound")}
-    state.fit.history.append({**row, "lr": lr, **noise_of(state.modules.model)})
+        row |= {name: value for name, value in state.fit.history[-1].items() if name in ("validation", plan.score)}
+    weights = {f"weight of {name}": w for name, w in weights_at(plan.kl_weights, epoch + 1).items()}
+    lr = plan.learning_rate((epoch + 1) / plan.epochs)
+    state.fit.history.append({**row, "lr": lr, **weights, **noise_of(state.modules.model)})
     state.fit.epochs += 1
+    if still_change(plan.kl_weights, state.fit.epochs):
+        state.waited = 0
     if state.waited >= plan.patience:
         state.fit.stopped = EARLY
 
 
-def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, lr: float) -> float:
-    bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device))
+def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, progress: float) -> float:
+    """One step; `progress` is the number of epochs at its end."""
+    bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device), plan.kl_weights_at(progress))
     for weight, slope in zip(state.gradient.weights.values(), slopes, strict=True):
         weight.grad = -slope
     norm = nn.utils.get_total_norm(slopes)
@@ -260,7 +275,7 @@ def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, lr: floa
         )
     _clip(state, plan, norm)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = plan.learning_rate(progress / plan.epochs)
     state.optimizer.step()
     return float(elbo)
 

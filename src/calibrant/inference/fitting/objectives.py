@@ -6,8 +6,8 @@ their values, and the terms are averaged with weights q(values), so that terms a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log
 
@@ -25,6 +25,8 @@ from calibrant.program.environment import cast, defaults, on_tensors, seeded
 from calibrant.program.latents import Site
 from calibrant.program.modules import settled_parts
 from calibrant.program.tracing import TERM, guide_trace, is_local, latent_values, sampled, trace
+
+KLWeights = Mapping[str, Tensor | float]  # local latent → weight of its divergence from the prior, 1 by default
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,21 @@ def _density_at(guide: Program, drawn: _Drawn, values: Values) -> LogDensity:
     return density_of(run, drawn.size, values)
 
 
-def path_derivative(model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values) -> ElboTerms:
+_UNWEIGHTED: KLWeights = {}
+
+
+def path_derivative(
+    model: Program,
+    guide: PyroModule,
+    observed: Values,
+    size: int,
+    covariates: Values,
+    kl_weights: KLWeights = _UNWEIGHTED,
+) -> ElboTerms:
     """The ELBO with a gradient that omits the score of q, so that its noise vanishes where q is the posterior.
 
-    "Sticking the landing": Roeder, Wu & Duvenaud 2017, arXiv 1703.09194. Local discrete latents are summed out.
+    "Sticking the landing": Roeder, Wu & Duvenaud 2017, arXiv 1703.09194. Local discrete latents are summed out. With
+    `kl_weights`, `bound` has the weighted objective, and `local` the ELBO.
 
     Raises:
         ProgramError: for a latent whose draws carry no gradient.
@@ -147,18 +160,35 @@ def path_derivative(model: Program, guide: PyroModule, observed: Values, size: i
     """
     drawn = _draw(guide, observed, size, covariates)
     _reparameterized(drawn.run, summed_out=True)
-    return _elbo(model, drawn, _density_at(_frozen(guide), drawn, drawn.values))
+    return _elbo(model, drawn, _density_at(_frozen(guide), drawn, drawn.values), kl_weights)
 
 
-def _elbo(model: Program, drawn: _Drawn, log_q: LogDensity) -> ElboTerms:
+def _elbo(model: Program, drawn: _Drawn, log_q: LogDensity, kl_weights: KLWeights) -> ElboTerms:
     log_p = _model_density(model, drawn.values, drawn.observed, drawn.size, drawn.covariates)
-    return ElboTerms(drawn.mean(log_p.local - log_q.local), log_p.shared - log_q.shared)
+    terms = ElboTerms(drawn.mean(log_p.local - log_q.local), log_p.shared - log_q.shared)
+    return _weighted_kl(terms, {name: drawn.mean(log_q[name] - log_p[name]) for name in kl_weights}, kl_weights)
 
 
-def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, covariates: Values) -> ElboTerms:
+def _weighted_kl(terms: ElboTerms, divergences: Values, kl_weights: KLWeights) -> ElboTerms:
+    """The terms, with the objective of weighted divergences `(size,)`, if there are any, as their `bound`."""
+    if not kl_weights:
+        return terms
+    more = sum(((weight - 1) * divergences[name] for name, weight in kl_weights.items()), torch.zeros(()))
+    return replace(terms, bound=terms.local - more)
+
+
+def analytic_kl(
+    model: Program,
+    guide: PyroModule,
+    observed: Values,
+    size: int,
+    covariates: Values,
+    kl_weights: KLWeights = _UNWEIGHTED,
+) -> ElboTerms:
     """The ELBO with the closed-form Kullback–Leibler divergence of each site.
 
-    The guide has to sample its sites in the order of the model, so that a prior depends only on earlier draws.
+    The guide has to sample its sites in the order of the model, so that a prior depends only on earlier draws. With
+    `kl_weights`, `bound` has the weighted objective, and `local` the ELBO.
 
     Raises:
         ProgramError: for distributions without a closed form, another order of the sites, or a latent whose draws carry
@@ -171,17 +201,17 @@ def analytic_kl(model: Program, guide: PyroModule, observed: Values, size: int, 
     if list(priors) != list(guided):
         raise ProgramError(f"objective='kl' needs the guide in the model's order {list(priors)}, found {list(guided)}")
     likelihood = density_of(run, size, {**observed, **values}, observed).without(guided)
-    local, shared = likelihood.local, likelihood.shared
+    local, shared, divergences = likelihood.local, likelihood.shared, {}
     for name, site in guided.items():
         try:
-            divergence = kl_divergence(site["fn"], priors[name]["fn"])
+            divergences[name] = divergence = kl_divergence(site["fn"], priors[name]["fn"])
         except NotImplementedError as error:
             raise ProgramError(f"site {name!r}: no closed form of its KL divergence, use objective='stl'") from error
         if is_local(site):
             local = local - divergence
         else:
             shared = shared - divergence.sum()
-    return ElboTerms(local, shared)
+    return _weighted_kl(ElboTerms(local, shared), divergences, kl_weights)
 
 
 def importance_weighted(
@@ -255,29 +285,46 @@ MULTI_SAMPLE = ("iwae", "dreg")
 
 
 @torch.no_grad()
-def elbo_terms(model: Program, guide: Program, observed: Values, size: int, covariates: Values) -> ElboTerms:
-    """The Monte Carlo ELBO from one draw per datum; discrete latents are summed out where possible."""
+def elbo_terms(
+    model: Program,
+    guide: Program,
+    observed: Values,
+    size: int,
+    covariates: Values,
+    kl_weights: KLWeights = _UNWEIGHTED,
+) -> ElboTerms:
+    """The Monte Carlo ELBO from one draw per datum; discrete latents are summed out where possible.
+
+    With `kl_weights`, `bound` has the weighted objective.
+    """
     run = guide_trace(guide, observed, size, covariates)
     drawn = _Drawn(observed, covariates, size, run)
     if discrete := _discrete(run):
         try:
             table = combinations(discrete)
         except InferenceError:  # too many values to sum over: they are drawn instead
-            return _elbo(model, drawn, density_of(run, size, drawn.values))
+            return _elbo(model, drawn, density_of(run, size, drawn.values), kl_weights)
         count = len(next(iter(table.values())))
         if size > 1 and size * count > ROWS:
-            return _in_halves(model, guide, observed, size, covariates)
+            return _in_halves(model, guide, observed, size, covariates, kl_weights)
         drawn = _for_each_combination(guide, observed, size, covariates, run, table)
-    return _elbo(model, drawn, density_of(drawn.run, drawn.size, drawn.values))
+    return _elbo(model, drawn, density_of(drawn.run, drawn.size, drawn.values), kl_weights)
 
 
-def _in_halves(model: Program, guide: Program, observed: Values, size: int, covariates: Values) -> ElboTerms:
+def _in_halves(
+    model: Program, guide: Program, observed: Values, size: int, covariates: Values, kl_weights: KLWeights
+) -> ElboTerms:
     """`elbo_terms` in halves of the data, to bound the memory; each half has its own draw of shared latents."""
     halves = []
     for part in (slice(0, size // 2), slice(size // 2, size)):
         rows, cols = ({name: value[part] for name, value in values.items()} for values in (observed, covariates))
-        halves.append(elbo_terms(model, guide, rows, part.stop - part.start, cols))
-    return ElboTerms(torch.cat([h.local for h in halves]), torch.stack([h.shared for h in halves]).mean())
+        halves.append(elbo_terms(model, guide, rows, part.stop - part.start, cols, kl_weights))
+    bounds = [h.bound for h in halves if h.bound is not None]
+    return ElboTerms(
+        torch.cat([h.local for h in halves]),
+        torch.stack([h.shared for h in halves]).mean(),
+        torch.cat(bounds) if bounds else None,
+    )
 
 
 def _model_density(model: Program, values: Values, observed: Values, size: int, covariates: Values) -> LogDensity:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.guides.many_draws import fixed
+from calibrant.inference.fitting.kl_weights import Schedules, last_weights, weights_at
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE, OBJECTIVES, ElboTerms, elbo_terms
 from calibrant.inference.graphs.of_modules import Gradient, Recorded
 from calibrant.program.contract import Values
@@ -34,15 +36,19 @@ class Fit:
 
     Attributes:
         history: one row per epoch with `epoch`, `train` and `validation` ELBO (nats per datum), `lr`; under "iwae" and
-            "dreg" also `bound`, the held-out value of the bound that they maximise. Where the likelihood has a noise
-            scale that is learned or measured, `noise` is its root mean square at the end of the epoch, in data units
-            (`noise of PATH` for each of several). If an epoch has fewer than ten
-            steps, held-out values are computed every few epochs, and repeated in between.
+            "dreg" also `bound`, the held-out value of the bound that they maximise. With `kl_weights`, `objective` is
+            the held-out value of the weighted objective under the last of these weights, and `weight of NAME` the
+            weight at the end of the epoch. Where the likelihood has a noise scale that is learned or measured, `noise`
+            is its root mean square at the end of the epoch, in data units (`noise of PATH` for each of several). If an
+            epoch has fewer than ten steps, held-out values are computed every few epochs, and repeated in between.
         elbo: held-out ELBO of the weights that were kept, nats per datum, from fresh draws. The held-out data were also
             used to choose these weights among the epochs; for a figure to publish, evaluate on other data.
         elbo_se: standard error of `elbo` over held-out data and draws.
         is_elbo: whether the values are those of an ELBO. If not, the likelihood is a training loss and no density:
-            `elbo` and `history` then hold the negative loss, which is no bound on the evidence.
+            `elbo` and `history` then hold the negative loss, which is no bound on the evidence of these data (that of
+            "cross-entropy" bounds the mean log probability of random binarisations of grey images).
+        kl_weights: the weights of the divergences in what was maximised, latent → points (epoch, weight); empty where
+            it was the ELBO. `elbo`, and `train` and `validation` of the history, are never weighted.
         epochs: number of epochs that were run.
         stopped: why training ended: "finished", "early" (`patience` ran out), "interrupted", or "still rising", if the
             held-out ELBO was far from its final value when the epochs were over: give `epochs` a larger number.
@@ -53,12 +59,14 @@ class Fit:
     elbo: float = -math.inf
     elbo_se: float = math.nan
     is_elbo: bool = True
+    kl_weights: Schedules = field(default_factory=dict)
     epochs: int = 0
     stopped: str = "finished"
     held_out: list[Any] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{HELD_OUT[self.is_elbo]} {self.elbo:.2f}"
+        weighted = f", trained with weights of the KL divergences of {', '.join(self.kl_weights)}"
+        return f"{HELD_OUT[self.is_elbo]} {self.elbo:.2f}{weighted if self.kl_weights else ''}"
 
 
 class Modules(nn.Module):
@@ -97,6 +105,7 @@ class Plan:
     patience: int
     compile: bool | Literal["auto"]
     seed: int
+    kl_weights: Schedules = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.particles < 1:
@@ -129,9 +138,20 @@ class Plan:
         return partial(function, particles=self.particles) if self.objective in MULTI_SAMPLE else function
 
     @property
+    def score(self) -> str:
+        """The column of the history with the value that is maximised; empty where that is the ELBO."""
+        return "bound" if self.objective in MULTI_SAMPLE else "objective" if self.kl_weights else ""
+
+    @property
     def evaluation(self) -> Callable[..., ElboTerms]:
         """The function that computes the terms of the held-out data."""
-        return torch.no_grad()(self.terms) if self.objective in MULTI_SAMPLE else elbo_terms
+        if self.objective in MULTI_SAMPLE:
+            return torch.no_grad()(self.terms)
+        return partial(elbo_terms, kl_weights=last_weights(self.kl_weights))
+
+    def kl_weights_at(self, epochs: float) -> dict[str, Tensor]:
+        """The weights of the divergences after a number of epochs, as tensors, since graphs keep other numbers."""
+        return {name: torch.tensor(weight) for name, weight in weights_at(self.kl_weights, epochs).items()}
 
     def learning_rate(self, progress: float) -> float:
         """Learning rate at a share of the training: a linear rise at first, with cosine decay to zero."""
@@ -164,6 +184,7 @@ def initial_state(modules: Modules, plan: Plan, train: Data, held: Data) -> Trai
         raise InferenceError("neither the model nor the guide has a weight that takes a gradient: nothing to train")
     settings = {
         **asdict(plan),
+        "kl_weights": plan.kl_weights or None,  # checkpoints of earlier versions have none
         "random streams": "named by purpose",
         "training data": len(train),
         "held-out data": len(held),
@@ -173,16 +194,21 @@ def initial_state(modules: Modules, plan: Plan, train: Data, held: Data) -> Trai
     return TrainingState(modules, gradient, evaluation, adam, best, settings, modules.settled)
 
 
-def _objective(modules: Modules, plan: Plan, total: int, observed: Values, covariates: Values) -> tuple[Tensor, Tensor]:
+def _objective(
+    modules: Modules, plan: Plan, total: int, observed: Values, covariates: Values, kl_weights: Values
+) -> tuple[Tensor, Tensor]:
     """The objective, which is maximised, and the ELBO in nats per datum."""
-    terms = plan.terms(modules.model, modules.guide, observed, plan.batch_size, covariates)
+    weighted = {"kl_weights": kl_weights} if kl_weights else {}
+    with fixed(modules.guide):
+        terms = plan.terms(modules.model, modules.guide, observed, plan.batch_size, covariates, **weighted)
     return terms.maximised(total), terms.per_datum(total)
 
 
 def _evaluation(modules: Modules, plan: Plan, observed: Values, covariates: Values) -> tuple[Tensor, Tensor, Tensor]:
     """The terms of held-out data: local terms, the shared term, and the local terms of the objective."""
     size = len(next(iter(observed.values())))
-    terms = plan.evaluation(modules.model, modules.guide, observed, size, covariates)
+    with fixed(modules.guide):
+        terms = plan.evaluation(modules.model, modules.guide, observed, size, covariates)
     return terms.local, terms.shared, terms.local if terms.bound is None else terms.bound
 
 

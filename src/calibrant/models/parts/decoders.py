@@ -100,10 +100,42 @@ class SigmaVAEDecoder(nn.Sequential):
         )
 
 
-def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Channels, height and width of images that a convolutional decoder can return."""
-    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-        raise ProgramError(f"a convolutional decoder needs shape (channels, 4h, 4w), not {tuple(shape)}: use 'mlp'")
+class EAVAEDecoder(nn.Sequential):
+    """The decoder of the EA-VAE for MNIST (Catoni et al. 2024, arXiv 2404.15390, from its code).
+
+    A linear layer and three transposed convolutions of stride 2 with ReLU between them, for images whose sides are
+    multiples of 8.
+
+    Args:
+        latents: number of latents.
+        shape: event shape of the output.
+        width: maps of the last hidden layer, of which the one before has two and the first four times as many; 64 in
+            the paper.
+    """
+
+    def __init__(self, latents: int, shape: tuple[int, ...], width: int = 64) -> None:
+        depth, rows, columns = _image(shape, 8)
+        super().__init__(
+            nn.Linear(latents, 4 * width * (rows // 8) * (columns // 8)),
+            nn.Unflatten(1, (4 * width, rows // 8, columns // 8)),
+            nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, depth, 4, stride=2, padding=1),
+        )
+
+
+def _image(shape: tuple[int, ...], factor: int = 4) -> tuple[int, int, int]:
+    """Channels, height and width of images that a convolutional decoder can return, with sides that a factor divides.
+
+    Raises:
+        ProgramError: for any other shape.
+    """
+    if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
+        raise ProgramError(
+            f"a convolutional decoder needs shape (channels, {factor}h, {factor}w), not {tuple(shape)}: use 'mlp'"
+        )
     channels, height, width = shape
     return channels, height, width
 
@@ -157,8 +189,9 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLPDecoder,
     "conv": ConvDecoder,
     "sigma-vae": SigmaVAEDecoder,
+    "ea-vae-conv": EAVAEDecoder,
 }
-CONVOLUTIONAL = ("conv", "sigma-vae")
+CONVOLUTIONAL = ("conv", "sigma-vae", "ea-vae-conv")
 
 
 def make_decoder(
@@ -170,8 +203,9 @@ def make_decoder(
     """Build a decoder from its name or from `{"name": …, **arguments}`; a module is returned unchanged.
 
     Args:
-        decoder: a name of `DECODERS`: "linear" (`bias`), "mlp" (`hidden`), "conv" (`channels`), "sigma-vae" (`width`;
-            outputs called `location` lie between 0 and 1), with arguments of its class; or a module.
+        decoder: a name of `DECODERS`: "linear" (`bias`, `column_norm`), "mlp" (`hidden`), "conv" (`channels`),
+            "sigma-vae" (`width`; outputs called `location` lie between 0 and 1), "ea-vae-conv" (`width`), with
+            arguments of its class; or a module.
         latents: number of latents.
         outputs: names and event shapes of the outputs that the likelihood needs.
         column_norm: norm of the columns of the linear decoder's first output; the other decoders ignore it.

@@ -52,14 +52,24 @@ def named_scale_prior(prior: str | dict[str, Any], allowed: tuple[str, ...]) -> 
     return lambda: make(**{**parameters, **given})
 
 
-def vector_prior(prior: str, latents: int) -> Prior:
-    """`latents` independent variables with location 0 and scale 1.
+def vector_prior(prior: str | dict[str, Any], latents: int) -> Prior:
+    """`latents` independent variables from the name of their prior, or from `{"name": …, "loc": …, "scale": …}`.
+
+    The location is 0 and the scale 1 where they are not given. A Laplace variable with scale b has the standard
+    deviation √2 b.
 
     Raises:
-        ProgramError: for an unknown name, or no latents.
+        ProgramError: for an unknown name or parameter, a scale that is not positive, or no latents.
     """
-    if prior not in VECTOR_PRIORS:
-        raise ProgramError(f"unknown latent prior {prior!r}; known: {sorted(VECTOR_PRIORS)}")
+    given = {"name": prior} if isinstance(prior, str) else dict(prior)
+    name = given.pop("name", None)
+    if name not in VECTOR_PRIORS:
+        raise ProgramError(f"unknown latent prior {name!r}; known: {sorted(VECTOR_PRIORS)}")
+    if unknown := set(given) - {"loc", "scale"}:
+        raise ProgramError(f"latent prior {name!r} has no parameters {sorted(unknown)}; it has loc and scale")
+    loc, scale = (float(value) for value in {"loc": 0.0, "scale": 1.0, **given}.values())
+    if not scale > 0:
+        raise ProgramError(f"the latent prior {name!r} has scale={scale:g}: it must be positive")
     if latents < 1:
         raise ProgramError(f"latents={latents}: a model needs at least one latent")
-    return lambda: VECTOR_PRIORS[prior](0.0, 1.0).expand([latents]).to_event(1)
+    return lambda: VECTOR_PRIORS[name](loc, scale).expand([latents]).to_event(1)

@@ -21,6 +21,10 @@ from calibrant.registries import Case
 class CrossEntropy(Likelihood):
     """The log probability of a Bernoulli with grey values from 0 to 1 in the place of 0 and 1: a training loss.
 
+    It is the mean Bernoulli log probability over random binarisations of the image, in which an entry is 1 with the
+    probability of its grey value. So the value of a training bounds the mean log probability of binarised images, and
+    the Bernoulli model with the same weights has posterior and evidence for these (docs/presets.md).
+
     Its exponential does not integrate to one over the grey values, by a factor that depends on the logits. A model can
     be trained with it, but has no draws of data, no posterior and no evidence. With densities: "continuous-bernoulli",
     which adds the missing factor, or "bernoulli" on binary data.
