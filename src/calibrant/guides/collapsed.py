@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -23,11 +24,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from calibrant.errors import ProgramError
 from calibrant.guides.encoders.choosing import encoder_of
+from calibrant.guides.encoders.inputs import InRange
 from calibrant.guides.families.heads import Head
-from calibrant.linear_gaussian.density import float64
-from calibrant.linear_gaussian.detection import detect, read
+from calibrant.linear_gaussian.density import bounds, log_prior, prior_of_scale, unchecked
+from calibrant.linear_gaussian.detection import Probe, detect, probe, read, require_sound
 from calibrant.linear_gaussian.parameters import LinearGaussian
+from calibrant.linear_gaussian.spectrum import project, spectrum_of, weighted_scales
 from calibrant.program.contract import PLATE, Program, Values, as_program
+from calibrant.program.environment import is_recording
 
 
 class CollapsedGuide(PyroModule):
@@ -58,14 +62,20 @@ class CollapsedGuide(PyroModule):
         self.order = [site["name"] for site in spec["sites"]]
         if self.order and encoder is None:
             encoder = encoder_of(spec)
+        self.is_centred = spec.get("centred", False)  # guides of earlier versions are not
+        if encoder is not None and self.is_centred:
+            encoder = InRange(encoder, self.observed, self.event_shape)
         self.encoder = encoder if self.order else None
         self.heads = nn.ModuleList(Head(self.encoder.features, 0, (), site["family"]) for site in spec["sites"])
+        for head in self.heads if self.is_centred else ():
+            nn.init.zeros_(head.out.weight)  # what is known is right to begin with
         self._model = _Reference()
+        self._probe: Probe | None = None
         self._fixed: _Conditional | None = None
 
     def attach(self, model: Program) -> CollapsedGuide:
         """Use the conditional of this model from now on; returns the guide."""
-        self._model = _Reference(as_program(model))
+        self._model, self._probe = _Reference(as_program(model)), None
         return self
 
     @property
@@ -93,8 +103,22 @@ class CollapsedGuide(PyroModule):
         with pyro.plate(PLATE, size):
             for name, head in zip(self.order, self.heads, strict=True):
                 features = self.encoder({self.observed: observed[self.observed]})
-                scale = pyro.sample(name, head(features, None, size))
+                scale = pyro.sample(name, self._scale(head, features, observed[self.observed], conditional))
             conditional.sample(observed[self.observed], scale)
+
+    def _scale(self, head: Head, features: Tensor, x: Tensor, conditional: _Conditional) -> dist.TorchDistribution:
+        """q(s | x) of all rows; with fewer rows of features, the rows of a datum are consecutive."""
+        if not self.is_centred:
+            return head(features, None, len(x))
+        repeats = len(x) // len(features)
+        log_scale, weights = conditional.scales(x, repeats)
+        family: Any = head.family  # one on the line, since a scale is positive
+        line = family.to_line(log_scale.exp())
+        centre = (weights * line).sum(1)
+        resolved = (line[:, -1] - line[:, 0]) / (2 * len(line[0]))
+        width = torch.maximum((weights * (line - centre[:, None]).square()).sum(1).sqrt(), resolved)
+        rows = (part.to(features.dtype).repeat_interleave(repeats, 0) for part in (features, centre, width))
+        return head.around(*rows)
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
@@ -106,12 +130,17 @@ class CollapsedGuide(PyroModule):
             self._fixed = None
 
     def _read(self) -> LinearGaussian:
-        found = read(self.model, self.observed, self.event_shape)
+        weight = next(self.model.parameters(), None)
+        if self._probe is None or (weight is not None and self._probe.centre.device.type != weight.device.type):
+            self._probe = probe(self.model, self.observed, self.event_shape)
+        found = read(self.model, self._probe)
         if dict(found.latents) != self.block or [found.scale] != (self.order or [None]):
             raise ProgramError(
                 f"the guide has the Gaussian latents {self.block} and the scale {self.order}, the model has "
                 f"{dict(found.latents)} and {found.scale!r}: attach the model that the guide was made for"
             )
+        if not is_recording():
+            require_sound(self.model, found)
         return found
 
 
@@ -176,20 +205,37 @@ class _Conditional:
     """
 
     def __init__(self, found: LinearGaussian) -> None:
-        loading, self.noise, self.offset, shift, self.mean, covariance = float64(found, found.loading.device)
-        self.root = torch.linalg.cholesky(covariance)
+        loading, self.noise, self.offset, shift, self.mean, covariance = unchecked(found, found.loading.device)
+        self.root, _ = torch.linalg.cholesky_ex(covariance)
         self.columns = loading @ self.root / self.noise[:, None]
         self.shift = (shift + loading @ self.mean) / self.noise
+        self.prior: Any = None if found.scale is None else prior_of_scale(found, loading.device)
         self.sites, start = [], 0
         for name, shape in found.latents.items():
             here = slice(start, start + prod(shape))
             left, gain, right = torch.linalg.svd(self.columns[:, start:], full_matrices=False)
             self.sites.append(_Site(name, shape, here, left, gain, right.T))
             start = here.stop
+        self.spectrum = spectrum_of(self.sites[0].left, self.sites[0].gain, self.shift)
+        self._seen: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    def scales(self, x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+        """Nodes of log s and their posterior weights, `(data, nodes)` each; every datum has so many equal rows of x.
+
+        They are computed once for runs with the same data, which are the draws and their density.
+        """
+        if self._seen is None or self._seen[0] is not x:
+            images = project(self.spectrum, self._white(x[::repeats]))
+            found = weighted_scales(self.spectrum, images, partial(log_prior, self.prior), bounds(self.prior))
+            self._seen = x, found
+        return self._seen[1]
+
+    def _white(self, x: Tensor) -> Tensor:
+        return (x.reshape(len(x), -1).double() - self.offset) / self.noise
 
     def sample(self, x: Tensor, scale: Tensor | None) -> None:
         """Sample all sites of the block for data x (size, *event) given their scales (size,), inside the data plate."""
-        image = (x.reshape(len(x), -1).double() - self.offset) / self.noise
+        image = self._white(x)
         s = image.new_ones(len(x), 1) if scale is None else scale.double()[:, None]
         rest = image - s * self.shift
         centre = self.mean.expand(len(x), -1)  # mean of z given the earlier sites

@@ -145,21 +145,31 @@ def names_of(structure: LinearGaussian) -> str:
     return ", ".join(map(repr, structure.latents))
 
 
+_PARTS = ("loading", "noise", "offset", "shift", "mean", "covariance")
+
+
 def float64(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loading, noise, offset, shift, mean and covariance in float64, with defaults in place of None."""
+    """Loading, noise, offset, shift, mean and covariance in float64, with defaults in place of None, checked."""
+    parts = unchecked(structure, device)
+    for name, part in zip(_PARTS, parts, strict=True):
+        if not part.isfinite().all():
+            raise InferenceError(f"{name} of the linear-Gaussian structure is not finite.")
+    noise = parts[1]
+    if not (noise > 0).all():
+        raise InferenceError(f"noise of {structure.observed!r} is {noise.min().item()} somewhere; it must be positive.")
+    return parts
+
+
+def unchecked(structure: LinearGaussian, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same without any check, and so without control flow that depends on values."""
 
     def cast(name: str, default: Tensor) -> Tensor:
         value = getattr(structure, name)
         value = default if value is None else value.detach()
-        value = value.to(device=device, dtype=torch.float64)
-        if not value.isfinite().all():
-            raise InferenceError(f"{name} of the linear-Gaussian structure is not finite.")
-        return value
+        return value.to(device=device, dtype=torch.float64)
 
     pixels, latents = structure.loading.shape
     noise = cast("noise", structure.noise).flatten().expand(pixels)
-    if not (noise > 0).all():
-        raise InferenceError(f"noise of {structure.observed!r} is {noise.min().item()} somewhere; it must be positive.")
     loading, zeros = cast("loading", structure.loading), torch.zeros(pixels)
     offset, shift = cast("offset", zeros).flatten(), cast("shift", zeros).flatten()
     return loading, noise, offset, shift, cast("mean", torch.zeros(latents)), cast("covariance", torch.eye(latents))
@@ -179,7 +189,7 @@ def covariance_root(covariance: Tensor, names: str) -> Tensor:
 
 def univariate(structure: LinearGaussian, device: torch.device) -> Distribution:
     """The prior of the scale in float64, checked to be univariate and the same for every datum."""
-    prior = _cast(structure.scale_prior, device, {})
+    prior = prior_of_scale(structure, device)
     if prior.event_shape:
         raise InferenceError(
             f"{structure.scale!r} has events of shape {tuple(prior.event_shape)}; the scale is a scalar."
@@ -195,6 +205,11 @@ def univariate(structure: LinearGaussian, device: torch.device) -> Distribution:
     return prior
 
 
+def prior_of_scale(structure: LinearGaussian, device: torch.device) -> Distribution:
+    """The prior of the scale in float64, without any check."""
+    return _cast(structure.scale_prior, device, {})
+
+
 def log_prior(prior: Distribution, s: Tensor) -> Tensor:
     """Log density of the prior at s; entries of its batch shape are identical, so that s is split between them."""
     entries = math.prod(prior.batch_shape)
@@ -204,9 +219,15 @@ def log_prior(prior: Distribution, s: Tensor) -> Tensor:
 
 def support(prior: Distribution) -> tuple[float, float]:
     """Lower and upper bound of the prior's support, infinite where it has no such bound."""
+    low, high = bounds(prior)
+    return float(low), float(high)
+
+
+def bounds(prior: Distribution) -> tuple[Tensor, Tensor]:
+    """The same as tensors, `()` each."""
     base = base_support(prior.support)
     low, high = getattr(base, "lower_bound", -math.inf), getattr(base, "upper_bound", math.inf)
-    return float(torch.as_tensor(low).min()), float(torch.as_tensor(high).max())
+    return torch.as_tensor(low).min(), torch.as_tensor(high).max()
 
 
 def _cast(value: Any, device: torch.device, copies: dict[int, Any]) -> Any:

@@ -36,6 +36,7 @@ _SCALE_STEP = 3.0  # sd of the steps from prior draws of the scale, in unconstra
 _FURTHEST = 50.0  # largest distance of draws of the scale from zero, in unconstrained space
 _TOLERANCE = 1e-8  # error of a gradient, relative to the sum of the absolute values of its terms
 _ROUNDING = 1e-13  # error of a gradient, relative to the largest such sum of the datum
+_NO_SHIFT = 1e-12  # size of a shift that is a rounding error, relative to the sum of the terms that cancel
 _LARGEST_BLOCK = 4096  # entries of the Gaussian latents; with more, matrices of the closed form take gigabytes
 _ELEMENTS = 2**20  # numbers in the points that are evaluated together
 
@@ -85,13 +86,11 @@ def detect(program: Program, observed: Values, covariates: Values) -> LinearGaus
             return None
 
 
-def read(program: Program, observed: str, event_shape: torch.Size) -> LinearGaussian:
-    """Compute the structure of a program that is known to have it, from its current weights, without verification.
-
-    This may be called inside another program, since sites that are sampled here are hidden from Pyro's handlers.
+def probe(program: Program, observed: str, event_shape: torch.Size) -> Probe:
+    """Sites of a program that is known to have the structure, and units for them, from draws.
 
     Args:
-        program: the program, which is not changed; it is evaluated in float64, at k + 3 points.
+        program: the program, which is not changed.
         observed: name of the observed site.
         event_shape: event shape of the observed site.
 
@@ -101,15 +100,49 @@ def read(program: Program, observed: str, event_shape: torch.Size) -> LinearGaus
     program = as_program(program)
     with poutine.block(), _probing(program, {}):
         try:
-            double = in_double(program)
             with _unknown():
-                sites = _sites(trace(double, _POINTS), observed, event_shape)
-            return _structure(sites, _recover(double, sites))
+                return _probe(trace(in_double(program), _POINTS), observed, event_shape)
         except _Unknown as error:
-            raise InferenceError(
-                f"{type(program).__name__} is no longer linear and Gaussian in {observed!r}, or its weights are not "
-                "finite"
-            ) from error
+            raise _lost(program, observed) from error
+
+
+def read(program: Program, sites: Probe) -> LinearGaussian:
+    """Compute the structure of a program that is known to have it, from its current weights, without verification.
+
+    This may be called inside another program, since sites that are sampled here are hidden from Pyro's handlers. It
+    draws no random numbers, and has no control flow that depends on values, so that a graph of it can be recorded.
+
+    Args:
+        program: the program, which is not changed; it is evaluated in float64, at k + 3 points.
+        sites: the result of `probe`, under these weights or others.
+
+    Raises:
+        InferenceError: if the program no longer runs with these sites.
+    """
+    program = as_program(program)
+    with poutine.block(), _probing(program, {}):
+        double = in_double(program)
+        try:
+            return _structure(sites, _recover(double, sites), _scale_prior(double, sites))
+        except _Unknown as error:
+            raise _lost(program, sites.observed) from error
+
+
+def require_sound(program: Program, found: LinearGaussian) -> None:
+    """Refuse what `read` returns for a program that has lost the structure.
+
+    Raises:
+        InferenceError: if the program no longer has the structure, or its weights are not finite.
+    """
+    parts = (found.loading, found.noise, found.offset, found.shift, found.mean, found.covariance)
+    if not all(part is None or part.isfinite().all() for part in parts):
+        raise _lost(as_program(program), found.observed)
+
+
+def _lost(program: Any, observed: str) -> InferenceError:
+    return InferenceError(
+        f"{type(program).__name__} is no longer linear and Gaussian in {observed!r}, or its weights are not finite"
+    )
 
 
 @contextmanager
@@ -127,10 +160,12 @@ def _probing(program: Program, values: Values) -> Iterator[tuple[torch.device, t
 
 def _detect(double: Program, name: str, x: Tensor) -> LinearGaussian:
     with _unknown():
-        sites = _sites(trace(double, _POINTS), name, x.shape[1:])
-    found = _recover(double, sites)
+        sites = _probe(trace(double, _POINTS), name, x.shape[1:])
+        found = _recover(double, sites)
+    if not _is_sound(found):
+        raise _Unknown
     _compare(double, sites, found)
-    structure = _structure(sites, found)
+    structure = _structure(sites, found, sites.scale.prior if sites.scale is not None else None)
 
     def log_joint(values: dict[str, Tensor]) -> Tensor:
         return log_density(double, values, len(values[name]), observed=[name]).joint
@@ -163,7 +198,7 @@ class _Scale(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Sites:
+class Probe:
     """The sites of a program, and units for them, computed from draws: z = centre + width u, likewise for pixels."""
 
     observed: str
@@ -176,7 +211,7 @@ class _Sites:
     scale: _Scale | None
 
 
-def _sites(run: Any, observed: str, event: torch.Size) -> _Sites:
+def _probe(run: Any, observed: str, event: torch.Size) -> Probe:
     found = sampled(run)
     continuous = all(is_local(site) and not site["fn"].support.is_discrete for site in found.values())
     if factors(run) or observed not in found or not continuous or not _may_be_gaussian(found[observed]["fn"]):
@@ -188,7 +223,7 @@ def _sites(run: Any, observed: str, event: torch.Size) -> _Sites:
         raise _Unknown
     scale = _scale(others[0], found[others[0]]["fn"], values[others[0]]) if others else None
     z, x = join(values, latents), values[observed].reshape(_POINTS, -1)
-    return _Sites(observed, event, latents, z.mean(0), z.std(0), x.mean(0), x.std(0), scale)
+    return Probe(observed, event, latents, z.mean(0), z.std(0), x.mean(0), x.std(0), scale)
 
 
 def _may_be_gaussian(fn: Any) -> bool:
@@ -201,7 +236,7 @@ def _scale(name: str, prior: Any, draws: Tensor) -> _Scale:
     return _Scale(name, prior, from_line(prior.support).inv(draws).clamp(-_FURTHEST, _FURTHEST))
 
 
-def _gradients(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(double: Program, sites: Probe, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """∂ log p(x | z, s) / ∂x and ∂ log p(z, s) / ∂u at points x (n, pixels), u (n, k), s (n,)."""
     rows = max(1, _ELEMENTS // (x.shape[1] + u.shape[1]))
     parts = zip(x.split(rows), u.split(rows), s.split(rows), strict=True)
@@ -210,7 +245,7 @@ def _gradients(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: Tensor) 
     return torch.cat(likelihood), torch.cat(prior)
 
 
-def _gradients_of_few(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients_of_few(double: Program, sites: Probe, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     x, u = x.detach().requires_grad_(), u.detach().requires_grad_()
     values = split(sites.centre + sites.width * u, sites.latents)
     values[sites.observed] = x.reshape(len(x), *sites.event)
@@ -225,7 +260,7 @@ def _gradients_of_few(double: Program, sites: _Sites, x: Tensor, u: Tensor, s: T
 
 
 class _Found(NamedTuple):
-    """A structure in the units u of `_Sites`: x = offset + s·(shift + u columns) + ε, u ~ N(mean, precision⁻¹)."""
+    """A structure in the units u of `Probe`: x = offset + s·(shift + u columns) + ε, u ~ N(mean, precision⁻¹)."""
 
     variance: Tensor  # (pixels,): variance of the noise
     offset: Tensor  # (pixels,)
@@ -236,7 +271,7 @@ class _Found(NamedTuple):
     mean: Tensor  # (k,)
 
 
-def _recover(double: Program, sites: _Sites) -> _Found:
+def _recover(double: Program, sites: Probe) -> _Found:
     """Compute the structure from gradients at the centre, and at points one step away from it."""
     count = len(sites.centre)
     x = sites.pixel_centre.repeat(count + 3, 1)
@@ -257,14 +292,27 @@ def _recover(double: Program, sites: _Sites) -> _Found:
     precision = prior_pull[0] - prior_pull[1:-2]
     precision = (precision + precision.T) / 2
     root, failed = torch.linalg.cholesky_ex(precision)
-    found = (variance, offset, shift, columns, precision)
-    if failed or not (variance > 0).all() or not all(part.isfinite().all() for part in found):
-        raise _Unknown
-    covariance = torch.cholesky_inverse(root)
-    return _Found(*found, covariance, covariance @ prior_pull[0])
+    covariance = torch.where(failed == 0, torch.cholesky_inverse(root), torch.nan)
+    return _Found(variance, offset, shift, columns, precision, covariance, covariance @ prior_pull[0])
 
 
-def _structure(sites: _Sites, found: _Found) -> LinearGaussian:
+def _is_sound(found: _Found) -> bool:
+    return bool((found.variance > 0).all()) and all(bool(part.isfinite().all()) for part in found)
+
+
+def _scale_prior(double: Program, sites: Probe) -> Distribution | None:
+    """The prior of the scale under the current weights."""
+    if sites.scale is None:
+        return None
+    with _unknown():
+        values = split(sites.centre[None], sites.latents)
+        values[sites.observed] = sites.pixel_centre.reshape(1, *sites.event)
+        values[sites.scale.name] = sites.scale.at()[:1]
+        prior: Any = trace(double, 1, values=values).nodes[sites.scale.name]["fn"]
+    return prior
+
+
+def _structure(sites: Probe, found: _Found, prior: Distribution | None) -> LinearGaussian:
     loading = (found.columns / sites.width[:, None]).T
     return LinearGaussian(
         observed=sites.observed,
@@ -272,18 +320,28 @@ def _structure(sites: _Sites, found: _Found) -> LinearGaussian:
         loading=loading,
         noise=found.variance.sqrt(),
         offset=found.offset if sites.scale is not None else found.offset - loading @ sites.centre,
-        shift=found.shift - loading @ sites.centre if sites.scale is not None else None,
+        shift=_shift(sites, found, loading) if sites.scale is not None else None,
         mean=sites.centre + sites.width * found.mean,
         covariance=sites.width[:, None] * found.covariance * sites.width,
         scale=sites.scale.name if sites.scale is not None else None,
-        scale_prior=sites.scale.prior if sites.scale is not None else None,
+        scale_prior=prior,
     )
+
+
+def _shift(sites: Probe, found: _Found, loading: Tensor) -> Tensor:
+    """The shift at z = 0, (pixels,), without entries that are rounding errors.
+
+    A shift of 1e-16 times a scale of 1e18 would explain parts of a strong image.
+    """
+    shift = found.shift - loading @ sites.centre
+    terms = found.shift.abs() + found.offset.abs() + loading.abs() @ sites.centre.abs() + sites.pixel_width
+    return torch.where(shift.abs() > _NO_SHIFT * terms, shift, 0.0)
 
 
 # -- comparing it with the program -------------------------------------------------------------------------------------
 
 
-def _compare(double: Program, sites: _Sites, found: _Found) -> None:
+def _compare(double: Program, sites: Probe, found: _Found) -> None:
     """Raise if the gradients of the program at random points are not those of the structure."""
     (count, pixels), index = found.columns.shape, torch.arange(_POINTS)
     distance, residual = (torch.tensor(cycle)[index % len(cycle), None] for cycle in (_DISTANCES, _RESIDUALS))

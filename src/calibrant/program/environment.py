@@ -102,3 +102,21 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+_recordings: list[None] = []  # one for each recording that is going on
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Say that what runs inside is recorded as a graph, where no control flow may depend on values."""
+    _recordings.append(None)
+    try:
+        yield
+    finally:
+        _recordings.pop()
+
+
+def is_recording() -> bool:
+    """Whether a graph is recorded of what runs now."""
+    return bool(_recordings)

@@ -172,6 +172,16 @@ def is_positive(support: Any) -> bool:
     return half_line and not isinstance(bound, Tensor) and bound == 0
 
 
+def is_on_a_line(support: Any, distribution: Any) -> bool:
+    """Whether a site has unconstrained coordinates, one for each degree of freedom: not on circles and spheres."""
+    if support.is_discrete or is_circular(distribution):
+        return False
+    try:
+        return bool(from_line(support).bijective)
+    except NotImplementedError:  # directions
+        return False
+
+
 def from_line(support: Any) -> Transform:
     """The map from unconstrained numbers to a support.
 

@@ -9,7 +9,7 @@ recorded on, and again during training. If the results differ, the modules run w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ class Recorded:
 
     Args:
         modules: the modules that the function runs.
-        function: a function (observed, covariates) → tensors.
+        function: a function of mappings from names to tensors, such as (observed, covariates) → tensors.
 
     Attributes:
         weights: the weights of `modules` that require a gradient.
         is_graph: whether a graph is in use.
     """
 
-    def __init__(self, modules: nn.Module, function: Callable[[Values, Values], Outputs]) -> None:
+    def __init__(self, modules: nn.Module, function: Callable[..., Outputs]) -> None:
         self._modules, self._inner = modules, _Inner(modules, function)
         self._graph: TensorFunction | None = None
         self.weights = {name: weight for name, weight in modules.named_parameters() if weight.requires_grad}
@@ -45,18 +45,18 @@ class Recorded:
     def is_graph(self) -> bool:
         return self._graph is not None
 
-    def __call__(self, observed: Values, covariates: Values) -> Outputs:
-        function = self._graph or self._of_tensors(observed, covariates)
-        return function(*self._inputs(observed, covariates))
+    def __call__(self, *given: Values) -> Outputs:
+        function = self._graph or self._of_tensors(*given)
+        return function(*self._inputs(*given))
 
-    def record(self, first: tuple[Values, Values], other: tuple[Values, Values], compile_it: bool = False) -> None:
+    def record(self, first: Sequence[Values], other: Sequence[Values], compile_it: bool = False) -> None:
         """Record a graph and use it from now on; all later data must have the shapes of `first` and `other`.
 
         Nothing changes if the function cannot be recorded, or if the graph gives different results on `other`.
 
         Args:
-            first: observations and covariates on which the graph is recorded.
-            other: observations and covariates on which the graph is compared with the function.
+            first: arguments, such as observations and covariates, on which the graph is recorded.
+            other: arguments on which the graph is compared with the function.
             compile_it: whether to compile the graph.
         """
         before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
@@ -71,14 +71,14 @@ class Recorded:
                 self._graph = None
                 buffer.copy_(before[name])
 
-    def verify(self, observed: Values, covariates: Values) -> None:
-        """Discard the graph, with a warning, if the modules give different results on these data."""
+    def verify(self, *given: Values) -> None:
+        """Discard the graph, with a warning, if the modules give different results for these arguments."""
         if self._graph is None:
             return
         outputs = []
-        for function in (self._graph, self._of_tensors(observed, covariates)):
+        for function in (self._graph, self._of_tensors(*given)):
             with torch.random.fork_rng():
-                outputs.append(function(*self._inputs(observed, covariates)))
+                outputs.append(function(*self._inputs(*given)))
         if not _agree(*outputs):
             self._graph = None
             warnings.warn(
@@ -88,23 +88,23 @@ class Recorded:
                 stacklevel=4,
             )
 
-    def _inputs(self, observed: Values, covariates: Values) -> list[Tensor]:
-        return [*(weight.detach() for weight in self.weights.values()), *observed.values(), *covariates.values()]
+    def _inputs(self, *given: Values) -> list[Tensor]:
+        weights = (weight.detach() for weight in self.weights.values())
+        return [*weights, *(tensor for part in given for tensor in part.values())]
 
-    def _of_tensors(self, observed: Values, covariates: Values) -> TensorFunction:
-        """The function of flat tensors, for data with these keys."""
+    def _of_tensors(self, *given: Values) -> TensorFunction:
+        """The function of flat tensors, for arguments with these keys."""
 
         def function(*flat: Tensor) -> Outputs:
             tensors = iter(flat)
             weights = {name: next(tensors) for name in self.weights}
-            rows, cols = ({name: next(tensors) for name in part} for part in (observed, covariates))
-            return self._run(weights, rows, cols)
+            return self._run(weights, *({name: next(tensors) for name in part} for part in given))
 
         return function
 
-    def _run(self, weights: Values, observed: Values, covariates: Values) -> Outputs:
+    def _run(self, weights: Values, *given: Values) -> Outputs:
         held = {f"inner.{name}": weight for name, weight in weights.items()}
-        return on_tensors(self._inner, held)(observed, covariates)
+        return on_tensors(self._inner, held)(*given)
 
 
 class Gradient(Recorded):
@@ -114,11 +114,12 @@ class Gradient(Recorded):
 
     Args:
         modules: the modules that the objective runs.
-        function: the objective, a function (observed, covariates) → tensors; the first tensor, `()`, is maximised.
+        function: the objective, a function of mappings from names to tensors; the first tensor that it returns, `()`,
+            is maximised.
     """
 
-    def __call__(self, observed: Values, covariates: Values) -> Outputs:
-        return tuple(output.contiguous() for output in super().__call__(observed, covariates))
+    def __call__(self, *given: Values) -> Outputs:
+        return tuple(output.contiguous() for output in super().__call__(*given))
 
     def adam(self, lr: float, **options: Any) -> torch.optim.Adam:
         """An Adam optimiser for the weights.
@@ -130,9 +131,9 @@ class Gradient(Recorded):
         is_plain = all(weight.is_contiguous() and weight.device.type in ("cpu", "cuda") for weight in weights)
         return torch.optim.Adam(weights, lr, fused=is_plain, **options)
 
-    def _run(self, weights: Values, observed: Values, covariates: Values) -> Outputs:
+    def _run(self, weights: Values, *given: Values) -> Outputs:
         weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        outputs = super()._run(weights, observed, covariates)
+        outputs = super()._run(weights, *given)
         slopes = torch.autograd.grad(outputs[0], list(weights.values()), allow_unused=True, materialize_grads=True)
         return *(output.detach() for output in outputs), *slopes
 
@@ -140,12 +141,12 @@ class Gradient(Recorded):
 class _Inner(nn.Module):
     """A module whose `forward` is the function, so that a functional call can replace the weights."""
 
-    def __init__(self, modules: nn.Module, function: Callable[[Values, Values], Outputs]) -> None:
+    def __init__(self, modules: nn.Module, function: Callable[..., Outputs]) -> None:
         super().__init__()
         self.inner, self.function = modules, function
 
-    def forward(self, observed: Values, covariates: Values) -> Outputs:
-        return self.function(observed, covariates)
+    def forward(self, *given: Values) -> Outputs:
+        return self.function(*given)
 
 
 def _agree(ours: Outputs, theirs: Outputs) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from calibrant.program.environment import validation_kept
+from calibrant.program.environment import recording, validation_kept
 
 Outputs = tuple[Tensor, ...]
 TensorFunction = Callable[..., Outputs]
@@ -64,7 +64,7 @@ def compiled(function: TensorFunction, *example: Tensor) -> TensorFunction:
 
 def _graph(function: TensorFunction, *example: Tensor) -> GraphModule | None:
     try:
-        with pyro.validation_enabled(False), torch.enable_grad():
+        with recording(), pyro.validation_enabled(False), torch.enable_grad():
             return make_fx(function)(*example)
     except Exception as error:  # a user's program may make the tracer raise anything
         _warn("recorded", error)

@@ -32,6 +32,7 @@ from calibrant.linear_gaussian.density import (
     univariate,
 )
 from calibrant.linear_gaussian.parameters import LinearGaussian, split
+from calibrant.linear_gaussian.spectrum import Images, Spectrum, log_likelihood, project, spectrum_of
 
 _SCAN_NODES = 2049  # nodes of the scan over all scales, half an e-fold apart
 _ZOOM_NODES = 129  # nodes of one zoom
@@ -50,24 +51,13 @@ class _System(NamedTuple):
 
     noise: Tensor  # (pixels,)
     offset: Tensor  # (pixels,)
-    directions: Tensor  # (pixels, k): left singular vectors; zero columns where k > pixels
-    gain: Tensor  # (k,): singular values
+    spectrum: Spectrum  # with k singular values; zeros beyond the number of pixels
     basis: Tensor  # (k, k)
     mean: Tensor  # (k,)
-    shift: Tensor  # (k,): components along the directions of the shift, including the mean of the block
-    shift_rest: Tensor  # (pixels,): the part of the shift orthogonal to the directions
     log_norm: Tensor  # (): log normalising constant of the noise
     prior: Distribution | None
     limits: tuple[float, float]  # lower and upper limit of log s
     bounded: tuple[bool, bool]  # whether each limit is a bound of the prior's support, not of float64
-
-
-class _Images(NamedTuple):
-    """The statistics of each datum that determine its posterior; `rest` is the part that no latent can explain."""
-
-    along: Tensor  # (data, k): components of the whitened image along the directions
-    rest_energy: Tensor  # (data,): squared norm of the rest at the scale that explains it best
-    rest_scale: Tensor  # (data,): that scale
 
 
 class _Grid(NamedTuple):
@@ -126,7 +116,7 @@ class ExactPosterior:
     mean: dict[str, Tensor]
     sd: dict[str, Tensor]
     _system: _System = field(repr=False)
-    _images: _Images = field(repr=False)
+    _images: Images = field(repr=False)
     _grid: _Grid = field(repr=False)
 
     def covariance(self, datum: int) -> Tensor:
@@ -193,7 +183,7 @@ def solve(structure: LinearGaussian, x: Tensor) -> ExactPosterior:
     x = flatten(structure, x)
     system = _whiten(structure, x.device)
     nodes = _SCAN_NODES if system.prior is not None else 1
-    parts = [_solve_part(system, x[rows]) for rows in _chunks(x, max(nodes * len(system.gain), x.shape[1]))]
+    parts = [_solve_part(system, x[rows]) for rows in _chunks(x, max(nodes * len(system.spectrum.gain), x.shape[1]))]
     images, grid, moments, error = (_join(column) for column in zip(*parts, strict=True))
     log_evidence = moments.log_evidence[:, 0]
     if not log_evidence.isfinite().all():
@@ -217,7 +207,6 @@ def _whiten(structure: LinearGaussian, device: torch.device) -> _System:
     missing = (0, max(latents - pixels, 0))
     u, d = torch.nn.functional.pad(u, missing), torch.nn.functional.pad(d, missing)
     whitened = (shift + loading @ mean) / noise
-    along = whitened @ u
     prior, limits, bounded = None, (0.0, 0.0), (True, True)
     if structure.scale is not None:
         prior = univariate(structure, device)
@@ -229,23 +218,11 @@ def _whiten(structure: LinearGaussian, device: torch.device) -> _System:
             math.log(high) - MARGIN if bounded[1] else largest,
         )
     log_norm = -noise.log().sum() - 0.5 * pixels * math.log(2 * math.pi)
-    rest = whitened - u @ along
-    return _System(noise, offset, u, d, factor @ vh.T, mean, along, rest, log_norm, prior, limits, bounded)
+    return _System(noise, offset, spectrum_of(u, d, whitened), factor @ vh.T, mean, log_norm, prior, limits, bounded)
 
 
-def _project(system: _System, x: Tensor) -> _Images:
-    image = (x - system.offset) / system.noise
-    along = image @ system.directions
-    # Computed from the vectors, since a difference of squared norms would lose the noise of a strong image.
-    rest = image - along @ system.directions.T
-    energy = system.shift_rest @ system.shift_rest
-    scale = rest @ system.shift_rest / energy if energy > 0 else torch.zeros_like(rest[:, 0])
-    rest = rest - scale[:, None] * system.shift_rest
-    return _Images(along, (rest**2).sum(-1), scale)
-
-
-def _solve_part(system: _System, x: Tensor) -> tuple[_Images, _Grid, _Moments, Tensor]:
-    images = _project(system, x)
+def _solve_part(system: _System, x: Tensor) -> tuple[Images, _Grid, _Moments, Tensor]:
+    images = project(system.spectrum, (x - system.offset) / system.noise)
     grid = _grid(system, images) if system.prior is not None else _single_node(system, images)
     moments = _moments(system, images, grid)
     error = torch.zeros_like(images.rest_energy)
@@ -254,23 +231,19 @@ def _solve_part(system: _System, x: Tensor) -> tuple[_Images, _Grid, _Moments, T
     return images, grid, moments, error
 
 
-def _log_integrand(system: _System, images: _Images, log_scale: Tensor) -> Tensor:
+def _log_integrand(system: _System, images: Images, log_scale: Tensor) -> Tensor:
     """log p(x, log s) at log_scale (data or 1, nodes); -inf where the prior cannot be evaluated."""
-    s = log_scale.exp()
-    variance = (s[..., None] * system.gain).square_().add_(1)
-    error = (images.along[:, None] - s[..., None] * system.shift).square_().div_(variance).sum(-1)
-    rest = images.rest_energy[:, None] + system.shift_rest.square().sum() * (s - images.rest_scale[:, None]) ** 2
-    density = system.log_norm - 0.5 * (variance.log_().sum(-1) + error + rest)
+    density = system.log_norm + log_likelihood(system.spectrum, images, log_scale)
     if system.prior is not None:
-        density = density + (log_prior(system.prior, s) + log_scale)
+        density = density + (log_prior(system.prior, log_scale.exp()) + log_scale)
     return density.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
-def _conditional(system: _System, images: _Images, s: Tensor) -> tuple[Tensor, Tensor]:
+def _conditional(system: _System, images: Images, s: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the coordinates c given s (data, n), both (data, n, k)."""
-    signal = s[..., None] * system.gain
+    signal = s[..., None] * system.spectrum.gain
     variance = signal.square().add_(1).reciprocal_()
-    error = images.along[:, None] - s[..., None] * system.shift
+    error = images.along[:, None] - s[..., None] * system.spectrum.shift
     return signal.mul_(error).mul_(variance), variance
 
 
@@ -303,7 +276,7 @@ def _between(low: Tensor, high: Tensor, nodes: int) -> Tensor:
     return low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, nodes, dtype=low.dtype, device=low.device)
 
 
-def _zoom(system: _System, images: _Images, low: Tensor, high: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+def _zoom(system: _System, images: Images, low: Tensor, high: Tensor, drop: float) -> tuple[Tensor, Tensor]:
     """Narrow the range (low, high) of log s, (data,) each, to the interval that `_hull` finds."""
     low, high = low.clone(), high.clone()
     active = torch.arange(len(low), device=low.device)
@@ -319,7 +292,7 @@ def _zoom(system: _System, images: _Images, low: Tensor, high: Tensor, drop: flo
     return low, high
 
 
-def _grid(system: _System, images: _Images) -> _Grid:
+def _grid(system: _System, images: Images) -> _Grid:
     """The grid of the quadrature, which is even in u with log s = centre + width sinh u.
 
     It is dense where the posterior is, and wide in the tails. For a prior that is proportional to s^a with small a, the
@@ -339,7 +312,7 @@ def _grid(system: _System, images: _Images) -> _Grid:
     return grid._replace(log_density=_log_integrand(system, images, nodes) + grid.log_jacobian(nodes))
 
 
-def _single_node(system: _System, images: _Images) -> _Grid:
+def _single_node(system: _System, images: Images) -> _Grid:
     """The grid of a model without a scale: one node at log s = 0, with weight one."""
     zero = torch.zeros_like(images.rest_energy)
     return _Grid(zero, zero, zero, zero + 1, _log_integrand(system, images, zero[:, None]))
@@ -358,7 +331,7 @@ def _weights(grid: _Grid) -> tuple[Tensor, Tensor]:
     return weights / total, top[:, None] + (total[..., 0] * grid.step[:, None]).log()
 
 
-def _moments(system: _System, images: _Images, grid: _Grid) -> _Moments:
+def _moments(system: _System, images: Images, grid: _Grid) -> _Moments:
     """Moments of the mixture over the nodes of the grid."""
     weights, log_evidence = _weights(grid)
     s = grid.nodes().exp()
