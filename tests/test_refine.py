@@ -120,7 +120,7 @@ def test_rows_are_found_by_value():
     x = cal.program.sample_prior(model, 12, seed=1)["x"]
     x[7] = x[3]
     refined = refine(model, Bad(), {"x": x}, steps=100)
-    assert len(refined.keys) == 11
+    assert len(refined.known) == 11
 
     def location(rows):
         with pyro.get_param_store().scope():
@@ -168,7 +168,7 @@ def test_covariates_tell_data_apart():
     x, dose, label = torch.ones(4), torch.tensor([0.5, 2.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 0])
     covariates = {"dose": dose, "label": label}
     refined = refine(model, guide, {"x": x}, covariates=covariates, steps=300)
-    assert len(refined.keys) == 3
+    assert len(refined.known) == 3
     z = cal.inference.posterior(model, refined, {"x": x}, 4000, covariates=covariates)["posterior"]["z"].values
     precision = 1 + dose**2 / 0.25
     mean, sd = (dose * (x - label) / 0.25 / precision).numpy(), precision.rsqrt().numpy()

@@ -17,9 +17,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
-from calibrant.errors import ProgramError
+from calibrant.guides.known_data import KnownData
 from calibrant.program.contract import Program, Values
-from calibrant.program.supports import from_line, innermost, is_circular, is_masked
+from calibrant.program.supports import from_line, innermost, is_masked, is_on_a_line
 from calibrant.program.tracing import guide_trace, is_local, sampled
 
 _DRAWS = 64  # guide draws per datum, from which the location and scale of its map are computed
@@ -40,21 +40,13 @@ class RefinedGuide(PyroModule):
         covariates: keyword → tensor, leading dimension data.
     """
 
-    keys: Tensor
-    salt: Tensor
-
     def __init__(self, guide: PyroModule, observed: Values, covariates: Values) -> None:
         super().__init__()
-        self._trusting = False
         self.start = nn.ModuleList(
             [guide]
         )  # Pyro would rename the parts of a module of its own, and refuses it after a run
-        entries = _bits({**observed, **covariates}).shape[1]
-        salt = torch.randint(-(2**62), 2**62, (2, entries), generator=torch.Generator().manual_seed(0), device="cpu")
-        self.register_buffer("salt", (2 * salt + 1).to(next(iter(observed.values())).device))
-        keys, place = torch.unique(self._keys({**observed, **covariates}), return_inverse=True)
-        self.register_buffer("keys", keys)
-        centres, spreads = _moments(guide, observed, covariates, place)
+        self.known = KnownData({**observed, **covariates})
+        centres, spreads = _moments(guide, observed, covariates, self.known({**observed, **covariates}))
         self.sites = list(centres)
         self.shifts = nn.ParameterList(torch.zeros_like(centre) for centre in centres.values())
         self.log_scales = nn.ParameterList(torch.zeros_like(centre) for centre in centres.values())
@@ -63,18 +55,15 @@ class RefinedGuide(PyroModule):
             self.register_buffer(f"spread_{number}", spreads[name])
 
     def forward(self, observed: Mapping[str, Tensor], size: int, **covariates: Tensor) -> None:
-        rows = self._rows({**observed, **covariates})
+        rows = self.known({**observed, **covariates})
         with _Moved({name: self._map(number, rows) for number, name in enumerate(self.sites)}):
             self.start[0](observed, size, **covariates)
 
     @contextmanager
     def trusting(self) -> Iterator[None]:
         """Skip the check that the data are known, since control flow that depends on values cannot be recorded."""
-        self._trusting = True
-        try:
+        with self.known.trusting():
             yield
-        finally:
-            self._trusting = False
 
     def _map(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of the map of a site for the given rows, `(rows, *unconstrained event)`.
@@ -85,31 +74,6 @@ class RefinedGuide(PyroModule):
         centre, spread = (getattr(self, f"{name}_{number}")[rows] for name in ("centre", "spread"))
         scale = self.log_scales[number][rows].exp()
         return centre * (1 - scale) + spread * self.shifts[number][rows], scale
-
-    def _rows(self, values: Values) -> Tensor:
-        keys = self._keys(values)
-        place = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
-        unknown = self.keys[place] != keys
-        if not self._trusting and unknown.any():
-            raise ProgramError(
-                f"this guide was refined for {len(self.keys)} data, and the datum in row {int(unknown.nonzero()[0])} "
-                "is none of them: refine the guide for these data, or use the one that it started from"
-            )
-        return place
-
-    def _keys(self, values: Values) -> Tensor:
-        """A 64-bit hash of every datum; it is the same on every device, since integer sums do not depend on order."""
-        parts = []
-        for bits in _bits(values).split(_ROWS):
-            mixed = (bits + self.salt[0]) * self.salt[1]
-            parts.append(((mixed ^ (mixed >> 32)) * self.salt[1]).sum(1))
-        return torch.cat(parts)
-
-
-def _bits(values: Values) -> Tensor:
-    """Values of each datum as integers `(data, entries)`; for floating-point values, these are the float32 bits."""
-    whole = {n: (v.float() + 0.0).view(torch.int32) if v.is_floating_point() else v for n, v in values.items()}
-    return torch.cat([whole[name].reshape(len(whole[name]), -1).long() for name in sorted(whole)], 1)
 
 
 class _Moved(Messenger):
@@ -130,14 +94,9 @@ class _Moved(Messenger):
 def is_movable(site: Mapping[str, Any]) -> bool:
     """Whether a site of the guide can have an affine map for each datum."""
     fn = site["fn"]
-    if not is_local(site) or fn.support.is_discrete or is_masked(fn):
+    if not is_local(site) or is_masked(fn) or isinstance(innermost(fn), dist.Delta):
         return False
-    if is_circular(fn) or isinstance(innermost(fn), dist.Delta):  # these cannot be shifted or scaled
-        return False
-    try:
-        return bool(from_line(fn.support).bijective)
-    except NotImplementedError:  # directions
-        return False
+    return is_on_a_line(fn.support, fn)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from calibrant.inference.drawing import posterior
 from calibrant.inference.fitting.loop import fit
 from calibrant.inference.fitting.state import Fit
 from calibrant.inference.groups import GROUPS
-from calibrant.inference.references.sampling import METHODS, log_evidence, reference
+from calibrant.inference.references.sampling import METHODS, log_evidence
+from calibrant.inference.referencing import reference
 from calibrant.inference.reweighting import importance
 
 __all__ = ["GROUPS", "METHODS", "Fit", "fit", "importance", "iwae_bound", "log_evidence", "posterior", "reference"]

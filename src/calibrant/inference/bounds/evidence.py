@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calibrant.data.dataset import Data
 from calibrant.inference.bridging import Array, Bridge, bridge
-from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.gate import convergence_of, knows_evidence
 from calibrant.inference.references.target import Target
 from calibrant.inference.trees import SAMPLE, latent_names
 from calibrant.memory import FEW, in_blocks, measured_rows
@@ -82,7 +82,7 @@ def evidence(
     values, influence, variance = np.full(len(data), np.nan), np.zeros_like(weights), np.zeros(len(data))
     result = Evidence(values, influence, variance, np.full(len(data), "", object), np.where(passed, "", reason))
     rows = np.flatnonzero(passed)
-    if "log_evidence" in gate:
+    if knows_evidence(gate):
         values[rows], result.method[rows] = gate["log_evidence"].values[rows], "exact"
     elif len(rows):
         posterior = reference["posterior"].dataset.sel(data=data.labels())

@@ -16,6 +16,7 @@ import xarray as xr
 
 from calibrant.errors import InferenceError
 from calibrant.inference.diagnostics import bfmi, diagnose
+from calibrant.inference.reweighting import NEARLY_EQUAL
 from calibrant.inference.trees import (
     Array,
     Latent,
@@ -34,6 +35,7 @@ ESS_LIMIT = 400
 BFMI_LIMIT = 0.3
 GRID_LIMIT = 0.01
 EDGE_LIMIT = 0.005
+KHAT_LIMIT = 0.5
 
 
 def shortfall(chains: int, draws: int) -> str:
@@ -125,6 +127,56 @@ def exact_convergence(
     return _group(labels, reasons, numbers, [])
 
 
+def importance_convergence(
+    posterior: xr.Dataset,
+    summary: xr.Dataset,
+    unusable: npt.NDArray[np.bool_],
+    edges: Mapping[str, npt.ArrayLike],
+    treatment: str = "importance",
+) -> xr.Dataset:
+    """Judge resampled draws of a guide by the weights from which they come, and by the number of different draws.
+
+    Args:
+        posterior: resampled draws `(chain, draw, data, …)`, copies of a draw side by side.
+        summary: `pareto_k`, `ess`, `log_evidence` and `log_evidence_se` of the smoothed weights, `(data,)`, with the
+            attribute `pool`.
+        unusable: whether a datum has weights that are not finite, `(data,)`.
+        edges: latent → share of its draws at an edge of its support, `(data,)`.
+        treatment: how the draws were made, in words.
+
+    Returns:
+        The group `convergence` with the variables of `mcmc_convergence`, of which `ess_bulk` and `ess_tail` are known,
+        and `at_edge`, `look` 0, `treatment`, `pareto_k`, `ess_weights`, `log_evidence` and
+        `log_evidence_se`. A datum passes if k-hat is below 0.5 (or the weights are nearly equal), all effective numbers
+        of draws are at least 400, and at most 0.5% of the draws lie at an edge; the evidence of all others is NaN.
+    """
+    size = len(unusable)
+    _, found = _diagnose(posterior, size)
+    khat = np.where(unusable, np.inf, summary["pareto_k"].values)
+    weights = np.where(unusable, 0.0, summary["ess"].values)
+    bulk, tail = found["ess_bulk"].min(1), found["ess_tail"].min(1)
+    equal = weights > NEARLY_EQUAL * summary.attrs["pool"]
+    shares, at_edge = edge_reasons(edges, size)
+    reasons = []
+    for i in range(size):
+        said = ["weights of the guide's draws that are not finite"] if unusable[i] else []
+        if not (unusable[i] or equal[i] or khat[i] < KHAT_LIMIT):
+            said.append(f"k-hat {khat[i]:.2f} of the weights of the guide's draws (limit {KHAT_LIMIT})")
+        for name, ess in (("ESS of the weights", weights[i]), ("bulk ESS", bulk[i]), ("tail ESS", tail[i])):
+            if not (unusable[i] or ess >= ESS_LIMIT):
+                said.append(f"{name} {ess:.0f} (limit {ESS_LIMIT})")
+        reasons.append("; ".join(filter(None, [*said, at_edge[i]])))
+    passed = np.array([not reason for reason in reasons])
+    numbers: dict[str, Array] = {name: np.full(size, np.nan) for name in _NUMBERS}
+    numbers |= {"ess_bulk": bulk, "ess_tail": tail, "pareto_k": khat, "ess_weights": weights}
+    for name in ("log_evidence", "log_evidence_se"):
+        numbers[name] = np.where(passed, summary[name].values, np.nan)
+    group = _group(summary["data"].values, reasons, numbers, [])
+    texts = np.full(size, treatment)
+    looks = np.zeros(size, dtype=np.int64)
+    return group.assign(at_edge=("data", shares), look=("data", looks), treatment=("data", texts))
+
+
 def edge_reasons(edges: Mapping[str, npt.ArrayLike], size: int) -> tuple[Array, list[str]]:
     """Judge how many draws lie so close to the edge of their support that float64 can't tell them from it.
 
@@ -174,6 +226,11 @@ def convergence_of(tree: xr.DataTree) -> xr.Dataset:
     if result.sizes["data"] == 1 < len(labels):  # only shared latents: the one verdict counts for every datum
         result = result.isel(data=[0] * len(labels)).assign_coords(data=labels)
     return result
+
+
+def knows_evidence(convergence: xr.Dataset) -> bool:
+    """Whether the log evidence of every datum is known exactly, and not estimated for some of them."""
+    return "log_evidence" in convergence and "log_evidence_se" not in convergence
 
 
 def passed_labels(tree: xr.DataTree) -> set[Hashable]:

@@ -17,7 +17,6 @@ from calibrant.binding import bind, bind_fixed
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.inference.groups import add_groups
-from calibrant.inference.problem import checked
 from calibrant.inference.references.chains import McmcDraws
 from calibrant.inference.references.exact import ExactPosterior, solve
 from calibrant.inference.references.finite import FinitePosterior, finite_latents, sum_out
@@ -39,77 +38,9 @@ from calibrant.program.losses import refuse_training_losses
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
-METHODS = ("auto", "exact", "nuts", "pyro-nuts")
+METHODS = ("auto", "exact", "importance", "importance-only", "nuts", "pyro-nuts")
+POOL = 10_000  # draws of a guide per datum, of which importance keeps some
 _COMPILED_FROM = 1000  # iterations per chain from which on the step is compiled: compiling takes about as long as these
-
-
-def reference(
-    model: Program,
-    observed: Mapping[str, Any] | Data,
-    method: str = "auto",
-    chains: int = 4,
-    warmup: int = 1000,
-    draws: int = 1000,
-    *,
-    covariates: Mapping[str, Any] | None = None,
-    init: Program | None = None,
-    target_accept: float = 0.8,
-    dense: bool = False,
-    compile: bool | Literal["auto"] = "auto",
-    starts: int = 32,
-    groups: Iterable[str] = (),
-    seed: int = 0,
-    progress: Progress = silent,
-) -> xr.DataTree:
-    """Draw `chains` × `draws` times from the exact posterior of every datum, and judge the draws by the gate.
-
-    Draws are computed in float64. A variable is stored in float32 where rounding changes nothing, and in float64 where
-    it would: a mean that is a million times the sd, or draws next to a bound of the support. Draws so close to a bound
-    that float64 cannot represent them either (nearer to 1 than 1e-16, for example) are counted in `at_edge`; with more
-    than 0.5% of them, a datum fails. The remedy is a latent on another scale: log odds in place of a probability.
-
-    Args:
-        model: the program, in `eval()`.
-        observed: site → tensor, or a `Data`.
-        method: "exact" (closed form, quadrature over a scale, or the sum over all values where all latents are
-            discrete), "nuts" (batched NUTS; data that fail the gate are run again up to twice, with settings that
-            depend on the cause), "pyro-nuts" (Pyro's NUTS, datum by datum), or "auto" (exact where the program allows
-            it, otherwise batched NUTS).
-        chains: number of chains (at least 4 for MCMC).
-        warmup: number of adaptation steps per chain (MCMC only).
-        draws: number of draws per chain that are kept (at least 500 for MCMC).
-        init: a guide; every second chain of batched NUTS starts at a draw of it, all other chains at draws of the
-            prior.
-        target_accept: mean acceptance rate to which batched NUTS adapts its step sizes; data with divergences are run
-            again with a higher rate.
-        dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
-            Gaussian process); the coordinates are not adapted then.
-        compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations per chain on.
-        starts: number of short chains per datum with which batched NUTS searches for modes before its chains (half as
-            many with shared latents); half of them start at draws of the guide `init`, the others at draws of the prior
-            and farther out. A mode to which 10% of starts lead is missed by 32 starts in 3% of cases. 0 for no search.
-        covariates: keyword → tensor, leading dimension data.
-        groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
-        seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
-
-    Returns:
-        A tree like that of `posterior`, with the group `convergence` (dimension `data`): `is_reference`, `reason`,
-        R-hat, ESS, divergences, E-BFMI. Markov chains add `at_edge`, the share of draws that are closer to the edge of
-        the support than float64 resolves; batched NUTS also `look` (number of the run) and `treatment` of the last run,
-        and `moved`, the number of chains that were moved out of a mode without mass in warm-up. The search for modes
-        adds `modes`, the number of modes with mass; `apart`, whether its starts ended in groups between which no chain
-        moved; and the attributes `starts` and `expected_wrong`, the expected number of data that pass although a mode
-        was missed. Exact methods add
-        `grid_error` (posterior sds) and `log_evidence` (nats).
-
-    Raises:
-        InferenceError: for an unknown method, a method that the program does not allow, and settings with which no
-            datum could pass the gate.
-        ProgramError, DataError: for a model or data that break the contract.
-    """
-    plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile, starts)
-    return reference_of(*checked(model, observed, covariates), plan, groups, seed, progress)
 
 
 @dataclass(frozen=True)
@@ -125,6 +56,7 @@ class ReferencePlan:
     dense: bool = False
     compile: bool | Literal["auto"] = "auto"
     starts: int = 32
+    pool: int = POOL
 
     def __post_init__(self) -> None:
         if self.starts and self.starts < FEW_STARTS:
