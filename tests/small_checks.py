@@ -15,8 +15,8 @@ from pyro.nn import PyroModule
 import calibrant as cal
 from calibrant.data import Data
 from calibrant.evaluation import Check, checking
-from calibrant.evaluation.statistics.contrast_curves import ContrastPlan, contrast_of
 from calibrant.evaluation.statistics.gaps import gap_of
+from calibrant.evaluation.uncertainty.contrast import ContrastPlan, contrast_of
 from calibrant.inference.problem import Problem
 
 SHAPE, SIMULATIONS = (1, 5, 5), 100

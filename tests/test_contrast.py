@@ -32,9 +32,12 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation import contrast_experiment, contrast_verdicts
-from calibrant.evaluation.statistics import contrast_curves as contrast
+from calibrant.evaluation.statistics.noise import noise_equivalent_contrast
+from calibrant.evaluation.uncertainty import sources
+from calibrant.evaluation.uncertainty.latents import prior_sd_of
 from calibrant.inference.references.exact import solve
-from calibrant.inference.references.sampling import exact_structure, reference_of
+from calibrant.inference.references.sampling import exact_structure
+from calibrant.inference.referencing import reference_for
 
 # -- known truth -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +192,7 @@ def test_noise_of_single_pixels_is_averaged_as_a_variance():
     with torch.no_grad():
         target.likelihood.log_scale[0, 0, 0] = math.log(2.0)
     wanted = math.sqrt((15 * 0.25 + 4.0) / 16)
-    assert contrast.noise_equivalent_contrast(target) == pytest.approx(wanted)
+    assert noise_equivalent_contrast(target) == pytest.approx(wanted)
 
 
 def test_only_latents_that_respond_to_images_are_informative():
@@ -217,8 +220,7 @@ def test_prior_sd_of_a_correlated_prior_and_of_one_that_must_be_simulated():
     torch.manual_seed(0)
     target = cal.models.create("gsm", shape=list(SHAPE), latents=3, covariance=covariance)
     site = cal.program.sites(target, images(3))["y"]
-    patches = contrast._choose(Data(images()), "x", 8, 0)
-    assert contrast._prior_sd(target, site, patches, 0) == pytest.approx([2.0, 1.0, 0.5])
+    assert prior_sd_of(target, site, Data(images(8)), 0) == pytest.approx([2.0, 1.0, 0.5])
 
     def nested(size: int) -> None:
         with pyro.plate("data", size):
@@ -230,7 +232,7 @@ def test_prior_sd_of_a_correlated_prior_and_of_one_that_must_be_simulated():
     program = cal.program.as_program(nested)
     site = cal.program.sites(program, images(3))["z"]
     assert site.parents == ("width",)
-    assert contrast._prior_sd(program, site, patches, 0) == pytest.approx([math.exp(0.25)] * 2, rel=0.04)
+    assert prior_sd_of(program, site, Data(images(8)), 0) == pytest.approx([math.exp(0.25)] * 2, rel=0.04)
 
 
 # -- references that may fail ------------------------------------------------------------------------------------------
@@ -240,12 +242,12 @@ def test_errors_of_correlated_draws_use_their_effective_number(monkeypatch, orac
     """Every draw three times: the same curve, with errors √3 times those of independent draws."""
 
     def reference(*arguments: Any, **options: Any) -> xr.DataTree:
-        tree = reference_of(*arguments, **options)
+        tree = reference_for(*arguments, **options)
         draws = tree["posterior"].to_dataset().isel(draw=np.repeat(np.arange(500), 3))
         draws = draws.assign_coords(draw=np.arange(1500)).assign_attrs(independent_draws=0, method="pyro-nuts")
         return xr.DataTree.from_dict({"/posterior": draws, "/convergence": tree["convergence"].to_dataset()})
 
-    monkeypatch.setattr(contrast, "reference_of", reference)
+    monkeypatch.setattr(sources, "reference_for", reference)
     target = model("ea-vae")
     result = experiment(target, ExactGuide(target), levels=LEVELS)
     assert result.attrs["reference_method"] == "pyro-nuts"
@@ -257,9 +259,9 @@ def test_errors_of_correlated_draws_use_their_effective_number(monkeypatch, orac
 
 def test_a_reference_that_was_interrupted_ends_the_experiment(monkeypatch):
     def reference(*arguments: Any, **options: Any) -> xr.DataTree:
-        return reference_of(*arguments, **options).isel(data=slice(5))
+        return reference_for(*arguments, **options).isel(data=slice(5))
 
-    monkeypatch.setattr(contrast, "reference_of", reference)
+    monkeypatch.setattr(sources, "reference_for", reference)
     target = model("vae")
     with pytest.raises(KeyboardInterrupt):
         experiment(target, ExactGuide(target), draws=50)
@@ -273,13 +275,13 @@ def failing(monkeypatch) -> Callable[[Callable[[int, int], bool]], None]:
         calls = iter(range(1000))
 
         def reference(*arguments: Any, **options: Any) -> xr.DataTree:
-            tree, call = reference_of(*arguments, **options), next(calls)
+            tree, call = reference_for(*arguments, **options), next(calls)
             passed = np.array([not fails(call, i) for i in range(tree["posterior"].sizes["data"])])
             gate = tree["convergence"].to_dataset().assign(is_reference=("data", passed))
             tree["convergence"] = xr.DataTree(gate)
             return tree
 
-        monkeypatch.setattr(contrast, "reference_of", reference)
+        monkeypatch.setattr(sources, "reference_for", reference)
 
     return install
 

@@ -9,13 +9,17 @@ from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
 from calibrant.evaluation.judgements.on_predictions import predictive_sentences
 from calibrant.evaluation.remedying.sentences import remedy_sentences
 from calibrant.evaluation.remedying.trying import remedies
+from calibrant.evaluation.reporting.contrast_plots import bins_figure, contrast_figure
+from calibrant.evaluation.reporting.corruption_plots import corruption_figure
+from calibrant.evaluation.reporting.interpolation_plots import interpolation_figure
 from calibrant.evaluation.reporting.page import report
 from calibrant.evaluation.reporting.predictive_plots import coverage_figure
 from calibrant.evaluation.reporting.rate_plots import rate_distortion_figure
+from calibrant.evaluation.reporting.response_plots import bow_tie_figure, divisive_figure, fields_figure
+from calibrant.evaluation.reporting.score_plots import label_entropy_figure, score_figure
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
-from calibrant.evaluation.statistics.contrast_curves import contrast_experiment
 from calibrant.evaluation.statistics.entry_calibration import pixel_calibration
 from calibrant.evaluation.statistics.frechet import frechet_distance
 from calibrant.evaluation.statistics.gaps import gap
@@ -27,6 +31,24 @@ from calibrant.evaluation.statistics.ranks import pit
 from calibrant.evaluation.statistics.rates import rate_distortion
 from calibrant.evaluation.statistics.simulation_ranks import calibration, uniformity
 from calibrant.evaluation.statistics.usage import active_units
+from calibrant.evaluation.uncertainty.aggregates import aggregate_posterior
+from calibrant.evaluation.uncertainty.aurocs import auroc_difference
+from calibrant.evaluation.uncertainty.average_image import average_image_experiment
+from calibrant.evaluation.uncertainty.bins import contrast_bins
+from calibrant.evaluation.uncertainty.bow_ties import bow_tie
+from calibrant.evaluation.uncertainty.class_means import class_mean_images, class_pairs
+from calibrant.evaluation.uncertainty.contrast import contrast_experiment
+from calibrant.evaluation.uncertainty.corruption import corruption_experiment
+from calibrant.evaluation.uncertainty.corruptions import corrupted, shuffled_across_images
+from calibrant.evaluation.uncertainty.divisive import divisive_normalisation, filter_responses, weights_distance
+from calibrant.evaluation.uncertainty.fields import receptive_fields, white_noise_fields
+from calibrant.evaluation.uncertainty.given import binned_moments, posterior_moments
+from calibrant.evaluation.uncertainty.interpolation import interpolation_experiment
+from calibrant.evaluation.uncertainty.labels import label_entropy
+from calibrant.evaluation.uncertainty.means import posterior_means
+from calibrant.evaluation.uncertainty.outside import ood_experiment
+from calibrant.evaluation.uncertainty.projections import projective_fields
+from calibrant.evaluation.uncertainty.reading import label_read_out
 from calibrant.inference.reweighting import weights
 
 __all__ = [
@@ -35,31 +57,63 @@ __all__ = [
     "RunResult",
     "Verdict",
     "active_units",
+    "aggregate_posterior",
+    "auroc_difference",
+    "average_image_experiment",
+    "binned_moments",
+    "bins_figure",
+    "bow_tie",
+    "bow_tie_figure",
     "c2st",
     "calibration",
     "check",
+    "class_mean_images",
+    "class_pairs",
     "compare",
     "conclude",
+    "contrast_bins",
     "contrast_experiment",
+    "contrast_figure",
     "contrast_verdicts",
+    "corrupted",
+    "corruption_experiment",
+    "corruption_figure",
     "coverage_figure",
+    "divisive_figure",
+    "divisive_normalisation",
+    "fields_figure",
+    "filter_responses",
     "frechet_distance",
     "gap",
     "information",
     "informed_directions",
+    "interpolation_experiment",
+    "interpolation_figure",
+    "label_entropy",
+    "label_entropy_figure",
+    "label_read_out",
+    "ood_experiment",
     "pit",
     "pixel_calibration",
     "posterior_calibration",
+    "posterior_means",
+    "posterior_moments",
     "predictive_check",
     "predictive_sentences",
+    "projective_fields",
     "rate_distortion",
     "rate_distortion_figure",
+    "receptive_fields",
     "remedies",
     "remedy_sentences",
     "report",
+    "score_figure",
+    "shuffled_across_images",
     "uniformity",
     "verdicts",
     "weights",
+    "weights_distance",
+    "white_noise_fields",
 ]
 
 globals().update(own_calls(__name__, globals(), __all__))

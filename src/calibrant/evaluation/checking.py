@@ -25,13 +25,13 @@ from calibrant.evaluation.reporting.page import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
-from calibrant.evaluation.statistics.contrast_curves import LEVELS, ContrastPlan, contrast_of
 from calibrant.evaluation.statistics.gaps import gap_of
 from calibrant.evaluation.statistics.informed import informed_of
 from calibrant.evaluation.statistics.noise import noise_sd
 from calibrant.evaluation.statistics.powers import powers_of
 from calibrant.evaluation.statistics.predictive_tests import predictive_check_of
 from calibrant.evaluation.statistics.simulation_ranks import calibration_of
+from calibrant.evaluation.uncertainty.contrast import LEVELS, ContrastPlan, contrast_of
 from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan, reference_of, structure_of

@@ -89,7 +89,7 @@ def _grey(images: Array, low: float, high: float) -> Array:
 
 def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
     """Mosaics side by side, each given as `(title, images in [0, 1], columns)`."""
-    tiles = [_mosaic(images, columns) for _, images, columns in panels]
+    tiles = [mosaic(images, columns) for _, images, columns in panels]
     height = WIDTH / sum(tile.shape[1] / tile.shape[0] for tile in tiles) + (
         0.35 if any(panel[0] for panel in panels) else 0.1
     )
@@ -101,7 +101,8 @@ def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
         return data_uri(figure)
 
 
-def _mosaic(images: Array, columns: int) -> Array:
+def mosaic(images: Array, columns: int) -> Array:
+    """Images `(image, h, w)` side by side on a white canvas, in rows of `columns`."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     height, width = images.shape[1] + 1, images.shape[2] + 1

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from calibrant.evaluation.reporting.contrast_plots import contrast_figure
 from calibrant.evaluation.reporting.style import (
     COLOURS,
     INK,
-    LINES,
-    MARKERS,
     STYLE,
     WIDTH,
     cycled,
@@ -84,55 +83,10 @@ def _plot_noise(axes: Axes, results: Sequence[tuple[int, RunResult]]) -> None:
     axes.set_ylabel("noise scale")
 
 
-_PANELS = (
-    ("posterior_sd", "posterior sd / prior sd", "linear"),
-    ("mean_norm", "norm of posterior mean", "log"),
-    ("signal_variance", "variance of posterior mean\nover images", "log"),
-    ("scale_cv", "sd / mean of the scale", "linear"),
-)
-
-
 def contrast_curves(results: Sequence[RunResult]) -> str | None:
-    """The contrast experiment of all models: exact as lines, the guide as markers with error bars."""
-    shown = [(i, r.name, r.contrast) for i, r in enumerate(results) if r.contrast is not None]
-    if not shown:
-        return None
-    panels = [p for p in _PANELS if any(np.isfinite(c[p[0]].values).any() for _, _, c in shown)]
-    with new_figure(WIDTH, 6.2) as figure:
-        grid = figure.subplots(2, 2, sharex=True).ravel()
-        for axes, (name, label, scale) in zip(grid, panels, strict=False):
-            for i, model, contrast in shown:
-                _contrast_curve(axes, contrast, name, i, plain_axes(model))
-            axes.set(xscale="log", yscale=scale, ylabel=label)
-            axes.axvline(1.0, color="#999999", lw=0.8, ls=(0, (1, 2)))
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("contrast (1 = noise-equivalent)")
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        grid[0].axhline(1.0, color=INK, lw=1.0, ls="--")
-        grid[0].annotate(
-            "prior", (1.0, 1.0), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
-        )
-        grid[0].set_ylim(0.0, max(1.15, grid[0].get_ylim()[1]))
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
-        return data_uri(figure)
-
-
-def _contrast_curve(axes: Axes, contrast: xr.Dataset, name: str, i: int, model: str) -> None:
-    unit = contrast.attrs["prior_sd"] if name == "posterior_sd" else 1.0
-    x, log = contrast["contrast"].values, {n: s for n, _, s in _PANELS}[name] == "log"
-    kind = "exact" if contrast.attrs["reference_method"] == "exact" else "reference"
-    for source in ("exact", "amortized"):
-        y, se = (contrast[f"{name}{end}"].sel(source=source).values / unit for end in ("", "_se"))
-        if log:  # noise may leave values below zero, which a logarithmic axis cannot show
-            y = np.where(y > 0, y, np.nan)
-        if source == "exact":
-            axes.plot(x, y, ls=cycled(LINES, i), color=cycled(COLOURS, i), lw=2.0, label=f"{kind}, {model}")
-        else:
-            style: dict[str, Any] = {"ms": 5, "mfc": "white", "mew": 1.5, "elinewidth": 1.2, "capsize": 2}
-            label = f"guide, {model}"
-            axes.errorbar(x, y, se, fmt=cycled(MARKERS, i), color=cycled(COLOURS, i), label=label, **style)
+    """The contrast experiment of all models."""
+    shown = {result.name: result.contrast for result in results if result.contrast is not None}
+    return data_uri(contrast_figure(shown)) if shown else None
 
 
 def agreement(result: RunResult, sites: int = 4) -> str | None:

@@ -15,7 +15,7 @@ from calibrant.evaluation.remedying.sentences import remedy_sentences
 from calibrant.evaluation.reporting import run_plots
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.simulation_ranks import uniformity
-from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.gate import convergence_of, knows_evidence
 
 _LISTED = 10  # largest number of data that failed the gate in a list
 _QUANTITIES = 8  # largest number of quantities in the table of a calibration
@@ -29,7 +29,7 @@ def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
     if result.reference is None or "convergence" not in result.reference.children:
         return None
     convergence = result.reference["convergence"].to_dataset()
-    if "log_evidence" not in convergence:
+    if not knows_evidence(convergence):
         return None
     evidence = convergence["log_evidence"]
     stats = result.amortized["sample_stats"].dataset

@@ -38,7 +38,7 @@ from calibrant.evaluation.statistics.local_statistics import (
 )
 from calibrant.evaluation.statistics.marginals import marginal_statistics, moments
 from calibrant.evaluation.statistics.shapes import FEW_BLOCKS, Shapes
-from calibrant.inference.references.gate import convergence_of
+from calibrant.inference.references.gate import convergence_of, knows_evidence
 from calibrant.inference.trees import Latent
 
 Array = npt.NDArray[np.float64]
@@ -201,7 +201,7 @@ def _observed_difference(
 def _evidence_gap(amortized: Side, reference: Side, labels: np.ndarray) -> dict[str, Array]:
     """log p(x) − ELBO of every datum ± its error, where log p(x) is known exactly and the ELBO is that of a datum."""
     gate, stats = reference.group("convergence"), amortized.group("sample_stats")
-    known = "log_evidence" in gate and {"log_p", "log_q"} <= set(stats.data_vars)
+    known = knows_evidence(gate) and {"log_p", "log_q"} <= set(stats.data_vars)
     # Resampled draws have no ELBO, and with shared latents that of a datum does not exist.
     if not known or not amortized.independent or "data" not in stats["log_q"].dims or not len(labels):
         return {}
