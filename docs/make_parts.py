@@ -10,7 +10,8 @@ HEAD = """# Models, likelihoods and data sets
 
 `make parts` writes this page from the cards of what is registered; `calibrant list` prints the same in a terminal. A
 new part is one new file: [a model](how-to/add-a-model.md), [a likelihood](how-to/add-a-likelihood.md),
-[a data set](how-to/add-a-data-set.md). [Which likelihood](likelihoods.md) compares the likelihoods.
+[a data set](how-to/add-a-data-set.md). [Which likelihood](likelihoods.md) compares the likelihoods, and
+[the models of a paper](presets.md) says what presets are.
 """
 
 
@@ -27,6 +28,14 @@ def text() -> str:
         ["model", "equations", "source", "licence"],
         [[f"`{card.name}`", card.equations, card.paper, card.licence] for card in cards],
     )
+    presets = table(
+        ["model", "preset", "what it is", "trainings"],
+        [
+            [f"`{card.name}`", f"`{name}`", preset.about, ", ".join(preset.trainings)]
+            for card in cards
+            for name, preset in card.presets.items()
+        ],
+    )
     likelihoods = table(
         ["likelihood", "density", "of"],
         [[f"`{card.name}`", card.equations, card.density_of] for card in cal.models.list_likelihoods()],
@@ -35,7 +44,7 @@ def text() -> str:
         ["data set", "what it is", "source", "licence"],
         [[f"`{card.name}`", card.description, card.source, card.licence] for card in cal.data.list_data()],
     )
-    parts = {"Models": models, "Likelihoods": likelihoods, "Data sets": data}
+    parts = {"Models": models, "Presets": presets, "Likelihoods": likelihoods, "Data sets": data}
     return "\n".join([HEAD, *(f"## {heading}\n\n{body}\n" for heading, body in parts.items())])
 
 

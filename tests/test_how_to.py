@@ -81,6 +81,11 @@ assert min(gains) > 2
 assert np.isclose(many["ours"], np.mean(list(many["seeds"].values())))
 assert set(many["steps"].values()) == {60 * 6}
 assert "Eight latents in place of two change the ELBO" in results.sentences("latents")[0]
+widths = {row["row"]: row for row in results.table("widths")}
+(claim,) = results.claims
+assert claim["guide"]["answer"] in ("holds", "cannot tell") and claim["exact"]["answer"] == ""
+assert np.isclose(claim["guide"]["value"], widths["8 latents"]["ours"] - widths["2 latents"]["ours"])
+assert 0 < widths["2 latents"]["ours"] < widths["8 latents"]["ours"] < 1
 again = cal.reproductions.run("aevb", quick=True, resume=True, out="runs/reproduce-aevb-quick")
 assert again.table("latents") == results.table("latents")
 """,

@@ -163,3 +163,15 @@ def test_digits_have_8_bits_where_they_are_asked_for():
     with pytest.raises(DataError, match="levels=16 does not go with"):
         load("digits", levels=16)
     assert values_of(load("digits", levels=256, size=16)["test"]).shape == (180, 1, 16, 16)
+
+
+def test_a_set_that_is_loaded_again_is_not_resized_again(monkeypatch):
+    stored = np.random.default_rng(0).integers(0, 256, (6, 1, 9, 9), np.uint8)
+    first = Images("set", size=5).resized(stored)
+    monkeypatch.setattr("calibrant.data.images.resize_image", lambda *_: pytest.fail("resized again"))
+    np.testing.assert_array_equal(Images("set", size=5, seed=1).resized(stored.copy()), first)
+    monkeypatch.undo()
+    changed = stored.copy()
+    changed[0] = 255 - changed[0]
+    assert (Images("set", size=5).resized(changed)[0] != first[0]).any()
+    assert Images("set", size=4).resized(stored).shape == (6, 1, 4, 4)

@@ -112,9 +112,10 @@ _Models = Annotated[
     typer.Argument(help=f"Names that `calibrant list models` shows, or FILE.py:Class ({' '.join(MODELS)})."),
 ]
 _Model = Annotated[str, typer.Argument(help="A name that `calibrant list models` shows, or FILE.py:Class.")]
-_Kind = Annotated[str | None, typer.Argument(help="models, likelihoods or data (all three).", metavar="KIND")]
+_Kind = Annotated[str | None, typer.Argument(help="models, presets, likelihoods or data (all four).", metavar="KIND")]
 _HEADINGS = {
     "models": "Models (or FILE.py:Class)",
+    "presets": "Presets of models (--set preset=NAME)",
     "likelihoods": "Likelihoods (of the models that take one: --set likelihood=NAME)",
     "data": "Data (or FILE.npz, FILE.npy, FILE.py:function)",
 }
@@ -321,11 +322,16 @@ def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
 
 @app.command("list")
 def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
-    """List the models, likelihoods and data sets that are known by name."""
+    """List the models, presets of models, likelihoods and data sets that are known by name."""
     from calibrant import data, models
 
     lines = {
         "models": {name: models.card(name).equations for name in models.list_models()},
+        "presets": {
+            f"{name} preset={preset}": about.about
+            for name in models.list_models()
+            for preset, about in models.card(name).presets.items()
+        },
         "likelihoods": {e.name: f"{e.equations} [{e.density_of}]" for e in models.list_likelihoods()},
         "data": {entry.name: f"{entry.description} [{entry.state(data_root)}]" for entry in data.list_data()},
     }
@@ -341,6 +347,7 @@ def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
 
 _Paper = Annotated[str | None, typer.Argument(help="Name of a paper; without it, papers and experiments are listed.")]
 _Only = Annotated[list[str] | None, typer.Option("--only", help="Name of an experiment, repeated for several (all)")]
+_Domain = Annotated[list[str] | None, typer.Option("--domain", help="Domain of a paper, repeated for several (all)")]
 _Small = Annotated[bool, typer.Option("--quick", help="Small settings, to see that everything works")]
 _Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds of each experiment (on its card)")]
 _Device = Annotated[str, typer.Option("--device", help="Device to train on", show_default=True)]
@@ -360,6 +367,7 @@ def reproduce(
     ctx: typer.Context,
     paper: _Paper = None,
     only: _Only = None,
+    domain: _Domain = None,
     quick: _Small = False,
     device: _Device = "cpu",
     seeds: _Seeds = None,
@@ -375,7 +383,7 @@ def reproduce(
     from calibrant.reproductions.telling import listing, told
 
     if paper is None:
-        if only or quick or resume or overwrite or out is not None:
+        if only or domain or quick or resume or overwrite or out is not None:
             raise CalibrantError(f"name the paper: {', '.join(one.name for one in reproductions.list_papers())}")
         typer.echo(listing(data_root))
         return
@@ -383,6 +391,7 @@ def reproduce(
         results = reproductions.run(
             paper,
             only=only or (),
+            domain=domain or (),
             quick=quick,
             seeds=seeds,
             device=device,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +22,8 @@ VALUES = ("unit", "dequantised", "binarised", "thresholded")
 Size = int | tuple[int, int] | None
 _ROW = "row of the stored images"  # the key under which the place of every image is stored, which no program sees
 _BITS = 16  # bits of the uniform number of a pixel
+_KEPT = 2**28  # bytes of resized images that are kept
+_RESIZED: OrderedDict[tuple[str, tuple[int, ...], tuple[int, int]], np.ndarray] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,7 @@ class Images:
             images: tensor or array of 8-bit integers, `(n, channels, height, width)`.
         """
         sides = self.sides(tuple(images.shape[2:]))
-        if sides == tuple(images.shape[2:]):
-            return images
-        found = np.empty((*images.shape[:2], *sides), np.uint8)
-        for row, image in enumerate(np.asarray(images)):
-            found[row] = resize_image(image, sides)
-        return found
+        return images if sides == tuple(images.shape[2:]) else _all_resized(np.ascontiguousarray(images), sides)
 
     def data(self, images: Any, labels: Mapping[str, Any] | None = None, first: int = 0) -> Data:
         """The images as the observation `x` with real values, beside their labels.
@@ -126,6 +125,20 @@ class Lazy(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         return {"x": self.read(row), _ROW: row}
+
+
+def _all_resized(images: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """Images in another size; the last results are kept, since a set may be loaded with several seeds."""
+    key = (hashlib.blake2b(images.data, digest_size=16).hexdigest(), images.shape, sides)
+    if key not in _RESIZED:
+        found = np.empty((*images.shape[:2], *sides), np.uint8)
+        for row, image in enumerate(images):
+            found[row] = resize_image(image, sides)
+        _RESIZED[key] = found
+    _RESIZED.move_to_end(key)
+    while len(_RESIZED) > 1 and sum(kept.nbytes for kept in _RESIZED.values()) > _KEPT:
+        _RESIZED.popitem(last=False)
+    return _RESIZED[key]
 
 
 def resize_image(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ True
 
 import calibrant.reproductions.papers  # noqa: F401  registers the papers
 from calibrant.calls import own_calls
-from calibrant.reproductions.cards import Experiment, Needs, Ordering, Paper, Target
+from calibrant.reproductions.cards import Claim, Experiment, Needs, Ordering, Paper, Target
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
 from calibrant.reproductions.found import Estimate, Found, Picture, Summary
@@ -16,6 +16,7 @@ from calibrant.reproductions.results import Results, load_results
 from calibrant.reproductions.running import run
 
 __all__ = [
+    "Claim",
     "Context",
     "Estimate",
     "Experiment",

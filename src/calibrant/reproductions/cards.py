@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+SOURCES = ("exact", "guide")  # what follows the name of a number that claims are about
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,37 @@ class Ordering:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A statement about one number, judged over seeds for the exact posterior and for the guide apart.
+
+    The experiment has the numbers `f"{number}, exact"`, `f"{number}, guide"`, or both. A cell whose references were
+    refused for some images tells their share as `f"{number}, refused"`, or as `refused` for all its numbers.
+
+    Attributes:
+        says: the statement in words, without a full stop.
+        row: row of the experiment.
+        number: the number without its ending.
+        expects: "above" or "below" the limit, or "within" ± limit of zero.
+        limit: the limit, in units of the number.
+        minus: another row, whose number is subtracted seed by seed; empty for none.
+        by: whose statement it is: the "paper"'s, or "ours", which the report says.
+    """
+
+    says: str
+    row: str
+    number: str
+    expects: Literal["above", "below", "within"]
+    limit: float = 0.0
+    minus: str = ""
+    by: Literal["paper", "ours"] = "paper"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The rows that it is about."""
+        return (self.row, self.minus) if self.minus else (self.row,)
+
+
+@dataclass(frozen=True)
 class Paper:
     """A paper: its name for users, its title, its number at arXiv, and one sentence that says what it is about."""
 
@@ -102,7 +135,7 @@ class Experiment:
         shows: what it shows, in one sentence.
         rows: row → arguments of its cells, JSON values.
         numbers: number → its unit in words, in the order of the table's columns.
-        needs: the data sets; the first one is `context.splits`.
+        needs: the data sets, the first of which is `context.splits`; empty for none.
         settings: settings of the cells, JSON values.
         quick: the settings that a quick run changes.
         full_only: rows that a quick run leaves out.
@@ -111,6 +144,9 @@ class Experiment:
         seeds: number of seeds of a quick run and of a full one.
         targets: the paper's numbers.
         orderings: statements about the order of rows.
+        claims: statements of the paper about single numbers.
+        domain: the domain of data that it is about, as `--domain` names it; empty if the paper has one domain.
+        uses: name of an experiment of the same paper whose trained models its cells take; empty for none.
         cell: function that computes a cell.
         summarise: function of the finished cells that returns sentences and pictures; None for neither.
     """
@@ -131,6 +167,9 @@ class Experiment:
     seeds: tuple[int, int]
     targets: tuple[Target, ...]
     orderings: tuple[Ordering, ...]
+    claims: tuple[Claim, ...]
+    domain: str
+    uses: str
     cell: Callable[..., Mapping[str, Any]]
     summarise: Callable[..., Any] | None
 

@@ -67,6 +67,7 @@ class Cell:
         seconds: duration of the process that finished the cell.
         device: where it was computed, in words.
         failed: why the cell has no result; empty if it has one.
+        kept: name → sha256 of the trained weights that it keeps for cells of other experiments.
         arrays: name → array, for pictures.
     """
 
@@ -78,6 +79,7 @@ class Cell:
     seconds: float = 0.0
     device: str = "cpu"
     failed: str = ""
+    kept: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 

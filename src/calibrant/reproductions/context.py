@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
+from calibrant.errors import RunError
 from calibrant.inference.fitting.checkpoints import CHECKPOINTS, has_checkpoint
 from calibrant.inference.fitting.lengths import INTERRUPTED
 from calibrant.inference.fitting.loop import fit
@@ -25,6 +26,20 @@ from calibrant.reproductions.splits import Splits
 from calibrant.streams import stream
 
 _ROWS = 4096  # data that are evaluated at a time
+Builder = Callable[["Context"], tuple[Program, Program]]
+
+
+class Shelf(Protocol):
+    """The trained weights of a run, as one cell sees them."""
+
+    def keep(self, name: str, model: Program, guide: Program) -> str:
+        """Write the weights of a model and its guide, and return their sha256."""
+
+    def earlier(self, row: str) -> Context:
+        """The context of a row of the experiment that the card uses, with the same seed."""
+
+    def take(self, row: str, name: str, model: Program, guide: Program, device: str) -> None:
+        """Load the weights that a row of the experiment that the card uses has kept."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,10 @@ class Context:
         device: device of trainings.
         folder: folder of the cell's checkpoints.
         progress: called with (stage, done, total, text).
+        shelf: where the cell keeps trained weights, and takes those of cells of the experiment that its card uses; None
+            outside a run, where nothing is kept.
         trained: the trainings so far: name → number of steps, and why it ended.
+        kept: the trained weights that were kept so far: name → sha256.
     """
 
     card: Experiment
@@ -55,7 +73,9 @@ class Context:
     device: str
     folder: Path
     progress: Progress = silent
+    shelf: Shelf | None = None
     trained: dict[str, tuple[int, str]] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -64,7 +84,13 @@ class Context:
 
     @property
     def splits(self) -> Splits:
-        """The splits of the first data set."""
+        """The splits of the first data set.
+
+        Raises:
+            RunError: for an experiment without data.
+        """
+        if not self.card.needs:
+            raise RunError(f"experiment {self.card.name!r} has no data: name a data set in needs= on its card")
         return self.data[self.card.needs[0].label]
 
     def blocks(self, label: str | None = None) -> int | None:
@@ -111,6 +137,38 @@ class Context:
         size = min(options.get("batch_size", 256), len(train))
         self.trained[name] = found.epochs * (len(train) // size), found.stopped
         return found
+
+    def keep(self, model: Program, guide: Program, name: str = "") -> None:
+        """Keep the weights of a trained model and its guide, for cells of experiments that use this one.
+
+        Args:
+            model: the program.
+            guide: its guide.
+            name: name of the two, if a cell keeps several.
+        """
+        if self.shelf is not None:
+            self.kept[name] = self.shelf.keep(name, model, guide)
+
+    def trained_by(self, row: str, build: Builder, name: str = "") -> tuple[Program, Program]:
+        """The model and guide that a row of the experiment in `uses` has trained and kept, with the same seed.
+
+        Args:
+            row: row of the experiment that the card uses.
+            build: function that makes model and guide, with any weights, from the context of that row: its card,
+                settings, arguments and data.
+            name: the name with which they were kept.
+
+        Returns:
+            The two, in `eval()`, on the device of the run.
+
+        Raises:
+            RunError: if the row is not there, failed, or kept nothing, and for weights that do not fit.
+        """
+        if self.shelf is None:
+            raise RunError("there are no trained weights outside a run: call calibrant.reproductions.run")
+        model, guide = build(self.shelf.earlier(row))
+        self.shelf.take(row, name, model, guide, self.device)
+        return model, guide
 
     def elbo(self, model: Program, guide: Program, data: Data | None = None, draws: int = 16) -> Measured:
         """The ELBO in nats per datum, with the standard error of its mean over the data.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibrant.errors import RunError
+from calibrant.errors import RunError, names_to_offer
 from calibrant.folders.configuration import CONFIG, FORMAT, REPRODUCTION, read_any_config, versions, write_config
 from calibrant.reproductions.cards import Experiment, file_name
 from calibrant.reproductions.registering import PAPERS, experiment, list_experiments
 
-CELLS, TRAININGS, RESULTS, REPORT = "cells", "trainings", "results.json", "report.html"
+CELLS, WEIGHTS, TRAININGS, RESULTS, REPORT = "cells", "weights", "trainings", "results.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Plan:
     Attributes:
         paper: name of the paper.
         only: names of experiments; empty for all.
+        domains: names of domains; empty for all.
         quick: whether the run is a quick one.
         seeds: number of seeds of every experiment; None for that on its card.
         device: device of trainings.
@@ -33,6 +35,7 @@ class Plan:
 
     paper: str
     only: tuple[str, ...]
+    domains: tuple[str, ...]
     quick: bool
     seeds: int | None
     device: str
@@ -42,8 +45,12 @@ class Plan:
 
     @property
     def experiments(self) -> list[Experiment]:
-        """The cards of the experiments, in the order of the paper's file."""
-        return [card for card in list_experiments(self.paper) if not self.only or card.name in self.only]
+        """The cards of the experiments and of those that they use, in the order in which they were registered."""
+        return with_used(self.paper, [card for card in list_experiments(self.paper) if self.asks_for(card)])
+
+    def asks_for(self, card: Experiment) -> bool:
+        """Whether an experiment is one of those that are asked for by name and domain."""
+        return (not self.only or card.name in self.only) and (not self.domains or card.domain in self.domains)
 
     def seeds_of(self, card: Experiment) -> tuple[int, ...]:
         """The seeds of an experiment: 0, 1, …"""
@@ -53,6 +60,11 @@ class Plan:
         """The file of a finished cell."""
         return self.out / CELLS / card.name / f"{file_name(row)}.{seed}.safetensors"
 
+    def weights_file(self, card: Experiment, row: str, seed: int, name: str) -> Path:
+        """The file of trained weights that a cell keeps under a name."""
+        ending = f".{file_name(name)}" if name else ""
+        return self.out / WEIGHTS / card.name / f"{file_name(row)}.{seed}{ending}.safetensors"
+
     def training_folder(self, card: Experiment, row: str, seed: int, digest: str) -> Path:
         """The folder of a cell's checkpoints, which another digest does not share."""
         return self.out / TRAININGS / card.name / f"{file_name(row)}.{seed}-{digest[:12]}"
@@ -60,11 +72,23 @@ class Plan:
     def resuming(self) -> str:
         """The command that goes on with this run."""
         words = ["calibrant", "reproduce", self.paper, *(word for name in self.only for word in ("--only", name))]
+        words += [word for name in self.domains for word in ("--domain", name)]
         words += ["--quick"] if self.quick else []
         words += ["--seeds", str(self.seeds)] if self.seeds else []
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--data-root", self.data_root] if self.data_root else []
         return shlex.join([*words, "--out", str(self.out), "--resume"])
+
+
+def with_used(paper: str, cards: Sequence[Experiment]) -> list[Experiment]:
+    """Experiments with those whose trained models they use, in the order in which they were registered."""
+    names, waiting = set[str](), [card.name for card in cards]
+    while waiting:
+        name = waiting.pop()
+        names.add(name)
+        if used := experiment(paper, name).uses:
+            waiting.append(used)
+    return [card for card in list_experiments(paper) if card.name in names]
 
 
 def default_folder(paper: str, quick: bool) -> Path:
@@ -97,18 +121,42 @@ def open_folder(plan: Plan, resume: bool) -> None:
     if not resume and plan.out.is_dir() and any(plan.out.iterdir()):
         clear(plan.out)
     plan.out.mkdir(parents=True, exist_ok=True)
-    kept = {"paper": plan.paper, "only": list(plan.only), "quick": plan.quick, "seeds": plan.seeds}
-    config = {REPRODUCTION: {**kept, "device": plan.device}, "sha256": {}, "versions": versions()}
+    kept = {"paper": plan.paper, "only": list(plan.only), "domains": list(plan.domains)}
+    config = {
+        REPRODUCTION: {**kept, "quick": plan.quick, "seeds": plan.seeds, "device": plan.device},
+        "sha256": {},
+        "versions": versions(),
+    }
     write_config(plan.out, {"format": FORMAT, **config})
 
 
 def check_names(plan: Plan) -> None:
-    """Raise `RunError` for a paper or an experiment that is not there, and for a number of seeds below one."""
+    """Raise `RunError` for what is not there: a paper, an experiment, a domain; and for a number of seeds below one."""
     PAPERS[plan.paper]
+    known = domains_of(plan.paper)
+    for name in plan.domains:
+        if not known:
+            raise RunError(f"{plan.paper} has no domains: leave --domain out")
+        if name not in known:
+            raise RunError(f"unknown domain {name!r} of {plan.paper}; {names_to_offer(name, known)}")
     for name in plan.only:
-        experiment(plan.paper, name)
+        card = experiment(plan.paper, name)
+        if not plan.asks_for(card):
+            raise RunError(
+                f"experiment {name!r} belongs to {_domain(card)}: leave --domain out, or name an experiment of "
+                f"{' or '.join(plan.domains)}"
+            )
     if plan.seeds is not None and plan.seeds < 1:
         raise RunError(f"--seeds {plan.seeds}: give the number of seeds, 1 or more")
+
+
+def domains_of(paper: str) -> list[str]:
+    """The domains of a paper's experiments, in the order in which they were registered."""
+    return list(dict.fromkeys(card.domain for card in list_experiments(paper) if card.domain))
+
+
+def _domain(card: Experiment) -> str:
+    return f"the domain {card.domain}" if card.domain else "no domain"
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -134,8 +182,20 @@ def _resumed(plan: Plan) -> Plan:
                 f"{plan.out} was made with other settings ({what} was {before}, is {now}): resume it with those, or "
                 "start a new run, --out FOLDER"
             )
-    both = tuple(dict.fromkeys((*stored["only"], *plan.only))) if stored["only"] else ()
-    return replace(plan, only=both, seeds=plan.seeds or stored["seeds"])
+    before = replace(plan, only=tuple(stored["only"]), domains=tuple(stored.get("domains", ())))
+    return replace(_both(before, plan), seeds=plan.seeds or stored["seeds"])
+
+
+def _both(before: Plan, now: Plan) -> Plan:
+    """The plan of a resumed run, which has the experiments that it had before and those that are asked for now."""
+    if not (before.only or before.domains) or not (now.only or now.domains):
+        return before
+    if before.domains == now.domains:
+        return replace(now, only=tuple(dict.fromkeys((*before.only, *now.only))) if before.only and now.only else ())
+    if not (before.only or now.only):
+        return replace(now, domains=tuple(dict.fromkeys((*before.domains, *now.domains))))
+    cards = [card for card in list_experiments(now.paper) if before.asks_for(card) or now.asks_for(card)]
+    return replace(now, only=tuple(card.name for card in cards), domains=())
 
 
 def clear(folder: Path) -> None:
@@ -144,7 +204,7 @@ def clear(folder: Path) -> None:
     Raises:
         RunError: for a link in the place of a folder inside it.
     """
-    inside = [folder / CELLS, folder / TRAININGS]
+    inside = [folder / CELLS, folder / WEIGHTS, folder / TRAININGS]
     for part in inside:
         if part.is_symlink():
             raise RunError(f"{part} is a link: calibrant stays inside {folder}, so delete the link")

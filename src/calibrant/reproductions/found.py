@@ -61,8 +61,8 @@ def estimated(values: Sequence[float], errors: Sequence[float], freedom: float =
 
     `freedom` is the number of degrees of freedom of the error within a seed.
 
-    A few seeds may agree by chance, and their test data may be the same. The error over seeds is therefore no smaller
-    than the one within a seed (root mean square).
+    Seeds may have the same test data, so that the error within a seed (root mean square) does not fall with their
+    number: it is added to the error over seeds. Degrees of freedom are those of Welch and Satterthwaite.
     """
     rows = [(value, error) for value, error in zip(values, errors, strict=True) if not math.isnan(value)]
     if not rows:
@@ -70,9 +70,12 @@ def estimated(values: Sequence[float], errors: Sequence[float], freedom: float =
     found = np.array([value for value, _ in rows])
     if len(rows) == 1:
         return Estimate(float(found[0]), rows[0][1], "" if math.isnan(rows[0][1]) else "test data", 1, freedom)
-    within = np.nan_to_num([error for _, error in rows])
-    se = max(found.std(ddof=1) / np.sqrt(len(found)), np.sqrt((within**2).mean()))
-    return Estimate(float(found.mean()), float(se), "seeds", len(found), len(found) - 1)
+    within = float((np.nan_to_num([error for _, error in rows]) ** 2).mean())
+    over = float(found.var(ddof=1)) / len(found)
+    parts = ((over, len(found) - 1), (within, freedom))
+    terms = sum(part**2 / degrees for part, degrees in parts)
+    degrees = (over + within) ** 2 / terms if terms > 0 else math.inf
+    return Estimate(float(found.mean()), math.sqrt(over + within), "seeds", len(found), degrees)
 
 
 @dataclass(frozen=True)
@@ -130,22 +133,22 @@ class Found:
     def mean(self, row: str, number: str) -> Estimate:
         """The mean of a number over seeds."""
         errors = [self._cell(row, seed).errors.get(number, math.nan) for seed in self.seeds]
-        return estimated(self.values(row, number), errors)
+        each = [self.array(row, number + EACH, seed) for seed in self.seeds]
+        freedom = min((len(values) - 1 for values in each if values is not None), default=math.inf)
+        return estimated(self.values(row, number), errors, freedom)
 
     def difference(self, row: str, other: str, number: str, seed: int | None = None) -> Estimate:
         """Mean over seeds of the number of `row` minus that of `other` with the same seed, or that of one seed.
 
-        With one seed, the error is that of the mean difference over test data, if both cells have the values of single
+        The error within a seed is that of the mean difference over test data, if both cells have the values of single
         data (`Measured.of`), else that of two independent numbers, which is larger.
         """
         seeds = self.seeds if seed is None else (seed,)
         values = [self._cell(row, one).numbers.get(number, math.nan) for one in seeds]
         less = [self._cell(other, one).numbers.get(number, math.nan) for one in seeds]
         differences = [one - two for one, two in zip(values, less, strict=True)]
-        if len(seeds) > 1:
-            return estimated(differences, [math.nan] * len(seeds))
-        error, freedom = self._within(row, other, number, seeds[0])
-        return estimated(differences, [error], freedom)
+        within = [self._within(row, other, number, one) for one in seeds]
+        return estimated(differences, [error for error, _ in within], min(freedom for _, freedom in within))
 
     def _within(self, row: str, other: str, number: str, seed: int) -> tuple[float, float]:
         """The standard error of a difference within a seed, and its degrees of freedom."""
@@ -157,6 +160,10 @@ class Found:
     def array(self, row: str, name: str, seed: int | None = None) -> np.ndarray | None:
         """An array of a cell, by default of the first seed; None if the cell has none."""
         return self._cell(row, self.seeds[0] if seed is None else seed).arrays.get(name)
+
+    def one(self, row: str, number: str, seed: int) -> float:
+        """A number of one seed; NaN where the cell failed or has no such number."""
+        return self._cell(row, seed).numbers.get(number, math.nan)
 
     def _cell(self, row: str, seed: int) -> Cell:
         return self.cells.get((row, seed), Cell(""))
@@ -223,10 +230,14 @@ def _beside(found: Found, row: str, number: str, mean: Estimate, values: Mapping
 
 def _because(found: Found, target: Target) -> str:
     """Why a number of the paper is not expected of this run; empty if it is."""
+    if target.because:
+        return target.because
+    if found.quick and found.card.reduced_quick:
+        return "this is a quick run"
     others = {n.name: found.used[n.label] for n in found.card.needs if found.used.get(n.label, n.name) != n.name}
     if others:
         return f"these are other data, {' and '.join(f'{used} in place of {asked}' for asked, used in others.items())}"
-    return target.because or ("this is a quick run" if found.quick and found.card.reduced_quick else "")
+    return ""
 
 
 def _answer(target: Target, mean: Estimate) -> str:

@@ -131,5 +131,17 @@ def check_of(context: Context, problem: Problem, plan: ReferencePlan, effort: Ef
     }
 
 
+def sds_over_contrast(curves: xr.Dataset) -> dict[str, np.ndarray]:
+    """Posterior sds `(contrast, image)` in prior sds, "exact" and of the "guide", of images known at all contrasts.
+
+    `curves` is a result of `contrast_experiment`.
+    """
+    sds = (curves["posterior_sd_by_image"] / curves.attrs["prior_sd"]).transpose("source", "contrast", "image")
+    known = np.isfinite(sds.values).all((0, 1))
+    return {
+        name: sds.sel(source=source).values[:, known] for name, source in (("exact", "exact"), ("guide", "amortized"))
+    }
+
+
 def _measured(found: xr.Dataset, name: str) -> Measured:
     return Measured(float(found[name]), float(found[f"{name}_se"]))

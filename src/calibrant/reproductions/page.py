@@ -10,6 +10,7 @@ from typing import Any
 from calibrant.evaluation.reporting.templates import template
 from calibrant.folders.files import new_file
 from calibrant.inference.fitting.lengths import STILL_RISING
+from calibrant.reproductions.cards import SOURCES
 from calibrant.reproductions.found import Picture, shown
 
 _BADGES = {
@@ -38,6 +39,9 @@ def write_page(path: Path, content: Mapping[str, Any], pictures: Mapping[str, Se
         left_out={name: part["left_out"] for name, part in experiments.items() if part["left_out"]},
         tables={name: wide(part) for name, part in experiments.items() if not part["left_out"]},
         pictures=pictures,
+        claims=claims_by_domain(content.get("claims", [])),
+        expected=expected,
+        said=said,
         badges=_BADGES,
         beside_paper=beside_paper,
         on_training=on_training,
@@ -74,6 +78,53 @@ def wide(part: Mapping[str, Any]) -> list[list[str]]:
         lines.append(line)
     return lines
 
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def claims_by_domain(claims: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The claims of each domain, in the order of the experiments."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for claim in claims:
+        found.setdefault(claim["domain"], []).append(claim)
+    return found
+
+
+def claim_lines(claims: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The table of claims as people read it: the heading, then a line for each claim; empty if there are none."""
+    if not claims:
+        return []
+    domains = (
+        [[claim["domain"]] for claim in claims] if any(claim["domain"] for claim in claims) else [[]] * len(claims)
+    )
+    heading = [*(["domain"] if domains[0] else []), "statement", "the exact posterior says", "the guide says"]
+    lines = [
+        [*domain, f"{claim['says']} ({expected(claim)})", *(_answered(claim, source) for source in SOURCES)]
+        for domain, claim in zip(domains, claims, strict=True)
+    ]
+    return [heading, *lines]
+
+
+def expected(claim: Mapping[str, Any]) -> str:
+    """What a claim says of its number: which one it is, and on which side of the limit it is expected."""
+    number = f"{claim['number']} of {claim['row']}" + (f" minus {claim['minus']}" if claim["minus"] else "")
+    side = f"within ±{claim['limit']:g}" if claim["expects"] == "within" else f"{claim['expects']} {claim['limit']:g}"
+    return f"{number}: {side} {claim['unit'].split(',')[0]}"
+
+
+def said(part: Mapping[str, Any]) -> str:
+    """The value of one source with its error, and why there is no answer."""
+    value, se = (math.nan if part[name] is None else part[name] for name in ("value", "se"))
+    number = "" if math.isnan(value) else shown(value, se)
+    return "; ".join(text for text in (number, part["because"]) if text)
+
+
+def _answered(claim: Mapping[str, Any], source: str) -> str:
+    part = claim[source]
+    return f"{part['answer']}: {said(part)}" if part["answer"] else "–"
+
+
+# -- beside the paper --------------------------------------------------------------------------------------------------
 
 _ANSWERS = {
     "reached": "Within the tolerance of the paper's",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from calibrant.errors import RunError
 from calibrant.registries import Registry
-from calibrant.reproductions.cards import Experiment, Needs, Ordering, Paper, Target, file_name
+from calibrant.reproductions.cards import SOURCES, Claim, Experiment, Needs, Ordering, Paper, Target, file_name
 from calibrant.reproductions.context import Context
 from calibrant.reproductions.found import Found, Summary
 
@@ -51,6 +51,9 @@ def register_experiment(
     seeds: tuple[int, int] = (1, 3),
     targets: tuple[Target, ...] = (),
     orderings: tuple[Ordering, ...] = (),
+    claims: tuple[Claim, ...] = (),
+    domain: str = "",
+    uses: str = "",
     summarise: Callable[[Found], Summary] | None = None,
 ) -> Callable[[CellFunction], CellFunction]:
     """Decorator that registers the function of an experiment's cells: `cell(context, row, seed)`.
@@ -61,8 +64,8 @@ def register_experiment(
     other arguments are the attributes of `Experiment`.
 
     Raises:
-        RunError: for an unknown paper, for a name that another function has, and for targets, orderings or settings
-            that the experiment does not have.
+        RunError: for an unknown paper, for a name that another function has, for targets, orderings, claims or settings
+            that the experiment does not have, and for an experiment in `uses` that is not registered yet.
     """
     if paper not in PAPERS:
         raise RunError(f"experiment {name!r}: there is no paper {paper!r}; register_paper makes one")
@@ -70,7 +73,7 @@ def register_experiment(
     def register(cell: CellFunction) -> CellFunction:
         found = Experiment(
             paper, name, answers, shows, rows, numbers, needs, settings or {}, quick or {}, full_only, reduced,
-            reduced_quick, minutes, seeds, targets, orderings, cell, summarise,
+            reduced_quick, minutes, seeds, targets, orderings, claims, domain, uses, cell, summarise,
         )  # fmt: skip
         _check(found)
         _EXPERIMENTS[paper].add(name, found, cell)
@@ -80,6 +83,26 @@ def register_experiment(
 
 
 def _check(card: Experiment) -> None:
+    _check_places(card)
+    _check_claims(card)
+    _check_names(card)
+    if other := [name for name in card.quick if name not in card.settings]:
+        raise RunError(f"experiment {card.name!r}: quick changes {', '.join(other)}, which is not in settings")
+    if card.uses:
+        _check_used(card)
+
+
+def _check_used(card: Experiment) -> None:
+    if card.uses == card.name or card.uses not in _EXPERIMENTS[card.paper]:
+        raise RunError(
+            f"experiment {card.name!r} uses {card.uses!r}, which is not registered yet: register it before, or import "
+            "its file"
+        )
+    if any(more > there for more, there in zip(card.seeds, experiment(card.paper, card.uses).seeds, strict=True)):
+        raise RunError(f"experiment {card.name!r} has more seeds than {card.uses!r}, which it uses: give both as many")
+
+
+def _check_places(card: Experiment) -> None:
     places = [
         *((target.row, target.number) for target in card.targets),
         *((row, ordering.number) for ordering in card.orderings for row in ordering.rows),
@@ -89,8 +112,25 @@ def _check(card: Experiment) -> None:
             f"experiment {card.name!r}: it has no row {lost[0][0]} with a number {lost[0][1]}, which a target "
             "or ordering names"
         )
-    if other := [name for name in card.quick if name not in card.settings]:
-        raise RunError(f"experiment {card.name!r}: quick changes {', '.join(other)}, which is not in settings")
+
+
+def _check_claims(card: Experiment) -> None:
+    for claim in card.claims:
+        if lost := [row for row in claim.rows if row not in card.rows]:
+            raise RunError(f"experiment {card.name!r}: it has no row {lost[0]}, which a claim names")
+        if not any(f"{claim.number}, {source}" in card.numbers for source in SOURCES):
+            raise RunError(
+                f"experiment {card.name!r}: a claim names {claim.number}, but numbers has neither "
+                f"{' nor '.join(f'{claim.number}, {source}' for source in SOURCES)}: add one of them"
+            )
+        if claim.expects not in ("above", "below", "within") or (claim.expects == "within" and claim.limit <= 0):
+            raise RunError(
+                f"experiment {card.name!r}: a claim expects {claim.expects!r} with limit {claim.limit:g}: write above, "
+                "below, or within with a positive limit"
+            )
+
+
+def _check_names(card: Experiment) -> None:
     files: dict[str, list[str]] = {}
     for row in card.rows:
         files.setdefault(file_name(row), []).append(row)
@@ -101,8 +141,6 @@ def _check(card: Experiment) -> None:
         raise RunError(
             f"experiment {card.name!r}: write its name in small letters without spaces: {file_name(card.name)}"
         )
-    if not card.needs:
-        raise RunError(f"experiment {card.name!r} needs no data: name at least one data set in needs")
 
 
 def list_papers() -> list[Paper]:

@@ -14,9 +14,10 @@ from calibrant.errors import RunError
 from calibrant.folders.configuration import finite, versions
 from calibrant.folders.files import digest_of_file, new_file
 from calibrant.folders.records import check_unchanged, record
+from calibrant.reproductions.claims import claims_of
 from calibrant.reproductions.folder import REPORT, RESULTS, Plan
 from calibrant.reproductions.found import Found, Summary, judged, table
-from calibrant.reproductions.page import beside_paper, on_training, wide, write_page
+from calibrant.reproductions.page import beside_paper, claim_lines, on_training, wide, write_page
 from calibrant.reproductions.registering import PAPERS
 
 SCHEMA, VERSION = "calibrant-reproduction", 1
@@ -76,6 +77,16 @@ class Results:
         ]
 
     @property
+    def claims(self) -> list[dict[str, Any]]:
+        """The paper's claims, each with the answers of the exact posterior and of the guide (`claims_of`)."""
+        return [dict(claim) for claim in self.content.get("claims", [])]
+
+    @property
+    def claim_lines(self) -> list[list[str]]:
+        """The claims as people read them: the heading, then a line for each; empty if there are none."""
+        return claim_lines(self.claims)
+
+    @property
     def failed(self) -> list[str]:
         """A line for every cell that failed: experiment, row, seed and reason."""
         lines = (
@@ -111,6 +122,7 @@ def write_results(
         "config_sha256": config_sha256,
         "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "claims": [claim for part in found for claim in claims_of(part)],
         "experiments": experiments,
     }
     results = Results(plan.out, finite(content))
@@ -146,6 +158,7 @@ def _experiment(found: Found, summary: Summary) -> dict[str, Any]:
         "seeds": list(found.seeds),
         "rows": table(found, summary),
         "orderings": [judged(found, ordering) for ordering in card.orderings],
+        "domain": card.domain,
         "sentences": list(summary.sentences),
         "left_out": "",
     }

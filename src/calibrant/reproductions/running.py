@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from calibrant.errors import DataError, RunError
-from calibrant.folders.files import digest
+from calibrant.errors import DataError
 from calibrant.processes import processes_for, side_by_side
 from calibrant.program.environment import seeded
 from calibrant.progress import Progress, silent
 from calibrant.reproductions.cards import Experiment
 from calibrant.reproductions.cells import Cell, read_cell, sorted_out, write_cell
-from calibrant.reproductions.context import Context
-from calibrant.reproductions.folder import Plan, check_names, clear_trainings, completed, default_folder, open_folder
+from calibrant.reproductions.folder import Plan, check_names, completed, default_folder, open_folder, with_used
 from calibrant.reproductions.found import Found
+from calibrant.reproductions.jobs import Job, digest_of_all, jobs_of, unfinished
 from calibrant.reproductions.registering import experiment
 from calibrant.reproductions.results import Results, write_results
-from calibrant.reproductions.source import code_of
+from calibrant.reproductions.shelf import context_of
 from calibrant.reproductions.splits import Source
 from calibrant.workflow.preparing import check_device
 
 _FINISHED = "finished"  # the remark with which a cell ends
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A cell that is to be computed, with the sha256 of all that it follows from."""
-
-    card: Experiment
-    row: str
-    seed: int
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.card.name}, {self.row}, seed {self.seed}"
+_PAUSE = 0.2  # seconds between two looks for cells whose trainings are finished
 
 
 def run(
     paper: str,
     *,
     only: str | Sequence[str] = (),
+    domain: str | Sequence[str] = (),
     quick: bool = False,
     seeds: int | None = None,
     device: str = "cpu",
@@ -70,7 +56,8 @@ def run(
 
     Args:
         paper: name of a registered paper.
-        only: name of an experiment, or names of several; empty for all.
+        only: name of an experiment, or names of several; empty for all. Experiments that these use run as well.
+        domain: name of a domain of the paper, or names of several; empty for all.
         quick: small settings, to see that everything works.
         seeds: number of seeds of every experiment; None for that on its card.
         device: device of trainings.
@@ -88,78 +75,36 @@ def run(
     Raises:
         RunError: for unknown names, a folder that cannot be used, and finished cells that were made with other
             settings, data or code.
-        DataError: for data of an experiment in `only` that are not there.
+        DataError: for data of an experiment in `only`, or of all experiments, that are not there.
         KeyboardInterrupt: after Ctrl-C; the message says which command resumes the run.
     """
     check_device(device)
     wanted = Path(out) if out is not None else default_folder(paper, quick)
-    named = (only,) if isinstance(only, str) else tuple(only)
-    plan = Plan(paper, named, quick, seeds, device, wanted, data_root, download)
+    named, domains = ((given,) if isinstance(given, str) else tuple(given) for given in (only, domain))
+    plan = Plan(paper, named, domains, quick, seeds, device, wanted, data_root, download)
     check_names(plan)
     source = Source(data_root, download, quick)
     for name in named:
-        if reason := source.missing(experiment(paper, name)):
+        if reason := _missing(experiment(paper, name), source):
             raise DataError(f"experiment {name}: {reason}")
     plan = completed(plan, resume, overwrite)
-    left_out = {card.name: reason for card in plan.experiments if (reason := source.missing(card))}
-    jobs = [job for card in plan.experiments if card.name not in left_out for job in _jobs(plan, card, source)]
+    left_out = {card.name: reason for card in plan.experiments if (reason := _missing(card, source))}
+    jobs = jobs_of(plan, source, left_out)
+    if left_out and not jobs:
+        raise DataError(f"no experiment can run: {next(iter(left_out.values()))}")
     open_folder(plan, resume)  # now that all data were read: what --overwrite replaces is gone
-    waiting = _unfinished(plan, jobs, overwrite)
+    waiting = unfinished(plan, jobs, overwrite)
     with _interruptible(plan, jobs):
         _compute_all(plan, waiting, source, len(jobs), progress)
-        return write_results(plan, _found(plan, jobs, source), left_out, _overall(jobs), command)
+        return write_results(plan, _found(plan, jobs, source), left_out, digest_of_all(jobs), command)
 
 
-# -- which cells -------------------------------------------------------------------------------------------------------
+def _missing(card: Experiment, source: Source) -> str:
+    """A sentence about data that are not there, of an experiment or of those that it uses; empty if it can run."""
+    return next((reason for one in with_used(card.paper, [card]) if (reason := source.missing(one))), "")
 
 
-def _jobs(plan: Plan, card: Experiment, source: Source) -> Iterator[_Job]:
-    """The cells of an experiment; those with the same data follow one another."""
-    code, settings = code_of(card.cell), card.settings_of(plan.quick)
-    for seed in plan.seeds_of(card):
-        data = source.data(card, seed)
-        facts = {
-            "experiment": [card.paper, card.name],
-            "seed": seed,
-            "settings": settings,
-            "quick": plan.quick,
-            "device": torch.device(plan.device).type,
-            "options": source.options(card),
-            "data": {name: {k: part.fingerprint() for k, part in splits.items()} for name, splits in data.items()},
-            "code": digest(code.encode()),
-        }
-        for row in card.rows_of(plan.quick):
-            told = json.dumps({**facts, "row": row, "arguments": card.rows[row]}, sort_keys=True)
-            yield _Job(card, row, seed, digest(told.encode()))
-
-
-def _overall(jobs: Sequence[_Job]) -> str:
-    """The sha256 of a configuration: that of all its cells."""
-    return digest("".join(sorted(job.digest for job in jobs)).encode())
-
-
-def _unfinished(plan: Plan, jobs: Sequence[_Job], overwrite: bool) -> list[_Job]:
-    """The cells that have no result yet.
-
-    Raises:
-        RunError: for finished cells of another configuration that are not to be replaced.
-    """
-    stored = {job: read_cell(plan.cell_file(job.card, job.row, job.seed)) for job in jobs}
-    changed = [job for job, cell in stored.items() if cell is not None and cell.digest != job.digest]
-    if changed and not overwrite:
-        raise RunError(
-            f"{len(changed)} of the finished cells in {plan.out} were made with other settings, data or code, the "
-            f"first is {changed[0]}: {plan.resuming()} --overwrite computes these again, --out FOLDER starts a new run"
-        )
-    for job in changed:
-        plan.cell_file(job.card, job.row, job.seed).unlink()
-    waiting = [job for job, cell in stored.items() if cell is None or cell.failed or job in changed]
-    for job in waiting:
-        clear_trainings(plan, job.card, job.row, job.seed, job.digest)
-    return waiting
-
-
-def _found(plan: Plan, jobs: Sequence[_Job], source: Source) -> list[Found]:
+def _found(plan: Plan, jobs: Sequence[Job], source: Source) -> list[Found]:
     """The finished cells, by experiment."""
     found = []
     for card in plan.experiments:
@@ -174,7 +119,7 @@ def _found(plan: Plan, jobs: Sequence[_Job], source: Source) -> list[Found]:
 # -- computing them ----------------------------------------------------------------------------------------------------
 
 
-def _compute_all(plan: Plan, jobs: Sequence[_Job], source: Source, total: int, progress: Progress) -> None:
+def _compute_all(plan: Plan, jobs: Sequence[Job], source: Source, total: int, progress: Progress) -> None:
     shown = _counted(progress, total - len(jobs), total)
     if plan.device == "cpu" and processes_for(len(jobs)) > 1 and _can_be_sent(jobs):
         with TemporaryDirectory() as taken:
@@ -184,7 +129,7 @@ def _compute_all(plan: Plan, jobs: Sequence[_Job], source: Source, total: int, p
             _compute(plan, job, source, shown)
 
 
-def _can_be_sent(jobs: Sequence[_Job]) -> bool:
+def _can_be_sent(jobs: Sequence[Job]) -> bool:
     """Whether the functions of all cells can be found by another process, which an interpreter's own cannot."""
     try:
         pickle.dumps([job.card for job in jobs])
@@ -204,43 +149,52 @@ def _counted(progress: Progress, done: int, cells: int) -> Progress:
     return show
 
 
-def _compute_apart(plan: Plan, jobs: Sequence[_Job], taken: Path, progress: Progress) -> None:
+def _compute_apart(plan: Plan, jobs: Sequence[Job], taken: Path, progress: Progress) -> None:
     """Compute cells in a process beside others, each of which takes the next cell as soon as it has finished one.
 
     Args:
         plan: the run.
         jobs: the cells of all processes.
-        taken: a folder in which the first process that takes a cell leaves a file with its number.
+        taken: a folder in which the first process that takes a cell leaves a file with its number, and another one when
+            it has finished. A process whose other cells all wait for trainings in other processes waits for these.
         progress: called with (stage, done, total, text).
     """
     source = Source(plan.data_root, plan.download, plan.quick)
-    for number, job in enumerate(jobs):
-        try:
-            (taken / str(number)).touch(exist_ok=False)
-        except FileExistsError:
+    waiting = dict(enumerate(jobs))
+    places = {job: number for number, job in waiting.items()}
+    while waiting:
+        ready = (number for number, job in waiting.items() if all(_is_done(taken, places.get(one)) for one in job.uses))
+        if (number := next(ready, None)) is None:
+            time.sleep(_PAUSE)
             continue
-        _compute(plan, job, source, progress)
+        job = waiting.pop(number)
+        if _take(taken, number):
+            _compute(plan, job, source, progress)
+            (taken / f"{number} done").touch()
 
 
-def _compute(plan: Plan, job: _Job, source: Source, progress: Progress) -> None:
+def _take(taken: Path, number: int) -> bool:
+    """Take a cell, if no other process has taken it."""
+    try:
+        (taken / str(number)).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_done(taken: Path, number: int | None) -> bool:
+    """Whether a cell is finished; those without a number were finished when the run began."""
+    return number is None or (taken / f"{number} done").exists()
+
+
+def _compute(plan: Plan, job: Job, source: Source, progress: Progress) -> None:
     """Compute a cell and keep what it found, or the reason why it found nothing."""
     card, begin = job.card, time.monotonic()
 
     def show(stage: str, done: int, total: int, text: str = "") -> None:
         progress(str(job), done, total, f"{stage} {done}/{total} {text}".rstrip())
 
-    context = Context(
-        card=card,
-        row=job.row,
-        seed=job.seed,
-        data=source.data(card, job.seed),
-        used=source.used(card),
-        settings=card.settings_of(plan.quick),
-        quick=plan.quick,
-        device=plan.device,
-        folder=plan.training_folder(card, job.row, job.seed, job.digest),
-        progress=show,
-    )
+    context = context_of(plan, job, source, show)
     parts: dict[str, Any] = {}
     trace = ""
     try:
@@ -256,6 +210,7 @@ def _compute(plan: Plan, job: _Job, source: Source, progress: Progress) -> None:
         "stopped": stopped,
         "seconds": time.monotonic() - begin,
         "device": _device(plan.device),
+        "kept": context.kept,
     }
     cell = Cell(job.digest, **told, **parts)
     write_cell(plan.cell_file(card, job.row, job.seed), cell, trace)
@@ -282,7 +237,7 @@ def _device(name: str) -> str:
 
 
 @contextmanager
-def _interruptible(plan: Plan, jobs: Sequence[_Job]) -> Iterator[None]:
+def _interruptible(plan: Plan, jobs: Sequence[Job]) -> Iterator[None]:
     """Let Ctrl-C or SIGTERM end in a message that says what was kept and how to go on."""
     try:
         yield

@@ -11,6 +11,7 @@ from calibrant.reproductions.registering import list_experiments, list_papers
 from calibrant.reproductions.results import Results
 from calibrant.reproductions.splits import Source
 
+_TEXTS = ("row", "domain", "statement", "the exact posterior says", "the guide says")  # columns with words
 _WIDTH = 200  # columns of a table, so that a row is not broken; the terminal wraps what is longer
 
 
@@ -22,8 +23,10 @@ def listing(data_root: str | None = None) -> str:
         lines += [f"{paper.name}: {paper.title} (arXiv {paper.arxiv})", f"  {paper.sentence}"]
         for card in list_experiments(paper.name):
             quick, full = (_duration(minutes) for minutes in card.minutes)
-            lines.append(f"  {card.name} ({card.answers}): {card.shows}")
-            lines.append(f"    data: {', '.join(dict.fromkeys(_data(card, source)))}; quick: {quick}, full: {full}")
+            domain = f"{card.domain}, " if card.domain else ""
+            lines.append(f"  {card.name} ({domain}{card.answers}): {card.shows}")
+            data = ", ".join(dict.fromkeys(_data(card, source))) or "none"
+            lines.append(f"    data: {data}; quick: {quick}, full: {full}")
     first = list_papers()[0].name
     return "\n".join([*lines, f"Run one with: calibrant reproduce {first} --quick"])
 
@@ -47,7 +50,7 @@ def _duration(minutes: float) -> str:
 
 def told(results: Results) -> str:
     """The tables of a run, what was found in sentences, and where the report is."""
-    parts = []
+    parts = [_table("Claims of the paper", results.claim_lines)] if results.claims else []
     for name, part in results.content["experiments"].items():
         if part["left_out"]:
             parts.append(f"{name} was left out: {part['left_out']}.")
@@ -74,7 +77,7 @@ def _table(title: str, lines: Sequence[Sequence[str]]) -> str:
 
     table = Table(title=title, title_justify="left")
     for heading in lines[0]:
-        table.add_column(heading, justify="left" if heading == "row" else "right")
+        table.add_column(heading, justify="left" if heading in _TEXTS else "right")
     for line in lines[1:]:
         table.add_row(*line)
     console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, markup=False)

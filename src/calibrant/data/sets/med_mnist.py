@@ -51,8 +51,8 @@ def _splits(folder: Path, name: str, images: Images) -> dict[str, Data]:
     files = sorted(folder.glob("*.npz"))
     if len(files) != 1:
         raise DataError(
-            f"{name}: {folder} holds {len(files)} .npz files, wanted the one that MedMNIST publishes: put it there, or "
-            "give another root (root=, --data-root, CALIBRANT_DATA)"
+            f"{name}: {folder} holds {len(files)} .npz files, wanted the one that MedMNIST publishes, and there is no "
+            "automatic download: put it there, or give another root (root=, --data-root, CALIBRANT_DATA)"
         )
     arrays = read_arrays(files[0])
     if lost := [f"{part}_{what}" for part in PARTS.values() for what in KEYS if f"{part}_{what}" not in arrays]:
