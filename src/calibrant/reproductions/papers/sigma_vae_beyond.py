@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from calibrant.evaluation.statistics.contrast_curves import contrast_experiment
+from calibrant.evaluation.uncertainty.contrast import contrast_experiment
 from calibrant.guides.amortizing import amortize
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan
