@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -20,7 +21,7 @@ from calibrant.errors import InferenceError
 from calibrant.evaluation.uncertainty.images import ImageSupport, support_of, uniforms_of
 from calibrant.evaluation.uncertainty.latents import Names, find_sites, informative_of, prior_sd_of
 from calibrant.evaluation.uncertainty.moments import Moments, Which, draws_of, gaussian_entropy, moments_of
-from calibrant.evaluation.uncertainty.sources import SourcePlan, sources_of
+from calibrant.evaluation.uncertainty.sources import SourcePlan, drawn_in_blocks, sources_of
 from calibrant.inference.problem import Problem
 from calibrant.program.latents import sites
 from calibrant.progress import Progress, silent
@@ -196,10 +197,9 @@ def read_in_blocks(
     draws = plan.draws * (plan.chains if plan.reference else 1)
     size = max(_DRAWN_AT_ONCE // (draws * latents), _LEAST_IMAGES)
     found: dict[str, list[T]] = {}
-    for i, index in enumerate(torch.arange(len(problem.data)).split(size)):
-        some = problem.of_some(problem.data.subset(index))
-        for source, tree in sources_of(some, plan, stream(seed, "block", i), progress).items():
-            found.setdefault(source, []).append(read(tree, index.numpy()))
+    for index, trees in drawn_in_blocks(problem, plan, size, partial(stream, seed, "block"), progress):
+        for source, tree in trees.items():
+            found.setdefault(source, []).append(read(tree, index))
     return found
 
 

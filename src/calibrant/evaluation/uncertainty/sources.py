@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 
@@ -75,11 +79,26 @@ def source_moments(
     latents = sites(problem.program, *problem.data.batch(torch.arange(1)))
     entries = sum(site.event_shape.numel() for site in latents.values()) * plan.draws * plan.chains
     parts: list[dict[str, Moments]] = []
-    for index in torch.arange(len(problem.data), device="cpu").split(max(1, _ENTRIES // entries)):
-        trees = sources_of(problem.of_some(problem.data[index]), plan, stream(seed, len(parts)))
+    for index, trees in drawn_in_blocks(problem, plan, max(1, _ENTRIES // entries), partial(stream, seed)):
         parts.append({source: moments_of(tree, names, used) for source, tree in trees.items()})
         progress("posteriors", int(index[-1]) + 1, len(problem.data))
     return {source: Moments.joined([part[source] for part in parts]) for source in parts[0]}
+
+
+def drawn_in_blocks(
+    problem: Problem, plan: SourcePlan, size: int, seed: Callable[[int], int], progress: Progress = silent
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, xr.DataTree]]]:
+    """Positions of some images at a time, and the draws of every source for them, so that memory takes them.
+
+    Args:
+        problem: program, guide and images.
+        plan: how the posteriors are drawn.
+        size: number of images of a block.
+        seed: function that gives the random seed of a block, by its number.
+        progress: called with (stage, done, total, text).
+    """
+    for block, index in enumerate(torch.arange(len(problem.data), device="cpu").split(size)):
+        yield index.numpy(), sources_of(problem.of_some(problem.data[index]), plan, seed(block), progress)
 
 
 def reference_draws(problem: Problem, plan: SourcePlan, seed: int, progress: Progress = silent) -> xr.DataTree:

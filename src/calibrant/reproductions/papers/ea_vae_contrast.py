@@ -16,10 +16,10 @@ from calibrant.inference.problem import Problem
 from calibrant.reproductions.cards import Claim, Target
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
-from calibrant.reproductions.datasets import as_bytes, from_bytes
+from calibrant.reproductions.datasets import as_bytes, datasets_of
 from calibrant.reproductions.found import Found, Picture, Summary
 from calibrant.reproductions.measures import sds_over_contrast
-from calibrant.reproductions.papers.ea_vae import PAPER
+from calibrant.reproductions.papers.ea_vae import PAPER, SOURCES, of_both
 from calibrant.reproductions.papers.ea_vae_models import (
     CLOSED,
     CLOSED_QUICK,
@@ -45,7 +45,6 @@ from calibrant.reproductions.papers.ea_vae_van_hateren import DOMAIN, build
 from calibrant.reproductions.papers.ea_vae_van_hateren import PATCHES as VAN_HATEREN
 from calibrant.reproductions.registering import register_experiment
 
-SOURCES = {"exact": "exact", "guide": "amortized"}
 SLOPE, LOW, HIGH = "slope", "sd at low contrast", "sd at high contrast"
 OFF = "sd at low contrast less the prior's"
 RANKS, REFUSED = "rank correlation", "refused"
@@ -54,8 +53,7 @@ FLAT = 0.05  # prior sds per decade of contrast, or over the whole contrast: les
 
 def _numbers(step: str) -> dict[str, str]:
     words = {SLOPE: f"prior sds per {step}", LOW: "prior sds", HIGH: "prior sds", OFF: "prior sds"}
-    found = {f"{number}, {source}": unit for number, unit in words.items() for source in SOURCES}
-    return found | {REFUSED: "share of images without a reference at some contrast"}
+    return of_both(words) | {REFUSED: "share of images without a reference at some contrast"}
 
 
 def of_curves(curves: xr.Dataset, steps: np.ndarray) -> dict[str, Any]:
@@ -88,11 +86,6 @@ def _slopes(found: Found) -> list[str]:
     return [f"Slope of the posterior sd over contrast: {'; '.join(parts)} ({found.card.numbers[f'{SLOPE}, exact']})."]
 
 
-def _restored(found: Found, name: str, rows: list[str]) -> dict[str, xr.Dataset]:
-    arrays = {row: found.array(row, name) for row in rows}
-    return {row: from_bytes(array) for row, array in arrays.items() if array is not None}
-
-
 # -- natural images ----------------------------------------------------------------------------------------------------
 
 
@@ -103,13 +96,13 @@ def _natural(found: Found) -> Summary:
         "the VAE is flat is a theorem, not a failure of its guide.",
     ]
     pictures = []
-    if curves := _restored(found, "curves", found.rows):
+    if curves := datasets_of(found, "curves", found.rows):
         caption = (
             "Each curve shows the same images at several contrasts. Where the image is weaker than the noise (left of "
             "the dotted line), the posterior of a model that knows of contrast is as wide as the prior (dashed)."
         )
         pictures.append(Picture("Posterior and contrast", caption, data_uri(contrast_figure(curves))))
-    if bins := _restored(found, "bins", found.rows):
+    if bins := datasets_of(found, "bins", found.rows):
         caption = "The paper's form: test images at their own contrast, in bins. Means over images ± standard errors."
         pictures.append(Picture("Images at their own contrast", caption, data_uri(bins_figure(bins))))
     return Summary(sentences, pictures)
@@ -125,7 +118,7 @@ def _natural(found: Found) -> Summary:
     rows={row: {} for row in MODELS},
     numbers={
         **_numbers("decade of contrast"),
-        **{f"{RANKS}, {source}": "of posterior variance and contrast, over bins" for source in SOURCES},
+        **of_both({RANKS: "of posterior variance and contrast, over bins"}),
     },
     needs=(PATCHES,),
     settings={
@@ -163,7 +156,7 @@ def natural_contrast(context: Context, row: str, seed: int) -> Mapping[str, Any]
 
 
 def _laplace(found: Found) -> Summary:
-    curves = _restored(found, "curves", found.rows)
+    curves = datasets_of(found, "curves", found.rows)
     caption = "Posterior and contrast under the paper's Laplace prior, with references by Markov chains."
     pictures = [Picture("Laplace latents", caption, data_uri(contrast_figure(curves)))] if curves else []
     return Summary(_slopes(found), pictures)
@@ -212,7 +205,7 @@ AUTHORS = {"VAE": VAE, "fixed shape": EA_VAE}  # rows that are trained with the 
 
 
 def _van_hateren(found: Found) -> Summary:
-    bins = _restored(found, "bins", found.rows)
+    bins = datasets_of(found, "bins", found.rows)
     caption = "Patches at their own contrast, in bins. A posterior that knows of contrast starts at the prior (dashed)."
     pictures = [Picture("The paper's curves", caption, data_uri(bins_figure(bins)))] if bins else []
     ranks = "; ".join(
@@ -230,7 +223,7 @@ def _van_hateren(found: Found) -> Summary:
     answers="Figure 1, the curves over bins of contrast",
     shows="The paper's four curves over the contrast of patches, by the guide and exactly.",
     rows={row: {} for row in (*AUTHORS, "collapsed")},
-    numbers={f"{number}, {source}": unit for number, unit in OF_BINS.items() for source in SOURCES},
+    numbers=of_both(OF_BINS),
     needs=(VAN_HATEREN,),
     settings={**CLOSED, "draws": 250, "binned": 1_000, "bins": 101},
     quick={**CLOSED_QUICK, "binned": 400, "bins": 15},
@@ -285,7 +278,7 @@ def _digits(found: Found) -> Summary:
     ]
     pictures = []
     for about in ABOUT:
-        if curves := _restored(found, "curves", [_row(model, about) for model in MODELS]):
+        if curves := datasets_of(found, "curves", [_row(model, about) for model in MODELS]):
             caption = (
                 f"The same digits at several shares of their contrast about {about}. The dashed line is the prior."
             )

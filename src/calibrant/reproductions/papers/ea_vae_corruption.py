@@ -15,9 +15,9 @@ from calibrant.evaluation.uncertainty.corruptions import KINDS
 from calibrant.reproductions.cards import Claim
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
-from calibrant.reproductions.datasets import as_bytes, from_bytes
+from calibrant.reproductions.datasets import as_bytes, datasets_of
 from calibrant.reproductions.found import Found, Picture, Summary
-from calibrant.reproductions.papers.ea_vae import PAPER
+from calibrant.reproductions.papers.ea_vae import PAPER, SOURCES, of_both
 from calibrant.reproductions.papers.ea_vae_models import (
     CLOSED,
     CLOSED_QUICK,
@@ -37,8 +37,6 @@ from calibrant.reproductions.papers.ea_vae_models import (
 )
 from calibrant.reproductions.registering import register_experiment
 
-SOURCES = {"exact": "exact", "guide": "amortized"}
-
 
 def _change(kind: str) -> str:
     return f"sd under {kind}"
@@ -49,14 +47,11 @@ def _coverage(kind: str) -> str:
 
 
 PLAIN = "coverage without corruption"
+COVERED = "of 90% intervals, for the true latents of simulated images"
 NUMBERS = {
-    **{f"{PLAIN}, {source}": "of 90% intervals, for the true latents of simulated images" for source in SOURCES},
-    **{f"{_change(kind)}, {source}": "prior sds, strongest level less none" for kind in KINDS for source in SOURCES},
-    **{
-        f"{_coverage(kind)}, {source}": "of 90% intervals, for the true latents of simulated images"
-        for kind in KINDS
-        for source in SOURCES
-    },
+    **of_both({PLAIN: COVERED}),
+    **of_both({_change(kind): "prior sds, strongest level less none" for kind in KINDS}),
+    **of_both({_coverage(kind): COVERED for kind in KINDS}),
     "refused": "largest share of images without a reference, over kinds and levels",
 }
 WORDS = {
@@ -97,7 +92,7 @@ def of_corruption(result: xr.Dataset) -> dict[str, Any]:
 
 
 def _tell(found: Found) -> Summary:
-    results = {row: from_bytes(array) for row in found.rows if (array := found.array(row, "corruption")) is not None}
+    results = datasets_of(found, "corruption")
     if not results:
         return Summary()
     sentences = [

@@ -20,9 +20,9 @@ from calibrant.evaluation.uncertainty.reading import label_read_out_of
 from calibrant.reproductions.cards import Claim, Target
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
-from calibrant.reproductions.datasets import as_bytes, from_bytes
+from calibrant.reproductions.datasets import as_bytes, datasets_of
 from calibrant.reproductions.found import Found, Picture, Summary
-from calibrant.reproductions.papers.ea_vae import PAPER
+from calibrant.reproductions.papers.ea_vae import PAPER, SOURCES, of_both
 from calibrant.reproductions.papers.ea_vae_models import (
     DIGITS,
     EA_VAE,
@@ -37,15 +37,10 @@ from calibrant.reproductions.papers.ea_vae_models import (
 )
 from calibrant.reproductions.registering import register_experiment
 
-SOURCES = {"exact": "exact", "guide": "amortized"}
 MORPHS, BLENDS = "morphs", "blends"
 BULGE, CONCAVE, CENTRAL = "bulge", "concave", "concave, vertex in the middle half"
 AVERAGE, BETWEEN, AT_ENDS = "average image", "label entropy between", "label entropy at the ends"
 REFUSED = "refused"
-
-
-def _both(numbers: Mapping[str, str]) -> dict[str, str]:
-    return {f"{number}, {source}": unit for number, unit in numbers.items() for source in SOURCES}
 
 
 SETTINGS: Mapping[str, Any] = {
@@ -87,7 +82,7 @@ def _of_curves(result: xr.Dataset, name: str) -> dict[str, Any]:
 
 def _tell(found: Found) -> Summary:
     name = MORPHS if f"{AVERAGE}, guide" in found.card.numbers else BLENDS
-    results = {row: from_bytes(array) for row in found.rows if (array := found.array(row, name)) is not None}
+    results = datasets_of(found, name)
     if not results:
         return Summary()
     caption = (
@@ -120,8 +115,8 @@ BULGES = {
     shows="Whether images between two digits, and the average of all digits, leave the latents less certain.",
     rows={row: {} for row in MODELS},
     numbers={
-        **_both(BULGES),
-        **_both({AVERAGE: "posterior sd of the average image over the mean of single ones"}),
+        **of_both(BULGES),
+        **of_both({AVERAGE: "posterior sd of the average image over the mean of single ones"}),
         REFUSED: "share of the images without a reference",
     },
     needs=(DIGITS,),
@@ -189,7 +184,7 @@ def mnist_morphs(context: Context, row: str, seed: int) -> Mapping[str, Any]:
     shows="Whether blends of two digits leave the latents, and the digit that they stand for, less certain.",
     rows={row: {} for row in MODELS},
     numbers={
-        **_both({BETWEEN: "nats, at λ = ½", AT_ENDS: "nats", **BULGES}),
+        **of_both({BETWEEN: "nats, at λ = ½", AT_ENDS: "nats", **BULGES}),
         REFUSED: "share of the images without a reference",
     },
     needs=(DIGITS,),

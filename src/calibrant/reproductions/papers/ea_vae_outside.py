@@ -19,9 +19,9 @@ from calibrant.inference.problem import Problem
 from calibrant.reproductions.cards import Claim, Needs, Target
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
-from calibrant.reproductions.datasets import as_bytes, from_bytes
+from calibrant.reproductions.datasets import as_bytes, datasets_of
 from calibrant.reproductions.found import Found, Picture, Summary
-from calibrant.reproductions.papers.ea_vae import PAPER
+from calibrant.reproductions.papers.ea_vae import PAPER, SOURCES, of_both
 from calibrant.reproductions.papers.ea_vae_models import (
     CLOSED,
     CLOSED_QUICK,
@@ -44,7 +44,6 @@ from calibrant.reproductions.papers.ea_vae_van_hateren import DOMAIN, build
 from calibrant.reproductions.papers.ea_vae_van_hateren import PATCHES as VAN_HATEREN
 from calibrant.reproductions.registering import register_experiment
 
-SOURCES = {"exact": "exact", "guide": "amortized"}
 REFUSED, ENTROPY, ACCURACY = "refused", "label entropy", "label accuracy"
 PERMUTED, WHITE = "permuted", "white noise"
 MATCHED = "at matched contrast"
@@ -59,8 +58,7 @@ def _auroc(of_set: str, matched: bool = False) -> str:
 def _aurocs(sets: tuple[str, ...]) -> dict[str, str]:
     unit = "chance that an image of the set has the wider posterior"
     names = [_auroc(of_set, matched) for of_set in sets for matched in (False, True)]
-    found = {f"{name}, {source}": unit for name in names for source in SOURCES}
-    return found | {REFUSED: "largest share of images of a set without a reference"}
+    return of_both(dict.fromkeys(names, unit)) | {REFUSED: "largest share of images of a set without a reference"}
 
 
 def _claims(sets: tuple[str, ...], by: Literal["paper", "ours"] = "paper") -> tuple[Claim, ...]:
@@ -106,7 +104,7 @@ def in_units_of(images: Tensor, patches: Tensor) -> Tensor:
 
 
 def _tell(found: Found) -> Summary:
-    results = {row: from_bytes(array) for row in found.rows if (array := found.array(row, "scores")) is not None}
+    results = datasets_of(found, "scores")
     if not results:
         return Summary()
     caption = (
@@ -121,7 +119,7 @@ def _tell(found: Found) -> Summary:
         Picture("Posterior widths by set", caption, data_uri(score_figure(results))),
         Picture("Posterior widths at matched contrast", matched, data_uri(score_figure(results, "contrast"))),
     ]
-    entropies = {row: from_bytes(array) for row in found.rows if (array := found.array(row, "entropies")) is not None}
+    entropies = datasets_of(found, "entropies")
     if entropies:
         caption = (
             "Entropy of the labels that one classifier reads from draws of the latents. It is large where the draws "
@@ -253,7 +251,7 @@ PRINTED = {  # medians that were read off the paper's figure
     shows="Whether permuted patches, digits, clothes and X-rays leave a model of van Hateren's images less certain.",
     rows={row: {} for row in (*PRINTED, "collapsed")},
     numbers={
-        **{f"{WIDTH}, {of_set}, {source}": "prior sds" for of_set in SHOWN for source in SOURCES},
+        **of_both({f"{WIDTH}, {of_set}": "prior sds" for of_set in SHOWN}),
         **_aurocs(SHOWN[1:]),
     },
     needs=(VAN_HATEREN, *_other_sets(40, 8)),
@@ -301,7 +299,7 @@ def _binary(name: str, label: str, fallback: Needs | None = None) -> Needs:
 
 def _entropies(sets: tuple[str, ...]) -> dict[str, str]:
     unit = "nats (at most 2.303)"
-    entropies = {f"{ENTROPY}, {of_set}, {source}": unit for of_set in ("inside", *sets) for source in SOURCES}
+    entropies = of_both({f"{ENTROPY}, {of_set}": unit for of_set in ("inside", *sets)})
     return {**entropies, ACCURACY: "of held-out digits, by the classifier's average over draws of the guide"}
 
 

@@ -19,9 +19,9 @@ from calibrant.evaluation.uncertainty.projections import projective_fields
 from calibrant.reproductions.cards import Claim
 from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
-from calibrant.reproductions.datasets import as_bytes, from_bytes
+from calibrant.reproductions.datasets import as_bytes, datasets_of
 from calibrant.reproductions.found import Found, Picture, Summary
-from calibrant.reproductions.papers.ea_vae import PAPER
+from calibrant.reproductions.papers.ea_vae import PAPER, SOURCES, of_both
 from calibrant.reproductions.papers.ea_vae_models import (
     CLOSED,
     CLOSED_QUICK,
@@ -42,15 +42,10 @@ from calibrant.reproductions.papers.ea_vae_models import (
 )
 from calibrant.reproductions.registering import register_experiment
 
-SOURCES = {"exact": "exact", "guide": "amortized"}
 GAIN, DIVISIVE, FLARE, FILTERS, AGGREGATE = "gain", "divisive", "flare", "flare of filters", "aggregate variance"
 MEANS = "Exact posterior means by quadrature over the scale; filters are the fields by white noise."
 EXCESS = "aggregate variance less the prior's"
 NO_GAIN = 0.01  # share of the variance: less is called no gain
-
-
-def _both(numbers: Mapping[str, str]) -> dict[str, str]:
-    return {f"{number}, {source}": unit for number, unit in numbers.items() for source in SOURCES}
 
 
 def _tell(found: Found) -> Summary:
@@ -94,14 +89,10 @@ def _fields(found: Found) -> list[Picture]:
 
 
 def _restored(found: Found, name: str) -> dict[str, xr.Dataset]:
-    """The datasets whose array has a name that ends so, by row and the rest of the name."""
-    whole = {}
-    for row in found.rows:
-        for end in ("", *(f", {source}" for source in (*SOURCES, "filters"))):
-            array = found.array(row, f"{name}{end}")
-            if array is not None:
-                whole[f"{row}{end}"] = from_bytes(array)
-    return whole
+    """The datasets whose array has a name that starts so, by row and the rest of the name."""
+    ends = ("", *(f", {source}" for source in (*SOURCES, "filters")))
+    pairs = ((row, end) for row in found.rows for end in ends)
+    return {f"{row}{end}": one for row, end in pairs for one in datasets_of(found, f"{name}{end}", [row]).values()}
 
 
 @register_experiment(
@@ -114,7 +105,7 @@ def _restored(found: Found, name: str) -> dict[str, xr.Dataset]:
     "posterior and in the guide.",
     rows={row: {} for row in MODELS},
     numbers={
-        **_both(
+        **of_both(
             {
                 GAIN: "share of the variance, divisive less linear",
                 DIVISIVE: "share of the variance",
@@ -199,7 +190,7 @@ def _aggregates(means: xr.Dataset) -> dict[str, Measured]:
     shows="Whether the average of all posteriors has the prior's variance, as for images that the model made itself.",
     rows={row: {} for row in MODELS},
     numbers={
-        **_both({AGGREGATE: "of the prior variance", EXCESS: "of the prior variance"}),
+        **of_both({AGGREGATE: "of the prior variance", EXCESS: "of the prior variance"}),
         "refused": "share of images without a reference",
     },
     needs=(DIGITS,),
