@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import calibrant as cal
+from calibrant.distributions.directional import VonMisesFisher
 from calibrant.guides.families import densities, finite, on_spheres
-from calibrant.guides.families.directional import VonMisesFisher
 from calibrant.program import defaults, in_double, log_density, seeded, trace
 from calibrant.program.tracing import sampled
 

@@ -15,9 +15,9 @@ from agreement import limit
 from scipy import special, stats
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from calibrant.distributions.directional import VonMises, VonMisesFisher, log_peak_density, mean_cosine
 from calibrant.errors import ProgramError
 from calibrant.guides.families.choosing import FAMILIES, choose_family
-from calibrant.guides.families.directional import VonMises, VonMisesFisher, log_normalizer, mean_cosine
 from calibrant.guides.families.heads import Head
 
 DIMENSIONS = (2, 3, 10, 128, 512, 1000)
@@ -90,7 +90,7 @@ def test_normalizer_and_its_gradient_are_those_of_bessel_functions(dtype, tolera
     assert len(cases) > 18
     for p, k, truth, ratio in cases:
         at = torch.tensor(k, dtype=dtype, requires_grad=True)
-        found = log_normalizer(p, at)
+        found = log_peak_density(p, at)
         assert abs(found.item() - truth) < tolerance * max(1, abs(truth)), (p, k)
         slope = torch.autograd.grad(found, at)[0].item()
         # 1 − ratio loses digits in SciPy's numbers themselves where the ratio is near 1
@@ -103,13 +103,13 @@ def test_normalizer_obeys_the_recurrence_and_the_limits_of_bessel_functions(p):
     """I_{ν−1} − I_{ν+1} = 2ν/κ I_ν, also where SciPy's function underflows; at κ = 0 the area of the sphere."""
     k = torch.tensor([0.5, 10.0, 500.0, 1e5], dtype=torch.float64)
     logs = {
-        q: (q / 2 - 1) * k.log() + k - q / 2 * log(2 * pi) - log_normalizer(q, k) for q in (p - 2, p, p + 2) if q > 1
+        q: (q / 2 - 1) * k.log() + k - q / 2 * log(2 * pi) - log_peak_density(q, k) for q in (p - 2, p, p + 2) if q > 1
     }
     order = p / 2 - 1
     difference = (logs[p - 2] - logs[p]).exp() - (logs[p + 2] - logs[p]).exp()
     assert torch.allclose(difference, 2 * order / k, rtol=1e-6, atol=1e-9)
     area = log(2) + p / 2 * log(pi) - lgamma(p / 2)
-    assert abs(log_normalizer(p, torch.zeros((), dtype=torch.float64)).item() + area) < 1e-9
+    assert abs(log_peak_density(p, torch.zeros((), dtype=torch.float64)).item() + area) < 1e-9
 
 
 def test_densities_are_those_of_scipy():
@@ -146,7 +146,7 @@ def test_draws_and_their_gradient_have_the_exact_moments(p, dtype):
     n, m, scores, narrow, rough = 6000 if p < 100 else 1500, (p - 1) / 2, [], [], []
     for k in CONCENTRATIONS:
         at = torch.tensor(k, dtype=torch.float64, requires_grad=True)
-        mean = torch.autograd.grad(log_normalizer(p, at), at, create_graph=True)[0]
+        mean = torch.autograd.grad(log_peak_density(p, at), at, create_graph=True)[0]
         variance = -torch.autograd.grad(mean, at)[0]
         mean = mean.detach()
         t, slope = drawn(p, k, n, dtype)

@@ -18,10 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from calibrant.distributions.directional import VonMisesFisher
 from calibrant.errors import ProgramError
 from calibrant.guides import AmortizedGuide, amortize
 from calibrant.guides.contract import check_guide
-from calibrant.guides.families.directional import VonMisesFisher
 from calibrant.guides.structure import STRUCTURES
 from calibrant.inference.fitting.objectives import OBJECTIVES
 from calibrant.program import defaults, seeded, trace

@@ -108,7 +108,12 @@ def is_made_from_angles(fn: Any) -> bool:
 
 def is_direction(fn: Any) -> bool:
     """Whether the values of a site are points of a circle or a sphere."""
-    return is_circular(fn) or base_support(fn.support) is constraints.sphere
+    return is_circular(fn) or is_sphere(base_support(fn.support))
+
+
+def is_sphere(support: Any) -> bool:
+    """Whether a support is the unit sphere."""
+    return isinstance(support, type(constraints.sphere))
 
 
 def bounds(support: Any) -> list[Tensor]:

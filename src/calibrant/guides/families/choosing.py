@@ -14,7 +14,15 @@ from calibrant.errors import ProgramError
 from calibrant.guides.families import densities, finite, on_spheres, plain
 from calibrant.guides.families.densities import ENTRIES, Family
 from calibrant.guides.families.support_text import describe
-from calibrant.program.supports import base_support, bounds, is_circular, single_entry, undressed, usual_support
+from calibrant.program.supports import (
+    base_support,
+    bounds,
+    is_circular,
+    is_sphere,
+    single_entry,
+    undressed,
+    usual_support,
+)
 
 
 def _flow(event_shape: tuple[int, ...], support: str) -> Family:
@@ -114,7 +122,7 @@ def _candidates(name: str, support: Any, prior: Any) -> list[str]:
     support, own = base_support(usual_support(support)), undressed(prior)
     if is_circular(prior):
         return ["vonmises"]
-    if type(support) is type(dist.constraints.sphere):
+    if is_sphere(support):
         return ["vmf"]
     if support.is_discrete:
         return [_finite(name, support, single_entry(prior))]

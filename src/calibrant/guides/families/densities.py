@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform, Transform
 from torch.nn.functional import normalize, softplus
 
-from calibrant.guides.families.directional import Shape
+from calibrant.distributions.directional import Shape
 from calibrant.guides.families.support_text import Support
 
 _START = -1.26  # softplus(_START) = 0.25

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from calibrant.distributions.directional import VonMises, VonMisesFisher
 from calibrant.guides.families.densities import Family, softplus_scale
-from calibrant.guides.families.directional import VonMises, VonMisesFisher
 
 
 class Directional(Family):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from calibrant.distributions.directional import Shape
 from calibrant.guides.families.densities import OnLine
-from calibrant.guides.families.directional import Shape
 from calibrant.guides.families.support_text import Support
 
 Build = Callable[[Tensor, Tensor], dist.TorchDistribution]
