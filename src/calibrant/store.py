@@ -38,6 +38,7 @@ from calibrant.folders.tensors import check_fits, class_name, read_weights, set_
 from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.amortizing import from_spec
 from calibrant.guides.collapsed import CollapsedGuide
+from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.fitting.checkpoints import (
     CHECKPOINT_FILE,
     CHECKPOINTS,
@@ -68,6 +69,7 @@ __all__ = [
     "HISTORY",
     "MODEL",
     "PREDICTIVE",
+    "PROBABILITIES",
     "REFERENCE",
     "REMEDIES",
     "REPORT",
@@ -99,7 +101,7 @@ REPORT = "report.html"
 MODEL, GUIDE = "model.safetensors", "guide.safetensors"
 AMORTIZED, REFERENCE, COMPARISON, CONTRAST = "amortized.nc", "reference.nc", "comparison.nc", "contrast.nc"
 GAP, WEIGHTS, CALIBRATION, PREDICTIVE = "gap.nc", "weights.nc", "calibration.nc", "predictive.nc"
-REMEDIES = "remedies.nc"
+REMEDIES, PROBABILITIES = "remedies.nc", "probabilities.nc"
 # The results of a check, by their names in `RunResult`.
 TREES = {"amortized": AMORTIZED, "reference": REFERENCE, "calibration": CALIBRATION}
 DATASETS = {
@@ -109,6 +111,7 @@ DATASETS = {
     "weights": WEIGHTS,
     "predictive": PREDICTIVE,
     "remedies": REMEDIES,
+    "probabilities": PROBABILITIES,
 }
 _RESULTS = (*TREES.values(), *DATASETS.values())
 _FILES = (HISTORY, REPORT, MODEL, GUIDE, *_RESULTS, CONFIG)
@@ -130,7 +133,8 @@ def save_run(
     Args:
         run_dir: the folder; it is created if it does not exist.
         model: the program. A model from `models.create` can be rebuilt from the folder alone.
-        guide: its guide. A guide from `guides.amortize` with a built-in encoder can be rebuilt from the folder alone.
+        guide: its guide. A guide from `guides.amortize` with a built-in encoder can be rebuilt from the folder alone,
+            and one from `guides.prior` from the model.
         fit: result of the training; if None, training has not ended and only `config.json` is written.
         data: description of the data, JSON values.
         settings: settings of the training, JSON values.
@@ -146,7 +150,7 @@ def save_run(
         "format": FORMAT,
         "name": recipe.name if recipe is not None else class_name(program),
         "model": recipe and {"name": recipe.name, "arguments": recipe.arguments, "sha256": recipe.sha256},
-        "guide": guided.spec if isinstance(guided, AmortizedGuide | CollapsedGuide) else None,
+        "guide": guided.spec if isinstance(guided, AmortizedGuide | CollapsedGuide | PriorGuide) else None,
         "data": dict(data or {}),
         "settings": dict(settings or {}),
         **details,
@@ -182,7 +186,7 @@ def load(
         model: for a model in your own file, "FILE.py:Class" or the class, which is built with the stored arguments;
             or a model instance, into which the weights are loaded (needed for models that were built from modules).
         encoder: the encoder, if the guide was created with your own one.
-        guide: the guide, if it was not created by `guides.amortize`.
+        guide: the guide, if it was not created by `guides.amortize` or `guides.prior`.
 
     Raises:
         RunError: for a folder that is not a run folder, is damaged, or belongs to another model, and where `model`,
@@ -396,6 +400,8 @@ def _rebuild_guide(
             f"the guide of {folder} was written by hand: build the same guide again and pass load(run, guide=...)"
         )
     try:
+        if config["guide"]["structure"] == "prior":
+            return PriorGuide(program)
         return from_spec(config["guide"], encoder, program)
     except Exception as error:  # of any kind, if the specification is wrong
         raise RunError(f"the guide of {folder} cannot be rebuilt: {error}") from error

@@ -19,6 +19,7 @@ from calibrant.evaluation.judgements.against_reference import verdicts
 from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
 from calibrant.evaluation.judgements.decisions import Verdict
 from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
+from calibrant.evaluation.judgements.on_probabilities import probability_verdicts
 from calibrant.evaluation.remedying.sentences import remedy_sentences
 from calibrant.evaluation.remedying.trying import RemedyPlan, remedies_of
 from calibrant.evaluation.reporting.page import report
@@ -27,14 +28,16 @@ from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.evaluation.statistics.gaps import gap_of
 from calibrant.evaluation.statistics.informed import informed_of
+from calibrant.evaluation.statistics.label_probabilities import predicted_of
 from calibrant.evaluation.statistics.noise import noise_sd
 from calibrant.evaluation.statistics.powers import powers_of
 from calibrant.evaluation.statistics.predictive_tests import predictive_check_of
 from calibrant.evaluation.statistics.simulation_ranks import calibration_of
 from calibrant.evaluation.uncertainty.contrast import LEVELS, ContrastPlan, contrast_of
+from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
-from calibrant.inference.references.sampling import ReferencePlan, reference_of, structure_of
+from calibrant.inference.references.sampling import ReferencePlan, has_latents, reference_of, structure_of
 from calibrant.inference.reweighting import weights
 from calibrant.memory import limited, peak_memory
 from calibrant.program.contract import Program
@@ -46,6 +49,7 @@ Found = TypeVar("Found")
 Keep = Callable[[str, Any], None]
 Parts = dict[str, tuple[str, Callable[[], Any]]]
 
+_PRIOR_DRAWS = 10  # draws of a prior guide that a result holds, which are not judged
 _C2ST_DRAWS = 250  # draws of each side in the classifier test: half of its default, in an eighth of the time
 
 
@@ -55,7 +59,7 @@ class Check:
 
     Attributes:
         result: trees and statistics.
-        verdicts: verdicts on the guide, then on the contrast experiment.
+        verdicts: verdicts on the guide, then on the contrast experiment; of a prior guide, those on its predictions.
         conclusion: the answer that follows from the verdicts.
     """
 
@@ -106,6 +110,11 @@ def check(
     - Model and guide on these data: `predictive_check`, and the contrast experiment where the posterior is known
       exactly, the data are images, and the model has a noise to measure contrast in (`likelihood.noise_sd`).
 
+    If the guide is the model's own prior (`guides.prior`), it is not meant to be the posterior. Then, and for programs
+    without latents, the predicted
+    probabilities of the observed sites are judged (`predicted_probabilities`, `probability_verdicts`), and the
+    arguments about references, simulations and remedies have no effect; 4,000 data or more are needed to pass.
+
     Parts that a program does not allow are skipped, with a note (a program without local latents has no ranks; one with
     a factor, a scaled likelihood or a covariate that holds the observed data can't be simulated). Local latents are
     ranked given the guide's draws of shared ones; `posterior_calibration` calibrates shared latents.
@@ -137,17 +146,50 @@ def check(
     """
     problem = Problem.of(model, guide, observed, covariates)
     effort = Effort(draws, chains, warmup, simulations, remedies=remedies, memory=memory)
+    if judges_predictions(problem):
+        return _checked(predict(_name(problem.program), problem, effort, seed, progress))
     if reference is None:
         plan = ReferencePlan(chains=chains, warmup=warmup, draws=draws, init=problem.guide)
         reference = reference_of(problem.program, problem.data, plan, seed=stream(seed, "reference"), progress=progress)
     name = _name(problem.program)
-    result = examine(name, problem, reference, effort, train=train, seed=seed, progress=progress)
+    return _checked(examine(name, problem, reference, effort, train=train, seed=seed, progress=progress))
+
+
+def _checked(result: RunResult) -> Check:
     found = judged(result)
     return Check(result, found, conclude(found, result.comparison))
 
 
+def judges_predictions(problem: Problem) -> bool:
+    """Whether a check judges p(y | x): the guide is the model's own prior, or there are no latents."""
+    return isinstance(problem.guide, PriorGuide) or not has_latents(problem.program, problem.data)
+
+
+def predict(
+    name: str,
+    problem: Problem,
+    effort: Effort,
+    seed: int = 0,
+    progress: Progress = silent,
+    keep: Keep = lambda name, found: None,
+) -> RunResult:
+    """The check of a guide that is the model's own prior: its predictions in place of a posterior.
+
+    `keep(field, value)` is called as by `examine`.
+    """
+    with limited(effort.memory):
+        few = posterior_of(problem, _PRIOR_DRAWS, seed=stream(seed, "posterior"))
+        keep("amortized", few)
+        found = predicted_of(problem, effort.draws, stream(seed, "predictions"), progress)
+        keep("probabilities", found)
+    config = {"notes": [], "peak_memory": peak_memory()}
+    return RunResult(name, problem.program, config, few, probabilities=found)
+
+
 def judged(result: RunResult) -> list[Verdict]:
-    """The verdicts on a result: first on the guide, then on the contrast experiment."""
+    """The verdicts on a result: first on the guide, then on the contrast experiment; or those on its predictions."""
+    if result.probabilities is not None:
+        return probability_verdicts(result.probabilities)
     contrast = contrast_verdicts(result.contrast) if result.contrast is not None else []
     return [*verdicts(result.comparison, result.weights, result.calibration), *contrast]
 

@@ -26,6 +26,7 @@ class RunResult:
         calibration: result of `calibration`.
         predictive: result of `predictive_check`.
         remedies: result of `remedies`.
+        probabilities: result of `predicted_probabilities`; then the predictions are judged, and nothing else.
         history: one row per epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
     """
 
@@ -41,4 +42,5 @@ class RunResult:
     calibration: xr.DataTree | None = None
     predictive: xr.Dataset | None = None
     remedies: xr.Dataset | None = None
+    probabilities: xr.Dataset | None = None
     history: list[dict[str, float]] = field(default_factory=list)

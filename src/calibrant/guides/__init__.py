@@ -1,4 +1,4 @@
-"""Amortized guides: an encoder, a family of distributions for each latent, and a structure."""
+"""Guides: amortized ones (an encoder, a family for each latent, a structure), and the model's own prior."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.amortizing import amortize, from_spec
 from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.guides.families.choosing import FAMILIES
+from calibrant.guides.from_prior import PriorGuide, prior
 from calibrant.guides.refined import RefinedGuide
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ __all__ = [
     "AmortizedGuide",
     "CollapsedGuide",
     "EncoderGuide",
+    "PriorGuide",
     "RefinedGuide",
     "amortize",
     "from_encoder",
     "from_spec",
+    "prior",
     "refine",
     "wrap",
 ]

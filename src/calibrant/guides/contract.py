@@ -15,6 +15,7 @@ from torch import Tensor
 from calibrant.errors import ProgramError
 from calibrant.guides.adapters import check_called_as_guide
 from calibrant.guides.collapsed import CollapsedGuide
+from calibrant.guides.from_prior import PriorGuide
 from calibrant.program.contract import Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double, seeded
@@ -48,6 +49,8 @@ def _check_guide(model: PyroModule, guide: PyroModule, observed: Values, covaria
     for module in guide.modules():
         if isinstance(module, CollapsedGuide):
             module.require_model(model)
+    if isinstance(guide, PriorGuide):  # inside another guide, the prior of a copy of the model will do
+        guide.require_model(model)
     size = len(next(iter(observed.values())))
     with torch.no_grad(), seeded(0), defaults(guide, observed) as place:
         rows, cols = cast(observed, *place), cast(covariates, *place)

@@ -1,4 +1,4 @@
-"""Many draws per datum: the guide runs on repeated rows, but its encoder on one row per datum."""
+"""Many draws per datum: guide and model run on repeated rows, but encoders on one row per datum."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from calibrant.guides.adapters import EncoderGuide
 from calibrant.guides.amortized import AmortizedGuide
 from calibrant.guides.collapsed import CollapsedGuide
+from calibrant.guides.from_prior import PriorGuide
 from calibrant.guides.refined import RefinedGuide
 
 
@@ -22,22 +23,38 @@ def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
 
     Everything that depends on a datum alone is then computed once for all its draws (`Modulation.through`). This needs
     an encoder that is a function of the data alone, as in the guides of this package. The attribute `encoder` of a
-    guide written by hand may be anything, so that such a guide runs on all rows.
+    guide written by hand may be anything, so that such a guide runs on all rows. Where the guide is the model's own
+    prior, these are the modules of the model that say so themselves, by the attribute `per_datum = True`: functions of
+    covariates alone, with the data as leading dimension of all that they take and return.
     """
     inner = _unrefined(guide)
-    encoder = getattr(inner, "encoder", None)
-    if repeats == 1 or not isinstance(inner, AmortizedGuide | CollapsedGuide | EncoderGuide) or encoder is None:
-        yield
-        return
-    hooks: list[Any] = [encoder.register_forward_pre_hook(lambda _, inputs: _each(inputs, lambda r: r[::repeats]))]
-    if isinstance(inner, EncoderGuide):  # heads of other guides repeat the features by themselves
-        again = partial(_each, function=lambda rows: rows.repeat_interleave(repeats, 0))
-        hooks.append(encoder.register_forward_hook(lambda module, inputs, output: again(output)))
+    encoders, is_repeated = _encoders(inner) if repeats > 1 else [], isinstance(inner, EncoderGuide | PriorGuide)
+    hooks: list[Any] = []
+    again = partial(_each, function=lambda rows: rows.repeat_interleave(repeats, 0))
+    for encoder in encoders:
+        hooks.append(encoder.register_forward_pre_hook(lambda _, inputs: _each(inputs, lambda r: r[::repeats])))
+        if is_repeated:  # heads of other guides repeat the features by themselves
+            hooks.append(encoder.register_forward_hook(lambda module, inputs, output: again(output)))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _encoders(guide: nn.Module) -> list[nn.Module]:
+    """The modules of a guide that see data alone; of several inside one another, the outermost."""
+    if isinstance(guide, AmortizedGuide | CollapsedGuide | EncoderGuide):
+        return [] if guide.encoder is None else [guide.encoder]
+    return list(dict.fromkeys(_per_datum(guide.model))) if isinstance(guide, PriorGuide) else []
+
+
+def _per_datum(module: nn.Module) -> Iterator[nn.Module]:
+    if getattr(module, "per_datum", False):
+        yield module
+    else:
+        for part in module.children():
+            yield from _per_datum(part)
 
 
 @contextmanager

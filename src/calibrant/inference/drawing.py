@@ -17,6 +17,7 @@ from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.groups import add_groups
 from calibrant.inference.problem import Problem
+from calibrant.inference.references.sampling import refuse_without_latents
 from calibrant.inference.scoring import ROWS, scored
 from calibrant.inference.trees import build_tree, require_memory
 from calibrant.memory import in_blocks, limited, measured_rows
@@ -65,10 +66,12 @@ def posterior(
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
-        InferenceError: if the draws would not fit into memory.
+        InferenceError: for a program without latents, and if the draws would not fit into memory.
     """
+    problem = Problem.of(model, guide, observed, covariates)
+    refuse_without_latents(problem.program, problem.data)
     with limited(memory):
-        return posterior_of(Problem.of(model, guide, observed, covariates), draws, groups, seed, progress)
+        return posterior_of(problem, draws, groups, seed, progress)
 
 
 def posterior_of(

@@ -24,7 +24,7 @@ from calibrant.inference.drawing import posterior_of
 from calibrant.inference.groups import add_groups
 from calibrant.inference.problem import Problem, checked
 from calibrant.inference.references.gate import importance_convergence, require_passable
-from calibrant.inference.references.sampling import POOL, ReferencePlan, reference_of
+from calibrant.inference.references.sampling import POOL, ReferencePlan, reference_of, refuse_without_latents
 from calibrant.inference.reweighting import importance, log_weights
 from calibrant.inference.trees import SAMPLE, data_labels
 from calibrant.program.contract import Program
@@ -118,7 +118,7 @@ def reference(
 
     Raises:
         InferenceError: for an unknown method, a method that the program does not allow, importance without a guide,
-            and settings with which no datum could pass the gate.
+            settings with which no datum could pass the gate, and a program without latents.
         ProgramError, DataError: for a model or data that break the contract.
     """
     plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile, starts, pool)
@@ -139,6 +139,7 @@ def reference_for(
     program, data = problem.program, problem.data
     if plan.method not in IMPORTANCE:
         return reference_of(program, data, plan, groups, seed, progress)
+    refuse_without_latents(program, data)
     require_passable(plan.chains, plan.draws)
     problem.require_local(
         "a draw of them has one importance weight for all data together", "or sample the reference by method='nuts'"

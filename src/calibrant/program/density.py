@@ -114,6 +114,15 @@ def _size_of(values: Values, observed: Iterable[str]) -> int:
     return sizes.pop()
 
 
+def likelihood_of(run: Trace, size: int) -> LogDensity:
+    """The log density of the observed sites and factors of a run in which no other site was held at a value.
+
+    The densities of the latents at their own draws are not computed.
+    """
+    terms = {name: site[TERM] for name, site in messages(run).items() if TERM in site}
+    return LogDensity(terms, frozenset(terms), size)
+
+
 def density_of(run: Trace, size: int, values: Values, observed: Iterable[str] = ()) -> LogDensity:
     """The log density of a trace whose sample sites were fixed at `values`."""
     if absent := set(sampled(run)) - set(values):

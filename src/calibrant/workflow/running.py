@@ -19,11 +19,12 @@ import xarray as xr
 from calibrant import store
 from calibrant.data.dataset import Data
 from calibrant.errors import CalibrantError, RunError
-from calibrant.evaluation.checking import Keep, examine
+from calibrant.evaluation.checking import Keep, examine, judges_predictions, predict
 from calibrant.evaluation.reporting.page import report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.folders.tensors import digest_of_tensors
+from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.fitting.lengths import ENDED, STILL_RISING
 from calibrant.inference.fitting.loop import fit
 from calibrant.inference.problem import Problem
@@ -280,9 +281,12 @@ def _evaluate(job: Job, progress: Progress) -> RunResult:
         save(found, at / {**store.TREES, **store.DATASETS}[name])
         kept.add(name)
 
-    reference = _reference(job, problem, at, keep, progress)
-    said: dict[str, Any] = {"train": job.splits["train"], "seed": settings.seed, "progress": progress, "keep": keep}
-    result = examine(job.name, problem, reference, settings, **said)
+    said: dict[str, Any] = {"seed": settings.seed, "progress": progress, "keep": keep}
+    if judges_predictions(problem):
+        result = predict(job.name, problem, settings, **said)
+    else:
+        reference = _reference(job, problem, at, keep, progress)
+        result = examine(job.name, problem, reference, settings, train=job.splits["train"], **said)
     config = store.read_config(job.folder)
     config["notes"] = list(dict.fromkeys([*job.notes, *_on_training(config), *result.config["notes"]]))
     config["peak_memory"] = result.config["peak_memory"]
@@ -311,7 +315,12 @@ def _on_training(config: Mapping[str, Any]) -> list[str]:
 
 
 def _checked(job: Job) -> Data:
-    """Held-out test data; with shared latents all training data, since the guide knows their posterior only."""
+    """Held-out test data; with shared latents all training data, since the guide knows their posterior only.
+
+    Predictions are judged on all test data, since labels cost no chains.
+    """
+    if isinstance(job.guide, PriorGuide):
+        return job.splits["test"]
     if all(site["local"] for site in job.guide.spec["sites"]):
         return _held_out(job.splits["test"], job.settings.held_out, job.settings.seed)
     train = job.splits["train"]

@@ -10,6 +10,8 @@ import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Status, Verdict
 from calibrant.evaluation.judgements.on_averaging import AVERAGED
+from calibrant.evaluation.judgements.on_probabilities import FULL_DATA as PREDICTED_DATA
+from calibrant.evaluation.judgements.on_probabilities import PRIOR, SCORE
 from calibrant.evaluation.judgements.without_reference import LEAST_DATA
 
 # A budget with which an exact guide passes (benchmarks/power.py).
@@ -37,14 +39,17 @@ class Conclusion:
 def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) -> Conclusion:
     """Draw the conclusion from the primary verdicts of a check.
 
-    Without a comparison, or if the comparison leaves out discrete latents, nothing passes, because the verdicts do not
-    see every error.
+    Verdicts on predicted probabilities (`probability_verdicts`) are concluded on by themselves. Of all others, nothing
+    passes without a comparison, or if the comparison leaves out discrete latents, because the verdicts do not see every
+    error.
 
     Args:
         verdicts: the verdicts, as `evaluation.verdicts` returns them.
         comparison: the comparison that was judged; if it holds the result of `c2st`, the conclusion says for how many
             data the guide is visibly wrong.
     """
+    if any(verdict.quantity == SCORE for verdict in verdicts):
+        return _on_predictions(verdicts)
     deciding = [verdict for verdict in verdicts if verdict.primary]
     failed = [verdict for verdict in deciding if verdict.status == "fail"]
     open_ = [verdict for verdict in deciding if verdict.status == "cannot tell"]
@@ -56,6 +61,32 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
         return Conclusion("cannot tell", [f"No question fails, but {unseen}."])
     assert comparison is not None
     return Conclusion("pass", [*_right(comparison), *_not_asked(deciding, comparison), *_single(comparison)])
+
+
+def _on_predictions(verdicts: Sequence[Verdict]) -> Conclusion:
+    """The conclusion from verdicts on predicted probabilities, which says that no posterior was judged."""
+    deciding = [verdict for verdict in verdicts if verdict.primary]
+    failed = [verdict for verdict in deciding if verdict.status == "fail"]
+    open_ = [verdict for verdict in deciding if verdict.status == "cannot tell"]
+    sites = ", ".join(dict.fromkeys(f"`{verdict.site}`" for verdict in deciding))
+    if failed:
+        said = ". ".join(_capital(verdict.sentence) for verdict in failed)
+        answer = Conclusion("fail", [f"Do not trust the predicted probabilities of {sites} as they are. {said}."])
+    elif open_:
+        asked = ", ".join(f"{verdict.quantity} of `{verdict.site}`" for verdict in open_)
+        advice = f"Use at least {PREDICTED_DATA:,} data; if they were used, an error lies near its margin."
+        answer = Conclusion(
+            "cannot tell", [f"Cannot tell yet: no question fails, but {asked} cannot be decided. {advice}"]
+        )
+    elif deciding:
+        right = "they reach the log probability that they claim, and values occur as often as predicted"
+        answer = Conclusion("pass", [f"You can trust the predicted probabilities of {sites}: {right}."])
+    else:
+        answer = Conclusion(
+            "cannot tell", ["Nothing was judged: no observed site has finitely many values, neither masked nor scaled."]
+        )
+    described = [f"{_capital(verdict.sentence)}." for verdict in verdicts if verdict.quantity in (SCORE, PRIOR)]
+    return Conclusion(answer.status, [*answer.sentences, *described])
 
 
 def _unseen(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> str:

@@ -37,7 +37,8 @@ class Verdict:
         site: latent site; `all latents` for joint quantities.
         quantity: "sd", "mean", "coverage" or "shape" of a site; "correlation", "direction", "single data", "evidence
             gap", "k-hat", "log joint", "log likelihood" or "averaged error" of all latents; "ranks" of a site on
-            simulated data. The quantities of the contrast experiment have their own names.
+            simulated data. The quantities of the contrast experiment and of predicted probabilities have their own
+            names.
         status: "pass" if the error lies inside the margin, "fail" if it lies outside, else "cannot tell", with the
             error rates of `evaluation.judgements.decisions`; "describes" for a quantity without a margin.
         effect: the error that decided: sd ratio − 1, mean error in reference sd, coverage − level, or the

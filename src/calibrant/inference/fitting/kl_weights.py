@@ -9,6 +9,7 @@ from math import isfinite
 import numpy as np
 
 from calibrant.errors import InferenceError
+from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE
 from calibrant.program.contract import Program, Values
 from calibrant.program.environment import cast, defaults, seeded
@@ -87,6 +88,10 @@ def check_weights(
         order = [name for name, site in sampled(guide_trace(guide, rows, size, cols)).items() if is_local(site)]
     if unknown := sorted(set(schedules) - set(order)):
         raise InferenceError(f"kl_weights names {unknown}, which are no latents of a datum; those are {order}")
+    if isinstance(guide, PriorGuide):
+        raise InferenceError(
+            "kl_weights: the guide is the model's own prior, so that all divergences are zero: leave kl_weights out"
+        )
     if getattr(guide, "spec", {}).get("structure") == "collapsed":
         raise InferenceError(
             "kl_weights: a collapsed guide has the model's own conditional, which no weight changes: use "

@@ -23,6 +23,7 @@ from calibrant.inference.fitting.held_out import (
     last_draws,
     verify_evaluation,
 )
+from calibrant.inference.fitting.kinds import warn_of_other_loss
 from calibrant.inference.fitting.kl_weights import KLWeight, check_weights, schedules_of, still_change, weights_at
 from calibrant.inference.fitting.lengths import (
     EARLY,
@@ -103,7 +104,9 @@ def fit(
         lr: peak learning rate.
         objective: "stl" (ELBO with path-derivative gradient), "kl" (ELBO with the closed-form KL of each site), "iwae"
             (the bound of several draws) or "dreg" (the same bound with a doubly reparameterized gradient of the guide);
-            the last two need local latents only.
+            the last two need local latents only. With a guide of `guides.prior`, "iwae" trains −log mean p(y | z_k) of
+            `particles` draws, "stl" and "kl" −log p(y | z) of one draw, and "dreg" is refused; a program whose
+            attribute `loss_kind` says that it is made for another one of these losses gets a warning.
         particles: number of draws per datum of "iwae" and "dreg"; a step takes `particles` × `batch_size` rows.
         kl_weights: latent of a datum → weight of its divergence from the prior, to repeat a training such as that of a
             β-VAE: a number, or points (epoch, weight) between which it is interpolated, such as `[[0, 0.1], [20, 1]]`.
@@ -159,6 +162,7 @@ def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
     check_guide(model, guide, *rows)
     check_trainable(guide, *rows)
     check_objective(plan.objective, model, guide, *rows)
+    warn_of_other_loss(model, guide, plan.objective, plan.particles, *rows)
     check_weights(plan.kl_weights, plan.objective, model, guide, *rows)
     check_supports(model, train, held)
     warn_of_far_data(modules, train, plan.seed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log
+from typing import Any
 
 import torch
 from pyro.nn import PyroModule
@@ -18,8 +19,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from calibrant.errors import InferenceError, ProgramError
+from calibrant.guides.from_prior import PriorGuide
+from calibrant.guides.many_draws import encoded_once
 from calibrant.program.contract import Program, Values
-from calibrant.program.density import LogDensity, density_of
+from calibrant.program.density import LogDensity, density_of, likelihood_of
 from calibrant.program.enumeration import ROWS, combinations
 from calibrant.program.environment import cast, defaults, on_tensors, seeded
 from calibrant.program.latents import Site
@@ -120,17 +123,48 @@ def _repeated(values: Values, count: int) -> dict[str, Tensor]:
 def _reparameterized(run: Trace, summed_out: bool = False) -> Trace:
     """Refuse latents whose draws carry no gradient, except discrete latents that are summed out."""
     discrete = _discrete(run) if summed_out else {}
-    if rough := [n for n, site in sampled(run).items() if not site["fn"].has_rsample and n not in discrete]:
+    _refuse_rough([n for n, site in sampled(run).items() if not site["fn"].has_rsample and n not in discrete])
+    return run
+
+
+def _refuse_rough(names: list[str]) -> None:
+    if names:
         raise ProgramError(
-            f"the guide's draws of {rough} carry no gradient, so that q would not be trained: choose a family with "
+            f"the guide's draws of {names} carry no gradient, so that q would not be trained: choose a family with "
             "reparameterized draws; discrete latents of a datum are summed out by objective='stl' alone"
         )
-    return run
 
 
 def _frozen(guide: PyroModule) -> Program:
     """The guide with detached weights, which get no gradient."""
     return on_tensors(guide, {name: tensor.detach() for name, tensor in guide.named_parameters()})
+
+
+def _from_prior(
+    model: Program, guide: PriorGuide, observed: Values, size: int, covariates: Values, particles: int = 1
+) -> ElboTerms:
+    """The terms where the guide is the model's own prior: log p(y | z), at draws z of one run of the model.
+
+    log p(z) − log q(z) is zero, and so is its gradient, since both are one distribution with the same weights: the
+    latents are left out, in place of two densities whose gradients differ where those of q are detached. With several
+    draws, `bound` is log 1/K Σ p(y | z_k).
+
+    Raises:
+        ProgramError: for a latent whose draws carry no gradient while gradients are on, and for shared latents with
+            several draws.
+    """
+    rows, cols = (_repeated(part, particles) for part in (observed, covariates))
+    with encoded_once(guide, particles):
+        run = trace(model, size * particles, cols, rows)
+    latents = {name: site for name, site in sampled(run).items() if name not in observed}
+    if torch.is_grad_enabled():
+        _refuse_rough([name for name, site in latents.items() if not site["fn"].has_rsample])
+    if particles > 1:
+        _refuse_shared(latents)
+    likelihood = likelihood_of(run, size * particles)
+    local = likelihood.local.reshape(size, particles)
+    bound = local.logsumexp(1) - log(particles) if particles > 1 else None
+    return ElboTerms(local.mean(1), likelihood.shared, bound)
 
 
 def _density_at(guide: Program, drawn: _Drawn, values: Values) -> LogDensity:
@@ -158,6 +192,8 @@ def path_derivative(
         ProgramError: for a latent whose draws carry no gradient.
         InferenceError: for discrete latents with too many values to be summed out.
     """
+    if isinstance(guide, PriorGuide):
+        return _from_prior(model, guide, observed, size, covariates)
     drawn = _draw(guide, observed, size, covariates)
     _reparameterized(drawn.run, summed_out=True)
     return _elbo(model, drawn, _density_at(_frozen(guide), drawn, drawn.values), kl_weights)
@@ -194,6 +230,8 @@ def analytic_kl(
         ProgramError: for distributions without a closed form, another order of the sites, or a latent whose draws carry
             no gradient.
     """
+    if isinstance(guide, PriorGuide):
+        return _from_prior(model, guide, observed, size, covariates)
     guided = sampled(_reparameterized(guide_trace(guide, observed, size, covariates)))
     values = {name: site["value"] for name, site in guided.items()}
     run = trace(model, size, covariates, {**observed, **values})
@@ -224,6 +262,8 @@ def importance_weighted(
     Raises:
         ProgramError: for shared latents, or a latent whose draws carry no gradient.
     """
+    if isinstance(guide, PriorGuide):
+        return _from_prior(model, guide, observed, size, covariates, particles)
     drawn = _particles(guide, observed, size, covariates, particles)
     log_weights = _log_weights(model, drawn, drawn.values, density_of(drawn.run, drawn.size, drawn.values), size)
     return ElboTerms(log_weights.mean(1), log_weights.new_zeros(()), log_weights.logsumexp(1) - log(particles))
@@ -262,12 +302,16 @@ def _particles(guide: PyroModule, observed: Values, size: int, covariates: Value
     """Repeat every row `particles` times, and draw once per row."""
     observed, covariates = (_repeated(part, particles) for part in (observed, covariates))
     run = _reparameterized(guide_trace(guide, observed, size * particles, covariates))
-    if shared := [name for name, site in sampled(run).items() if not is_local(site)]:
+    _refuse_shared(sampled(run))
+    return _Drawn(observed, covariates, size * particles, run)
+
+
+def _refuse_shared(latents: Mapping[str, Any]) -> None:
+    if shared := [name for name, site in latents.items() if not is_local(site)]:
         raise ProgramError(
             f"latents {shared} are shared: a draw of them has one weight for all data together, not one per datum, so "
             "that 'iwae' and 'dreg' would weight minibatches by chance: use objective='stl'"
         )
-    return _Drawn(observed, covariates, size * particles, run)
 
 
 def _log_weights(model: Program, drawn: _Drawn, values: Values, log_q: LogDensity, size: int) -> Tensor:
@@ -297,6 +341,8 @@ def elbo_terms(
 
     With `kl_weights`, `bound` has the weighted objective.
     """
+    if isinstance(guide, PriorGuide):
+        return _from_prior(model, guide, observed, size, covariates)
     run = guide_trace(guide, observed, size, covariates)
     drawn = _Drawn(observed, covariates, size, run)
     if discrete := _discrete(run):
@@ -342,6 +388,11 @@ def check_objective(objective: str, model: PyroModule, guide: PyroModule, observ
     """
     if objective not in OBJECTIVES:
         raise InferenceError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
+    if isinstance(guide, PriorGuide) and objective == "dreg":
+        raise InferenceError(
+            "objective='dreg' is for a guide with weights of its own: a guide that is the model's prior takes "
+            "objective='iwae', whose gradient has no score"
+        )
     size = len(next(iter(observed.values())))
     with torch.no_grad(), seeded(0), defaults(model, observed) as place:
         rows, cols = cast(observed, *place), cast(covariates, *place)

@@ -1,4 +1,7 @@
-"""Exact posteriors of programs whose latents are all discrete: sums over the combinations of their values."""
+"""Exact posteriors of programs whose latents are all discrete: sums over the combinations of their values.
+
+A program without latents has one combination, the empty one, so that its evidence is its density.
+"""
 
 from __future__ import annotations
 
@@ -71,14 +74,14 @@ class FinitePosterior:
         return {**{name: value.unflatten(0, shape) for name, value in drawn.items()}, **constants}
 
 
-def finite_latents(program: PyroModule, data: Data) -> dict[str, Site]:
-    """The latents of a program, without their dependencies, if all of them are discrete; empty otherwise."""
+def finite_latents(program: PyroModule, data: Data) -> dict[str, Site] | None:
+    """The latents of a program, without their dependencies, if all of them are discrete; None otherwise."""
     observed, covariates = data.batch(torch.arange(1, device="cpu"))
     with torch.no_grad(), seeded(0), defaults(program, observed) as place:
         run = sampled(trace(program, 1, cast(covariates, *place), cast(observed, *place)))
     latent = {name: site for name, site in run.items() if name not in observed}
     if not all(site["fn"].support.is_discrete for site in latent.values()):
-        return {}
+        return None
     shapes = {n: s["value"].shape[1:] if is_local(s) else s["value"].shape for n, s in latent.items()}
     return {n: Site(n, s["fn"].support, shapes[n], s["fn"], is_local(s), (), ()) for n, s in latent.items()}
 
@@ -94,7 +97,7 @@ def sum_out(program: PyroModule, data: Data, discrete: dict[str, Site]) -> Finit
     with defaults(program, given, torch.float64) as place, pyro.validation_enabled(False):
         table = combinations(with_all_priors(discrete, double, *data.tensors(*place)))
         table = {name: value.to(place[0]) for name, value in table.items()}
-        rows = max(1, ROWS // len(next(iter(table.values()))))
+        rows = max(1, ROWS // _count(table))
         index = torch.arange(len(data), device="cpu").split(rows)
         parts = [_part(double, table, *data.batch(some, *place)) for some in index]
     log_joint = torch.cat([part[0] for part in parts], 1)
@@ -103,9 +106,14 @@ def sum_out(program: PyroModule, data: Data, discrete: dict[str, Site]) -> Finit
     return FinitePosterior(table, recorded, parts[0][2], log_joint)
 
 
+def _count(table: Values) -> int:
+    """The number of combinations: one, of nothing, where there are no latents."""
+    return len(next(iter(table.values()))) if table else 1
+
+
 def _part(program: Program, table: Values, observed: Values, covariates: Values) -> _Part:
     """The log joint of some data, their local deterministic sites, and those outside the plate."""
-    size, count = len(next(iter(observed.values()))), len(next(iter(table.values())))
+    size, count = len(next(iter(observed.values()))), _count(table)
     rows, cols = (
         {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in part.items()}
         for part in (observed, covariates)

@@ -89,6 +89,7 @@ def reference_of(
 ) -> xr.DataTree:
     """Sample a reference, like `reference`, for a program and data that are already checked."""
     chains, draws = plan.chains, plan.draws
+    refuse_without_latents(program, data)
     exact = _exact_solution(program, data, plan.method)
     entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
     require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data", width=8)
@@ -116,14 +117,21 @@ def structure_of(program: PyroModule, data: Data) -> LinearGaussian | None:
     return detect(program, *data.batch(torch.arange(min(len(data), 16))))
 
 
-def log_evidence(model: Program, observed: Mapping[str, Any] | Data) -> Tensor:
-    """The exact log evidence of every datum, `(data,)`, in nats.
+def log_evidence(
+    model: Program, observed: Mapping[str, Any] | Data, *, covariates: Mapping[str, Any] | None = None
+) -> Tensor:
+    """The exact log evidence of every datum, `(data,)`, in nats; without latents, it is log p(y | covariates).
+
+    Args:
+        model: the program.
+        observed: site → tensor, or a `Data`.
+        covariates: keyword → tensor, leading dimension data.
 
     Raises:
         InferenceError: for a program whose exact posterior is not known here.
         ProgramError: for a likelihood that is a training loss.
     """
-    program, data = as_program(model), bind_fixed(model, observed)
+    program, data = as_program(model), bind_fixed(model, observed, covariates)
     refuse_training_losses(program, *data.batch(torch.arange(min(len(data), 2))))
     return log_evidence_of(program, data)
 
@@ -136,9 +144,27 @@ def log_evidence_of(program: PyroModule, data: Data) -> Tensor:
     return solution.log_evidence
 
 
+def refuse_without_latents(program: PyroModule, data: Data) -> None:
+    """Refuse a program that has no latents, and so no posterior.
+
+    Raises:
+        InferenceError: with what there is in its place.
+    """
+    if not has_latents(program, data):
+        raise InferenceError(
+            "the program has no latents, so that there is no posterior: inference.log_evidence gives log p of the "
+            "observations, and evaluation.check judges the predictions"
+        )
+
+
+def has_latents(program: PyroModule, data: Data) -> bool:
+    """Whether a program has anything but observed sites."""
+    return finite_latents(program, data) != {}
+
+
 def is_exact(program: PyroModule, data: Data) -> bool:
     """Whether the reference of a program with data that are already bound is exact, so that no chains are needed."""
-    return bool(finite_latents(program, data)) or structure_of(program, data) is not None
+    return finite_latents(program, data) is not None or structure_of(program, data) is not None
 
 
 def _exact_solution(program: PyroModule, data: Data, method: str) -> ExactPosterior | FinitePosterior | None:
@@ -166,7 +192,8 @@ def _exact_solution(program: PyroModule, data: Data, method: str) -> ExactPoster
 
 
 def _solution(program: PyroModule, data: Data) -> ExactPosterior | FinitePosterior | None:
-    if discrete := finite_latents(program, data):
+    discrete = finite_latents(program, data)
+    if discrete is not None:
         return sum_out(program, data, discrete)
     structure = structure_of(program, data)
     if structure is None:
