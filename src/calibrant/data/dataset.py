@@ -18,6 +18,7 @@ Transform = Callable[[Batch], Batch]
 Index = slice | Sequence[int] | np.ndarray | Tensor
 
 CHECKED_AT_ONCE = 2**22  # numbers searched for NaN at a time, which keeps the memory below some tens of MB
+_ROWS_READ = 1024  # rows that `values` reads at a time
 
 
 class Data:
@@ -144,6 +145,28 @@ class Data:
         covariates = {name: batch[key] for name, key in self._covariates.items()}
         return observed, {name: c.to(dtype) if c.is_floating_point() else c for name, c in covariates.items()}
 
+    def values(self, name: str, index: Index = slice(None), device: torch.device | str | None = None) -> Tensor:
+        """One observation or covariate of some of the data, transformed; integers keep their dtype.
+
+        Other keys are read only where a `transform` needs them, a block of rows at a time.
+
+        Args:
+            name: an observation or a covariate.
+            index: positions in this `Data`, as for `batch`.
+            device: device of the tensor; None for the device on which it is stored.
+
+        Raises:
+            DataError: for a name that the data do not have, and for the reasons of `batch`.
+        """
+        stored = {**self._observed, **self._covariates}
+        if name not in stored:
+            raise DataError(f"the data have no {name!r}; there are: {_listed(stored)}")
+        part = self._copy()
+        part._observed, part._covariates = {}, {name: stored[name]}
+        positions = _positions(index, len(self))
+        blocks = np.array_split(positions, -(-len(positions) // _ROWS_READ))
+        return torch.cat([part.batch(block, device)[1][name] for block in blocks])
+
     def tensors(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> tuple[Batch, Batch]:
@@ -153,13 +176,16 @@ class Data:
     def fingerprint(self) -> str:
         """A sha256 of the data, 64 hexadecimal digits, which tells whether two results belong to the same data.
 
-        It covers names, labels, and stored values of all observations and covariates, but not `transform`. They are
-        read once, in blocks. Of a `Dataset`, whose items may be random, it covers keys, length and labels only.
+        It covers names, labels, and stored values of all observations and covariates, but of `transform` only what
+        its method `fingerprint` tells, if it has one. They are read once, in blocks. Of a `Dataset`,
+        whose items may be random, it covers keys, length and labels only.
         """
         found = hashlib.sha256(repr((sorted(self._observed), sorted(self._covariates), len(self))).encode())
         for name, labels in sorted(self.coords.items()):
             found.update(f"{name} {labels.dtype}".encode())
             found.update(repr(labels.tolist()).encode() if labels.dtype.hasobject else labels.tobytes())
+        if callable(told := getattr(self.transform, "fingerprint", None)):
+            found.update(told().encode())
         if isinstance(self._source, Dataset):
             return found.hexdigest()
         for name, key in sorted({**self._observed, **self._covariates}.items()):

@@ -25,6 +25,7 @@ from calibrant.models.registry import (
     register_model,
     training,
 )
+from calibrant.models.shared_negatives import SharedNegatives
 from calibrant.models.trained_decoder import DecoderModel, from_decoder
 from calibrant.registries import Case, import_all
 
@@ -43,6 +44,7 @@ __all__ = [
     "ModelCard",
     "Preset",
     "Recipe",
+    "SharedNegatives",
     "Training",
     "TrainingProtocol",
     "card",

@@ -176,7 +176,7 @@ def create(name: str, preset: str | None = None, **arguments: Any) -> PyroModule
         signature.bind(**arguments)
     except TypeError as error:
         raise ProgramError(f"{name}: {error}; its arguments are {signature}") from error
-    _check_values(name, cls, arguments)
+    check_values(name, cls, arguments)
     try:
         model: Any = cls(**arguments)
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
@@ -188,7 +188,7 @@ def create(name: str, preset: str | None = None, **arguments: Any) -> PyroModule
     return model
 
 
-def _check_values(name: str, cls: type[nn.Module], arguments: Mapping[str, Any]) -> None:
+def check_values(name: str, cls: type[nn.Module], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of another type than their annotation, where it is one of the usual ones.
 
     Raises:
