@@ -55,7 +55,7 @@ $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-venv
 
 $(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-venv
 	@echo "Installing calibrant and its test tools into $(VENV): PyTorch is large, the first time takes minutes."
-	@$(install) '.[test]'
+	@$(install) '.[test,features]'
 	@touch $(VENV)/.stamp-demo $@
 
 $(VENV)/.stamp-venv:

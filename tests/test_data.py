@@ -293,3 +293,41 @@ def test_as_data():
     assert made.keys() == ("x", "c")
     with pytest.raises(DataError, match="beside a Data"):
         as_data(data, {"c": np.ones(2)})
+
+
+def test_values_of_one_key_are_read_without_the_others_and_keep_their_dtype(tmp_path):
+    images = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (3000, 2))
+    images[:] = np.nan  # reading them would be refused
+    data = Data({"x": images}, {"y": np.arange(3000)})[::2]
+    assert data.values("y").dtype == torch.int64
+    assert data.values("y").tolist() == list(range(0, 3000, 2))
+    assert data.values("y", [3, 3, 0]).tolist() == [6, 6, 0]
+    with pytest.raises(DataError, match="no 'z'; there are: x, y"):
+        data.values("z")
+
+
+def test_values_are_transformed_in_blocks():
+    sizes = []
+
+    def halved(batch):
+        sizes.append(len(batch["x"]))
+        return {**batch, "x": batch["x"] / 2}
+
+    data = Data({"x": np.arange(2500.0)}, transform=halved)
+    assert data.values("x").tolist() == (np.arange(2500) / 2).tolist()
+    assert len(sizes) == 3
+
+
+def test_a_transform_may_tell_a_fingerprint():
+    class Shift:
+        def __init__(self, by):
+            self.by = by
+
+        def __call__(self, batch):
+            return {"x": batch["x"] + self.by}
+
+        def fingerprint(self):
+            return str(self.by)
+
+    prints = [Data({"x": np.zeros(3)}, transform=Shift(by)).fingerprint() for by in (1, 1, 2)]
+    assert prints[0] == prints[1] != prints[2]

@@ -126,7 +126,8 @@ def test_unknown_names_and_options():
     with pytest.raises(DataError, match="unknown data set 'natrual-patches'; did you mean natural-patches"):
         load("natrual-patches")
     with pytest.raises(
-        DataError, match=r"unknown data set 'qqq'; there are celeba, chest-mnist, cifar10, digits.*FILE\.npz"
+        DataError,
+        match=r"unknown data set 'qqq'; there are caltech-101, celeba, chest-mnist, cifar10, digits.*FILE\.npz",
     ):
         load("qqq")
     with pytest.raises(DataError, match="natural-patches has no option 'width': its options are size"):

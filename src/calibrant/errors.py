@@ -31,6 +31,10 @@ class InferenceError(CalibrantError):
     """A result that inference cannot compute: no exact posterior is known, too few draws, trees that do not match."""
 
 
+class RepresentationError(CalibrantError, ValueError):
+    """A backbone, a file of features or a representation that cannot be used as it is given."""
+
+
 class NonFiniteLoss(CalibrantError, ArithmeticError):
     """A loss in training is not finite; the last good weights were restored.
 

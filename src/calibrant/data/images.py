@@ -88,9 +88,9 @@ class Images:
         rows = np.arange(first, first + len(arrays["x"]))
         return Data({**arrays, _ROW: rows}, transform=self._transform(), name=self.name).select(list(arrays))
 
-    def lazily(self, images: Lazy) -> Data:
-        """The images of a `Lazy` data set as the observation `x`, each of which is read when it is needed."""
-        return Data(images, transform=self._transform(), name=self.name).select(["x"])
+    def lazily(self, images: Lazy, coords: Mapping[str, Any] | None = None) -> Data:
+        """The images of a `Lazy` data set as the observation `x`, each read when it is needed, beside their labels."""
+        return Data(images, None, coords, self._transform(), self.name).select(["x", *images.labels])
 
     def _transform(self) -> Callable[[Batch], Batch]:
         key = stream(self.seed, "grey values")
@@ -109,22 +109,25 @@ class Images:
 
 
 class Lazy(Dataset):
-    """Images that are read one by one: item n is `{"x": images(n)}`.
+    """Images that are read one by one: item n is `{"x": images(n)}`, with its labels.
 
     Args:
         read: the function that reads the image at a position, 8-bit, `(channels, height, width)`.
         rows: position of every image in the whole set.
+        labels: key → one label for every position in the whole set.
     """
 
-    def __init__(self, read: Callable[[int], np.ndarray], rows: np.ndarray) -> None:
-        self.read, self.rows = read, rows
+    def __init__(
+        self, read: Callable[[int], np.ndarray], rows: np.ndarray, labels: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.read, self.rows, self.labels = read, rows, labels or {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
-        return {"x": self.read(row), _ROW: row}
+        return {"x": self.read(row), **{key: values[row] for key, values in self.labels.items()}, _ROW: row}
 
 
 def _all_resized(images: np.ndarray, sides: tuple[int, int]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from calibrant.data.dataset import Data
 from calibrant.data.files import as_splits, load_arrays, load_function
+from calibrant.data.image_folders import load_folder
 from calibrant.errors import DataError
 from calibrant.registries import Case, Registry
 
@@ -27,6 +28,7 @@ class DataSet:
         function: function that loads the data set.
         folder: folder of its files below the data root, which must exist before the set can be loaded; empty for sets
             that come inside a package.
+        or_folder: another folder below the data root, whose files serve as well; empty if there is none.
         downloads: whether `download=True` can download it.
         keys: key → event shape and dtype of its arrays, with the default options.
         cases: examples with other options and their event shapes, which the tests load too.
@@ -38,6 +40,7 @@ class DataSet:
     licence: str
     function: Callable[..., dict[str, Data]]
     folder: str = ""
+    or_folder: str = ""
     downloads: bool = False
     keys: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
@@ -53,12 +56,13 @@ class DataSet:
 
     def state(self, root: str | Path | None = None) -> str:
         """`ready`, `to download` (download=True, --download) or `absent` (to be put into the folder by hand)."""
-        if not self.folder or (data_root(root) / self.folder).exists():
+        folders = [folder for folder in (self.folder, self.or_folder) if folder]
+        if not folders or any((data_root(root) / folder).exists() for folder in folders):
             return "ready"
         return "to download" if self.downloads else "absent"
 
 
-DATA_SETS: Registry[DataSet] = Registry("data set", DataError, "Files: FILE.npz, FILE.npy or FILE.py:function")
+DATA_SETS: Registry[DataSet] = Registry("data set", DataError, "Files: FILE.npz, FILE.npy, FOLDER/ or FILE.py:function")
 
 
 def register_data(
@@ -68,6 +72,7 @@ def register_data(
     source: str,
     licence: str,
     folder: str = "",
+    or_folder: str = "",
     downloads: bool = False,
     keys: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
     cases: tuple[Case, ...] = (),
@@ -81,7 +86,7 @@ def register_data(
     """
 
     def register(function: Function) -> Function:
-        card = DataSet(name, description, source, licence, function, folder, downloads, keys or {}, cases)
+        card = DataSet(name, description, source, licence, function, folder, or_folder, downloads, keys or {}, cases)
         DATA_SETS.add(name, card, function)
         return function
 
@@ -104,9 +109,11 @@ def load(
     """Load a data set as the splits `train`, `validation` and `test`.
 
     Args:
-        name_or_path: a registered name; FILE.npy (read as `x`) or FILE.npz; or FILE.py:function, a function that
-            returns a `Data`, a dict of arrays, or a dict of the three splits. Data without splits are split 80/10/10 at
-            random. Only FILE.py:function imports a file, and arrays are read without unpickling.
+        name_or_path: a registered name; FILE.npy (read as `x`) or FILE.npz; FOLDER/ with photographs CLASS/NAME.jpg,
+            .jpeg or .png, of which the middle square is resized, and which are read when they are needed; or
+            FILE.py:function, a function that returns a `Data`, a dict of arrays, or a dict of the three splits. Data
+            without splits are split 80/10/10 at random. Only FILE.py:function imports a file, and arrays are read
+            without unpickling.
         root: folder of the files of registered sets, see `data_root`.
         download: whether to download a registered set that is missing.
         seed: random seed for the split, and for other random choices of the data set.
@@ -114,6 +121,9 @@ def load(
             images take `size` (a number of pixels, or height and width; None keeps the stored size) and `values`:
             "unit" for grey values k as k/255, "dequantised" for (k + u)/256 with one uniform number u for each pixel,
             "binarised" for one draw of 0 or 1 with probability k/255, or "thresholded" for 1 where k is 128 or more.
+            Sets of photographs by class take `classes`: "all" for a split of every class, "apart" for test classes
+            (the second half, in sorted order) of which nothing is in the other splits, "train" or "test" for a split of
+            these classes alone.
 
     Raises:
         DataError: for an unknown name, missing files, unknown options, or a function with a wrong result.
@@ -127,6 +137,8 @@ def load(
         if options:
             raise DataError(f"{path} takes no options, but got {', '.join(options)}")
         return load_arrays(path, seed)
+    if text.endswith("/") or (text not in DATA_SETS and path.is_dir()):
+        return load_folder(path, seed, options)
     return _load_registered(DATA_SETS[text], data_root(root), download, seed, options)
 
 
