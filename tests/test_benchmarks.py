@@ -16,7 +16,7 @@ import xarray as xr
 from agreement import limit
 from scipy.stats import binomtest
 
-from benchmarks import cells, peers, power, power_tables, trained
+from benchmarks import cells, peers, power, power_tables, retrieval, trained
 from benchmarks.fooled import FOOLED, OneDirection
 from benchmarks.planted import PLANTED, pair
 from benchmarks.structure import Bench, Plan, line, mean_error, sd_ratio
@@ -253,3 +253,16 @@ def test_rows_that_are_not_made_again_stay_in_the_file(tmp_path: Path) -> None:
     assert power.together([exact], str(file)) == [row, exact]
     assert power.together([replace(row, repetitions=60)], str(file)) == [replace(row, repetitions=60)]
     assert power.together([exact], None) == [exact]
+
+
+@pytest.mark.slow
+def test_100_000_images_are_searched_in_less_than_2_gib():
+    row = retrieval.measure(100_000, 1000)
+    assert row.gib_input == pytest.approx(0.48, abs=0.01)
+    assert row.gib_beyond < 2.0
+
+
+def test_the_search_of_a_few_images_is_measured():
+    row = retrieval.measure(2000, 500, features=16)
+    assert (row.images, row.queries, row.features) == (2000, 500, 16)
+    assert row.gib_beyond < 0.5

@@ -71,6 +71,20 @@ while not hasattr(fn, "loc"):
 truth = stats.gumbel_r(fn.loc.detach().numpy(), fn.scale.detach().numpy())
 assert np.allclose(run.nodes["z"]["log_prob"].detach(), truth.logpdf(z.numpy()), atol=1e-4)
 """,
+    "add-a-method": """
+import numpy as np, torch, calibrant as cal
+x = torch.randn(200, 2)
+data = {"x": x, "y": (x[:, 0] > 0).long()}
+trained = cal.representations.train_representation("largest-probability", data, steps=200, lr=0.1, smoothing=0.2)
+probabilities = trained.class_probabilities(x)
+assert torch.allclose(trained.uncertainty(x), 1 - probabilities.max(1).values)
+edge = x[:, 0].abs()
+assert np.corrcoef(trained.uncertainty(x), edge)[0, 1] < -0.7
+try:
+    cal.representations.train_representation("largest-probability", data, smoothing=2.0)
+except cal.errors.ProgramError as error:
+    assert "smoothing=2.0: give a share" in str(error)
+""",
     "add-an-experiment": """
 import numpy as np, calibrant as cal
 results = cal.reproductions.load_results("runs/reproduce-aevb-quick")
@@ -96,6 +110,7 @@ NAMES = {
     "add-a-likelihood": "laplace",
     "add-a-data-set": "wine",
     "add-a-family": "gumbel",
+    "add-a-method": "largest-probability",
     "add-an-experiment": "aevb",
 }
 

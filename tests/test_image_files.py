@@ -91,6 +91,26 @@ def test_omniglot_of_every_layout(tmp_path):
     assert torch.equal(columns.float(), 20 + 20 * (whole["y"] % 2))
 
 
+def test_alphabets_of_omniglot_can_be_held_out(tmp_path):
+    alphabets = [f"Alphabet_{n}" for n in range(8)]
+    write_drawings(tmp_path / "omniglot", alphabets, drawings=3)
+    splits = load("omniglot", root=tmp_path, held_out="alphabets", seed=1)
+    held = {split: set(data.coords["alphabet"]) for split, data in splits.items()}
+    assert {split: len(names) for split, names in held.items()} == {"train": 5, "validation": 1, "test": 2}
+    assert set.union(*held.values()) == set(alphabets)
+    for data in splits.values():
+        y = data.split_keys(["x"], ["y"]).tensors()[1]["y"]
+        assert [alphabets[n // 2] for n in y] == data.coords["alphabet"].tolist()
+        assert np.bincount(y)[y.unique()].tolist() == [3] * len(y.unique())
+    again, other = (load("omniglot", root=tmp_path, held_out="alphabets", seed=seed)["test"] for seed in (1, 2))
+    assert again.labels().tolist() == splits["test"].labels().tolist() != other.labels().tolist()
+    with pytest.raises(DataError, match="held_out='letters' is given, wanted one of drawings, alphabets"):
+        load("omniglot", root=tmp_path, held_out="letters")
+    write_drawings(tmp_path / "few/omniglot", ["Greek", "Latin"])
+    with pytest.raises(DataError, match="held_out='alphabets' needs 3 alphabets or more, and there are 2"):
+        load("omniglot", root=tmp_path / "few", held_out="alphabets")
+
+
 def test_omniglot_says_where_its_files_belong(tmp_path):
     (tmp_path / "omniglot").mkdir()
     with pytest.raises(DataError, match=f"omniglot: there is no ALPHABET/characterNN/NAME.png below {tmp_path}"):

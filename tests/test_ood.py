@@ -15,8 +15,8 @@ import calibrant as cal
 from calibrant.data import Data
 from calibrant.errors import DataError, InferenceError
 from calibrant.evaluation import auroc_difference, ood_experiment
+from calibrant.evaluation.statistics.separation import separation
 from calibrant.evaluation.uncertainty.matching import rescaled
-from calibrant.evaluation.uncertainty.separation import separation
 
 INSIDE = images(50)["x"]
 OUTSIDE = {

@@ -11,7 +11,7 @@ import pytest
 from agreement import limit
 from scipy.special import ndtr, ndtri
 
-from calibrant.evaluation.uncertainty.separation import (
+from calibrant.evaluation.statistics.separation import (
     LEVEL,
     Separation,
     difference,

@@ -17,7 +17,9 @@ from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
 from calibrant.evaluation.judgements.decisions import Verdict
 from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
 from calibrant.evaluation.judgements.on_predictions import predictive_sentences
+from calibrant.evaluation.judgements.on_probabilities import probability_verdicts
 from calibrant.evaluation.reporting import check_plots, image_plots, predictive_plots, run_plots
+from calibrant.evaluation.reporting.reliability_plots import reliability
 from calibrant.evaluation.reporting.tables import (
     calibration_table,
     gap_table,
@@ -75,6 +77,7 @@ def _checked(results: Sequence[RunResult]) -> str:
         "against the reference posterior of the same data, datum by datum": "comparison",
         "by its importance weights": "weights",
         "on data that the model makes": "calibration",
+        "by its predictions of the observations": "probabilities",
     }
     return ", ".join(words for words, field in ways.items() if any(getattr(r, field) is not None for r in results))
 
@@ -90,6 +93,7 @@ class _Section:
     compared: list[Verdict]
     unaided: list[Verdict]
     contrast: list[Verdict]
+    predicted: list[Verdict]
     numbers: list[tuple[str, str]]
     settings: list[tuple[str, str]]
     sites: list[dict[str, str]]
@@ -105,6 +109,7 @@ class _Section:
 
 def _section(result: RunResult) -> _Section:
     comparison = result.comparison
+    predicted = probability_verdicts(result.probabilities) if result.probabilities is not None else []
     found = verdicts(comparison, result.weights, result.calibration)
     equations, paper = _card(result.name)
     pictures = {
@@ -120,10 +125,11 @@ def _section(result: RunResult) -> _Section:
         name=result.name,
         equations=equations,
         paper=paper,
-        conclusion=conclude(found, comparison),
+        conclusion=conclude(predicted or found, comparison),
         compared=[verdict for verdict in found if _is_compared(verdict)],
         unaided=[verdict for verdict in found if not _is_compared(verdict)],
         contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
+        predicted=predicted,
         numbers=number_rows(result),
         settings=setting_rows(result.config),
         sites=[site_row(comparison, name, found) for name in site_names(comparison)] if comparison is not None else [],
@@ -151,6 +157,7 @@ def _check_pictures(result: RunResult) -> dict[str, str | None]:
         "importance": check_plots.importance(result),
         "classifier": check_plots.classifier(result),
         "pairs": check_plots.pairs(result),
+        "reliability": reliability(result),
     }
     if result.predictive is None:
         return found

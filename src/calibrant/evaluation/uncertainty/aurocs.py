@@ -11,9 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from calibrant.errors import InferenceError
+from calibrant.evaluation.statistics.separation import Placements, Separation, difference, pooled, strata_of
 from calibrant.evaluation.uncertainty.matching import MATCHED, strata
 from calibrant.evaluation.uncertainty.refused import is_decided
-from calibrant.evaluation.uncertainty.separation import Placements, Separation, difference, pooled, strata_of
 from calibrant.evaluation.uncertainty.sets import INSIDE
 
 SHOWN = ("as shown", *MATCHED)

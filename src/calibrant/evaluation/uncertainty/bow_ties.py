@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from calibrant.errors import InferenceError
-from calibrant.evaluation.uncertainty.arrays import Given, numbers
+from calibrant.evaluation.statistics.arrays import Given, numbers
 from calibrant.evaluation.uncertainty.moments import Array
 
 PARTS = ("lower", "central", "upper")

@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from calibrant.errors import InferenceError
-from calibrant.evaluation.uncertainty.arrays import Given, numbers
+from calibrant.evaluation.statistics.arrays import Given, numbers
 from calibrant.evaluation.uncertainty.moments import Array
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream

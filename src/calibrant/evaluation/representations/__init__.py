@@ -1,0 +1,1 @@
+"""What embeddings and their uncertainties are worth: retrieval, rejection, crops, people, applications."""
