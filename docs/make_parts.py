@@ -10,8 +10,8 @@ HEAD = """# Models, likelihoods and data sets
 
 `make parts` writes this page from the cards of what is registered; `calibrant list` prints the same in a terminal. A
 new part is one new file: [a model](how-to/add-a-model.md), [a likelihood](how-to/add-a-likelihood.md),
-[a data set](how-to/add-a-data-set.md). [Which likelihood](likelihoods.md) compares the likelihoods, and
-[the models of a paper](presets.md) says what presets are.
+[a data set](how-to/add-a-data-set.md), [a method](how-to/add-a-method.md). [Which likelihood](likelihoods.md) compares
+the likelihoods, and [the models of a paper](presets.md) says what presets are.
 """
 
 
@@ -44,7 +44,28 @@ def text() -> str:
         ["data set", "what it is", "source", "licence"],
         [[f"`{card.name}`", card.description, card.source, card.licence] for card in cal.data.list_data()],
     )
-    parts = {"Models": models, "Presets": presets, "Likelihoods": likelihoods, "Data sets": data}
+    people = table(
+        ["labels", "of", "what they are", "source", "licence"],
+        [
+            [card.name, f"`{card.data}`, {card.split}", card.description, card.source, card.licence]
+            for card in cal.data.list_human_labels()
+        ],
+    )
+    methods = table(
+        ["method", "what is trained", "its uncertainty", "source"],
+        [
+            [f"`{card.name}`", card.about, card.unit, card.paper]
+            for card in map(cal.representations.method_card, cal.representations.methods())
+        ],
+    )
+    parts = {
+        "Models": models,
+        "Presets": presets,
+        "Likelihoods": likelihoods,
+        "Data sets": data,
+        "Human labels of data sets": people,
+        "Methods of representations": methods,
+    }
     return "\n".join([HEAD, *(f"## {heading}\n\n{body}\n" for heading, body in parts.items())])
 
 

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any
 from calibrant._version import __version__
 
 if TYPE_CHECKING:
-    from calibrant import data, errors, evaluation, guides, inference, models, program, reproductions, store
+    from calibrant import (
+        data,
+        distributions,
+        errors,
+        evaluation,
+        guides,
+        inference,
+        models,
+        program,
+        reproductions,
+        store,
+    )
     from calibrant.store import load
 
 __all__ = [
     "__version__",
     "data",
+    "distributions",
     "errors",
     "evaluation",
     "guides",
@@ -21,6 +33,7 @@ __all__ = [
     "load",
     "models",
     "program",
+    "representations",
     "reproductions",
     "store",
 ]

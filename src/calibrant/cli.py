@@ -112,12 +112,13 @@ _Models = Annotated[
     typer.Argument(help=f"Names that `calibrant list models` shows, or FILE.py:Class ({' '.join(MODELS)})."),
 ]
 _Model = Annotated[str, typer.Argument(help="A name that `calibrant list models` shows, or FILE.py:Class.")]
-_Kind = Annotated[str | None, typer.Argument(help="models, presets, likelihoods or data (all four).", metavar="KIND")]
+_Kind = Annotated[str | None, typer.Argument(help="models, presets, likelihoods, methods, data (all).", metavar="KIND")]
 _HEADINGS = {
     "models": "Models (or FILE.py:Class)",
     "presets": "Presets of models (--set preset=NAME)",
     "likelihoods": "Likelihoods (of the models that take one: --set likelihood=NAME)",
-    "data": "Data (or FILE.npz, FILE.npy, FILE.py:function)",
+    "methods": "Methods that learn representations with uncertainties (representations.train_representation)",
+    "data": "Data (or FILE.npz, FILE.npy, FOLDER/ of photographs by class, FILE.py:function)",
 }
 _Run = Annotated[Path, typer.Argument(help="The run folder.")]
 _RunData = Annotated[str | None, typer.Option("--data", help="Data to check in place of the run's, named as for `run`")]
@@ -322,8 +323,8 @@ def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
 
 @app.command("list")
 def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
-    """List the models, presets of models, likelihoods and data sets that are known by name."""
-    from calibrant import data, models
+    """List the models, presets, likelihoods, methods and data sets that are known by name."""
+    from calibrant import models, representations
 
     lines = {
         "models": {name: models.card(name).equations for name in models.list_models()},
@@ -333,7 +334,8 @@ def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
             for preset, about in models.card(name).presets.items()
         },
         "likelihoods": {e.name: f"{e.equations} [{e.density_of}]" for e in models.list_likelihoods()},
-        "data": {entry.name: f"{entry.description} [{entry.state(data_root)}]" for entry in data.list_data()},
+        "methods": {name: representations.method_card(name).about for name in representations.methods()},
+        "data": _data_lines(data_root),
     }
     if kind not in (None, *lines):
         raise CalibrantError(f"there is no list of {kind}: write {', '.join(lines)}, or nothing for all")
@@ -343,6 +345,19 @@ def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
         typer.echo(_HEADINGS[heading])
         for name, text in entries.items():
             typer.echo(f"  {name:<{width}}{text}")
+
+
+def _data_lines(data_root: str | None) -> dict[str, str]:
+    """Data sets, each followed by the human labels of it."""
+    from calibrant import data
+
+    lines = {}
+    for entry in data.list_data():
+        lines[entry.name] = f"{entry.description} [{entry.state(data_root)}]"
+        for labels in data.list_human_labels():
+            if labels.data == entry.name:
+                lines[f"+ {labels.name}"] = f"{labels.description} [{labels.state(data_root)}]"
+    return lines
 
 
 _Paper = Annotated[str | None, typer.Argument(help="Name of a paper; without it, papers and experiments are listed.")]

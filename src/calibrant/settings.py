@@ -161,7 +161,8 @@ class Request:
 
     models: tuple[str, ...] = field(default=(), metadata=option("registered names or FILE.py:Class"))
     data: str | None = field(
-        default=None, metadata=option("registered data set, FILE.npz, FILE.npy or FILE.py:function", "data", shown=DATA)
+        default=None,
+        metadata=option("registered data set, FILE.npz, FILE.npy, FOLDER/ or FILE.py:function", "data", shown=DATA),
     )
     data_root: str | None = field(
         default=None,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ def versions() -> dict[str, str]:
     """Versions of calibrant, Python and the libraries that results depend on."""
     found = {name: version(name) for name in _LIBRARIES}
     return {"calibrant": __version__, "python": platform.python_version(), **found}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those of some packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

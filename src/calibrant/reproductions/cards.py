@@ -147,6 +147,8 @@ class Experiment:
         claims: statements of the paper about single numbers.
         domain: the domain of data that it is about, as `--domain` names it; empty if the paper has one domain.
         uses: name of an experiment of the same paper whose trained models its cells take; empty for none.
+        optional: optional packages that change what the cells compute: their versions are part of what a cell follows
+            from.
         cell: function that computes a cell.
         summarise: function of the finished cells that returns sentences and pictures; None for neither.
     """
@@ -170,6 +172,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     domain: str
     uses: str
+    optional: tuple[str, ...]
     cell: Callable[..., Mapping[str, Any]]
     summarise: Callable[..., Any] | None
 

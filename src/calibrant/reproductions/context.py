@@ -61,6 +61,8 @@ class Context:
             outside a run, where nothing is kept.
         trained: the trainings so far: name → number of steps, and why it ended.
         kept: the trained weights that were kept so far: name → sha256.
+        caches: folder of the run for files that several cells use, such as features of images, each of which says by a
+            digest what it is of; None outside a run.
     """
 
     card: Experiment
@@ -76,6 +78,7 @@ class Context:
     shelf: Shelf | None = None
     trained: dict[str, tuple[int, str]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    caches: Path | None = None
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -14,7 +14,8 @@ from calibrant.folders.configuration import CONFIG, FORMAT, REPRODUCTION, read_a
 from calibrant.reproductions.cards import Experiment, file_name
 from calibrant.reproductions.registering import PAPERS, experiment, list_experiments
 
-CELLS, WEIGHTS, TRAININGS, RESULTS, REPORT = "cells", "weights", "trainings", "results.json", "report.html"
+CELLS, WEIGHTS, TRAININGS, CACHES = "cells", "weights", "trainings", "caches"
+RESULTS, REPORT = "results.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Plan:
     def training_folder(self, card: Experiment, row: str, seed: int, digest: str) -> Path:
         """The folder of a cell's checkpoints, which another digest does not share."""
         return self.out / TRAININGS / card.name / f"{file_name(row)}.{seed}-{digest[:12]}"
+
+    @property
+    def caches(self) -> Path:
+        """The folder of what cells compute for each other, such as features of images."""
+        return self.out / CACHES
 
     def resuming(self) -> str:
         """The command that goes on with this run."""
@@ -204,7 +210,7 @@ def clear(folder: Path) -> None:
     Raises:
         RunError: for a link in the place of a folder inside it.
     """
-    inside = [folder / CELLS, folder / WEIGHTS, folder / TRAININGS]
+    inside = [folder / part for part in (CELLS, WEIGHTS, TRAININGS, CACHES)]
     for part in inside:
         if part.is_symlink():
             raise RunError(f"{part} is a link: calibrant stays inside {folder}, so delete the link")

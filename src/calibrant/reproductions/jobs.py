@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from calibrant.errors import RunError
+from calibrant.folders.configuration import versions_of
 from calibrant.folders.files import digest
 from calibrant.reproductions.cards import Experiment
 from calibrant.reproductions.cells import Cell, read_cell
@@ -65,6 +66,8 @@ def _jobs(plan: Plan, card: Experiment, source: Source, seed: int, used: tuple[J
         },
         "code": digest(code_of(card.cell).encode()),
     }
+    if there := versions_of(card.optional):
+        facts["packages"] = there
     if used:
         facts["uses"] = {job.row: job.digest for job in used}
     jobs = []

@@ -54,6 +54,7 @@ def register_experiment(
     claims: tuple[Claim, ...] = (),
     domain: str = "",
     uses: str = "",
+    optional: tuple[str, ...] = (),
     summarise: Callable[[Found], Summary] | None = None,
 ) -> Callable[[CellFunction], CellFunction]:
     """Decorator that registers the function of an experiment's cells: `cell(context, row, seed)`.
@@ -73,7 +74,7 @@ def register_experiment(
     def register(cell: CellFunction) -> CellFunction:
         found = Experiment(
             paper, name, answers, shows, rows, numbers, needs, settings or {}, quick or {}, full_only, reduced,
-            reduced_quick, minutes, seeds, targets, orderings, claims, domain, uses, cell, summarise,
+            reduced_quick, minutes, seeds, targets, orderings, claims, domain, uses, optional, cell, summarise,
         )  # fmt: skip
         _check(found)
         _EXPERIMENTS[paper].add(name, found, cell)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from calibrant.errors import DataError
 from calibrant.processes import processes_for, side_by_side
@@ -224,7 +225,7 @@ def _alone(seed: int) -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)
     try:
-        with seeded(seed):
+        with threadpool_limits(1), seeded(seed):  # numpy's libraries too, which would use all cores in every process
             yield
     finally:
         torch.set_num_threads(threads)

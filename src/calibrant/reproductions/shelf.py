@@ -30,6 +30,7 @@ def context_of(plan: Plan, job: Job, source: Source, progress: Progress = silent
         folder=plan.training_folder(card, job.row, job.seed, job.digest),
         progress=progress,
         shelf=RunShelf(plan, job, source),
+        caches=plan.caches,
     )
 
 
