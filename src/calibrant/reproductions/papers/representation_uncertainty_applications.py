@@ -14,7 +14,6 @@ from calibrant.evaluation.representations.acquiring import active_learning
 from calibrant.evaluation.representations.credible import credible_retrieval
 from calibrant.evaluation.representations.few_shots import few_shot
 from calibrant.evaluation.representations.safe import safe_retrieval
-from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
 from calibrant.reproductions.datasets import as_bytes, datasets_of
 from calibrant.reproductions.found import Found, Picture, Summary
@@ -23,6 +22,7 @@ from calibrant.reproductions.papers.representation_uncertainty_features import (
     CALTECH,
     PACKAGES,
     WITHOUT,
+    measured,
     part_of,
 )
 from calibrant.reproductions.papers.representation_uncertainty_methods import method_of
@@ -55,11 +55,6 @@ NUMBERS = {
     LEARNED: "accuracy over the learning curve, uncertainty less random",
     CENTRES: "accuracy over the learning curve, k-centre less random",
 }
-
-
-def _difference(found: xr.Dataset, name: str, **place: Any) -> Measured:
-    at = found.sel(**place, drop=True) if place else found
-    return Measured(float(at[name]), float(at[f"{name}_se"]))
 
 
 def _learning(context: Context, trained: Any) -> xr.Dataset:
@@ -150,16 +145,16 @@ def applications(context: Context, row: str, seed: int) -> Mapping[str, Any]:
     safe = safe_retrieval(embedded, test.y, u, keep=[KEPT], seed=context.stream("safe")).isel(keep=0)
     learning = _learning(context, trained)
     found: dict[str, Any] = {
-        **{_shots(count, "accuracy"): _difference(shots, "accuracy", shots=count) for count in SHOTS},
-        **{_shots(count, "R-AUROC"): _difference(shots, "r_auroc", shots=count) for count in SHOTS},
-        SAFE: _difference(safe, "gain_over_random", dropped="database"),
-        SELECTED: _difference(safe, "selection", dropped="queries"),
-        LEARNED: _difference(learning, "gain", acquisition="uncertainty"),
-        CENTRES: _difference(learning, "gain", acquisition="k-centre"),
+        **{_shots(count, "accuracy"): measured(shots, "accuracy", shots=count) for count in SHOTS},
+        **{_shots(count, "R-AUROC"): measured(shots, "r_auroc", shots=count) for count in SHOTS},
+        SAFE: measured(safe, "gain_over_random", dropped="database"),
+        SELECTED: measured(safe, "selection", dropped="queries"),
+        LEARNED: measured(learning, "gain", acquisition="uncertainty"),
+        CENTRES: measured(learning, "gain", acquisition="k-centre"),
         "learning": as_bytes(learning),
     }
     if row == MC:
         caps = _caps(context, trained)
-        found |= {COVERED: _difference(caps, "coverage", level=LEVEL), SIZE: float(caps["size_mean"].sel(level=LEVEL))}
+        found |= {COVERED: measured(caps, "coverage", level=LEVEL), SIZE: float(caps["size_mean"].sel(level=LEVEL))}
         found["caps of views"] = as_bytes(caps)
     return found

@@ -25,7 +25,6 @@ from calibrant.models.registry import create
 from calibrant.program.environment import seeded
 from calibrant.representations.trained import Trained
 from calibrant.reproductions.cards import Claim, Needs
-from calibrant.reproductions.cells import Measured
 from calibrant.reproductions.context import Context
 from calibrant.reproductions.found import Found, Summary
 from calibrant.reproductions.papers.representation_uncertainty import PAPER
@@ -220,9 +219,9 @@ def second_view(context: Context, row: str, seed: int) -> Mapping[str, Any]:
         first, second, trained.embed(test.x), *_pair_constants(trained), labels=test.y, seed=context.seed
     )
     return {
-        **{_by(SAME, one): _at(found, "instance", estimate=one) for one in ESTIMATES},
-        **{_by(CLASS, one): _at(found, "recall", estimate=one) for one in ESTIMATES},
-        **{_by(COSINE, one): _at(found, "cosine_gain", estimate=one) for one in ESTIMATES[1:]},
+        **{_by(SAME, one): measured(found, "instance", estimate=one) for one in ESTIMATES},
+        **{_by(CLASS, one): measured(found, "recall", estimate=one) for one in ESTIMATES},
+        **{_by(COSINE, one): measured(found, "cosine_gain", estimate=one) for one in ESTIMATES[1:]},
     }
 
 
@@ -288,12 +287,8 @@ def two_scalars(context: Context, row: str, seed: int) -> Mapping[str, Any]:
     scalars = [(trained.uncertainty(part.x), feature_distance(part.x, train.x)) for part in (inside, outside)]
     found = uncertainty_pair(*scalars[0], correct, scalars[1], seed=context.seed)
     numbers = {
-        f"{task}, {name}": _at(found, "auroc", task=task, score=score)
+        f"{task}, {name}": measured(found, "auroc", task=task, score=score)
         for task in (ERRORS, OUTSIDE)
         for name, score in SCORES.items()
     }
-    return {**numbers, f"{WORST}, gain": _at(found, "worst_gain", pair="logistic")}
-
-
-def _at(found: Any, name: str, **place: str) -> Measured:
-    return measured(found.sel(place), name)
+    return {**numbers, f"{WORST}, gain": measured(found, "worst_gain", pair="logistic")}

@@ -62,9 +62,10 @@ class Part:
         return cls(values["x"], values["y"].numpy().astype(np.int64))
 
 
-def measured(found: xr.Dataset, name: str) -> Measured:
-    """A number of the evaluation with its bootstrap error."""
-    return Measured(float(found[name]), float(found[f"{name}_se"]))
+def measured(found: xr.Dataset, name: str, **place: Any) -> Measured:
+    """A number of the evaluation with its bootstrap error, at the labels of `place` if it has dimensions."""
+    at = found.sel(place)
+    return Measured(float(at[name]), float(at[f"{name}_se"]))
 
 
 def backbone_of(context: Context) -> Backbone:
