@@ -164,8 +164,9 @@ def test_exact_caps_are_not_measured_with_the_draw_that_is_judged(generator):
 def test_the_quick_run_recovers_what_is_known(row, seed, tmp_path):
     found = run(row, tmp_path, seed)
     assert found["rank of κ, guide"].value > 0.8
-    caps = found["caps, guide"]  # of 3,000 inputs; by draws they lie at the lower end
-    assert 0.87 - 2 * caps.se <= caps.value <= 0.94 + 2 * caps.se
+    caps = found["caps, guide"]
+    slack = 2 * caps.se if "by draws" in row else 0.0  # these lie at the lower end
+    assert 0.87 - slack <= caps.value <= 0.94
 
 
 @pytest.mark.slow
