@@ -145,13 +145,15 @@ def test_nothing_passes_that_not_all_was_asked_of():
 
 def test_a_pass_tells_the_expected_number_of_missed_modes_and_the_data_without_a_reference():
     missed = comparison(0).assign_attrs(expected_wrong=0.4, n_left_out=3)
-    assert "missed a mode of 0.4 of these data" in str(conclude(PASSING, missed))
+    assert "missed a mode of some data (of 0.4, in expectation)" in str(conclude(PASSING, missed))
     assert "Nothing was compared for 3 more" in str(conclude(PASSING, missed))
     assert "mode" not in str(conclude(PASSING, comparison(0)))
 
 
 def test_single_wrong_data_are_told_where_the_average_is_right():
-    assert "For 2 of the 40 data a classifier can still tell it" in str(conclude(PASSING, comparison(2)))
+    assert "For 2 of 40 data a classifier can still tell the guide from the reference" in str(
+        conclude(PASSING, comparison(2))
+    )
     assert "classifier" not in str(conclude(PASSING, comparison(0)))
 
 
@@ -167,14 +169,14 @@ def test_a_failure_is_told_in_plain_words():
     assert "intervals" not in str(found), "what follows from the sd is not told again"
     assert "For 12 of 40 data the guide is clearly wrong (expect at most 2 of these to be false alarms)" in str(found)
     off = verdict("z", "sd", "fail", 0.2, direction="off")
-    assert "its posterior sd is wrong for single data, by 20%." in str(conclude([off]))
+    assert "its posterior sd is off by 20%." in str(conclude([off]))
     one = replace(
         verdict("z", "sd", "fail", -0.4),
         sentence="`z[3]`: too narrow by 40% (the worst of 8 latents)",
         entry="z[3]",
         direction="too narrow",
     )
-    assert "too small by 40% in one or more of its entries" in str(conclude([one], comparison(0)))
+    assert "too small by 40% for `z[3]`" in str(conclude([one], comparison(0)))
     assert "clearly" not in str(conclude([one], comparison(0)))
 
 

@@ -33,8 +33,8 @@ def guide_with(factor):
 CASES = {
     "too narrow": (lambda x: torch.full_like(x, 0.6), "", "its posterior sd is too small by 40%"),
     "too wide": (lambda x: torch.full_like(x, 1.6), "", "its posterior sd is too large by 60%"),
-    "off": (lambda x: torch.where(x > 0, 1.4, 1 / 1.4), "", "its posterior sd is wrong for single data, by"),
-    "one entry": (lambda x: torch.ones_like(x) * torch.tensor([1.0, 0.85]), "z[1]", "in one or more of its entries"),
+    "off": (lambda x: torch.where(x > 0, 1.4, 1 / 1.4), "", "its posterior sd is off by"),
+    "one entry": (lambda x: torch.ones_like(x) * torch.tensor([1.0, 0.85]), "z[1]", "is too small by 15% for `z[1]`"),
 }
 
 

@@ -139,6 +139,14 @@ def test_the_conclusion_comes_first_then_the_verdicts(full, page):
     )
 
 
+def test_a_story_of_several_models_comes_before_everything_else(full, tmp_path, bare):
+    story = ["The guide of `vae` passes.", "That of `ea-vae` fails.", "A collapsed guide passes <b>too</b>."]
+    text = report(full, tmp_path / "report.html", "", story).read_text(encoding="utf-8")
+    body = text[text.index("<h1>") :]
+    places = [body.index(part) for part in ("guide of <code>vae</code> passes", "fails.", "&lt;b&gt;", "<nav>")]
+    assert places == sorted(places)
+
+
 def test_the_page_states_the_error_rates_of_the_verdicts(page):
     text = re.sub(r"\s+", " ", Page(page).text)
     assert f"at most {judging.FALSE_ALARM:.0%} of checks say so" in text
@@ -186,7 +194,7 @@ def test_the_quantities_of_a_calibration_are_those_found(full, page):
     row = cal.evaluation.uniformity(full[1].calibration).sel(quantity="log_joint")
     bias, spread = (number(float(row[name]), float(row[f"{name}_se"])) for name in ("bias", "spread"))
     assert f"log_joint{bias}{spread}{float(row['ecdf_difference']):.3f}" in text
-    assert f"{SIMULATIONS} latents were drawn from the prior" in text
+    assert f"{SIMULATIONS} data were simulated from the model" in text
 
 
 def test_remedies_are_told_and_listed(full, tmp_path, bare):
@@ -218,9 +226,9 @@ def test_remedies_are_told_and_listed(full, tmp_path, bare):
 def test_results_without_reference_or_history(full, tmp_path):
     lone = RunResult("vae", full[0].model, {}, full[0].amortized)
     text = Page(rendered(lone, tmp_path)).text
-    assert "no reference posterior to compare" in text
+    assert "nothing: there is no reference posterior" in text
     assert "cannot tell" in text
-    assert "On data that the model makes" not in text
+    assert "were simulated from the model" not in text
 
 
 @pytest.mark.parametrize(("name", "shape"), [("ppca", (7,)), ("ppca", (3, 4, 5)), ("vae", (4, 6))], ids=str)
@@ -246,7 +254,7 @@ def test_a_reference_that_fails_for_some_data_or_for_all(full, failed, tmp_path,
     assert "R-hat <1.2> of z[1]" in text
     assert "datum 101" in text
     assert "cannot tell" in text
-    assert "How they differ: the root mean square of x is" in text
+    assert "The root mean square of x is" in text
 
 
 def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, bare):
@@ -260,7 +268,7 @@ def test_gaps_are_those_found_and_say_what_is_not_known(full, tmp_path, bare):
     some["method"], some["reason"] = split["method"], ("data", np.array(["too <far>"] * 3 + [""] * 3))
     text = re.sub(r"\s+", " ", Page(rendered(replace(full[0], gap=some), tmp_path)).text)
     assert "Known for 3 of 6 data" in text
-    assert "the first one: too <far>." in text
+    assert "for the first of them: too <far>." in text
     none = replace(full[0], gap=some.where(False).assign(method=some["method"], reason=some["reason"]))
     assert GAPS(full[0]) is not None
     assert GAPS(none) is None

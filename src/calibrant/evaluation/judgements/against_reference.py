@@ -14,6 +14,7 @@ import xarray as xr
 from calibrant.evaluation.judgements import on_dependence, on_evidence, on_marginals, on_single_data, without_reference
 from calibrant.evaluation.judgements.decisions import Direction, Question, Statistic, Status, Verdict, decide
 from calibrant.evaluation.judgements.on_averaging import averaged_error
+from calibrant.evaluation.judgements.on_misreading import misread_output
 from calibrant.evaluation.judgements.pooled import Limits
 from calibrant.evaluation.judgements.sentences import compared_sentence, natural
 
@@ -47,8 +48,9 @@ def verdicts(
     Returns:
         For each latent site "sd", "mean", "coverage" and "shape", shared sites last; "correlation", "direction" and
         "single data"; "evidence gap"; "k-hat", "log joint" and "log likelihood", as far as they are known. If one of
-        them fails, "averaged error" names that mistake, if the guide bears its mark, and only describes. All verdicts
-        that decide form one family: the error rates of `evaluation.judgements.decisions` hold for all of them together.
+        them fails, "averaged error" or, for an sd, "misread output" name these mistakes, if the guide bears their mark,
+        and only describe. All verdicts that decide form one family: the error rates of `judgements.decisions` hold for
+        all of them together.
     """
     compared = _compared(result) if result is not None else []
     sites = _undecided_sites(result, calibration)
@@ -58,10 +60,11 @@ def verdicts(
     if result is not None and result.attrs["cannot_tell"] and not sites:
         share = f"{result.attrs['share_left_out']:.0%} of the data have no reference posterior"
         found = [_withdrawn(v, share) if v.status == "pass" and v.quantity in COMPARED else v for v in found]
-    mistake = averaged_error(weights) if any(verdict.status == "fail" for verdict in found) else None
+    failed = {verdict.quantity for verdict in found if verdict.status == "fail"}
+    mistakes = [averaged_error(weights) if failed else None, misread_output(result) if "sd" in failed else None]
     known = any(question.quantity == "evidence gap" for question in questions)
     described = [] if known else without_reference.descriptions(weights)
-    return [*found, *described, *([mistake] if mistake is not None else [])]
+    return [*found, *described, *(mistake for mistake in mistakes if mistake is not None)]
 
 
 def _compared(result: xr.Dataset) -> list[Question]:

@@ -10,9 +10,12 @@ import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Status, Verdict
 from calibrant.evaluation.judgements.on_averaging import AVERAGED
+from calibrant.evaluation.judgements.on_misreading import MISREAD
 from calibrant.evaluation.judgements.on_probabilities import FULL_DATA as PREDICTED_DATA
 from calibrant.evaluation.judgements.on_probabilities import PRIOR, SCORE
 from calibrant.evaluation.judgements.without_reference import LEAST_DATA
+from calibrant.evaluation.judgements.wording import counted
+from calibrant.shown import badge, card, following, paragraph
 
 # A budget with which an exact guide passes (benchmarks/power.py).
 FULL_DATA, FULL_DRAWS, FULL_SIMULATIONS, FULL_ESS = 128, 1000, 2000, 1000
@@ -27,13 +30,24 @@ class Conclusion:
     Attributes:
         status: "pass" if all verdicts that decide pass, "fail" if any of them fails, else "cannot tell".
         sentences: the answer, then its reasons, then what to do.
+        remedy: the next thing to do, in a sentence that introduces `next_line`; "" where only verdicts are known.
+        next_line: a line that does it, to be pasted into a shell (it starts with "calibrant") or into Python, after
+            `import calibrant as cal`, with the names `model`, `guide`, `data` (that are checked) and `train`.
     """
 
     status: Status
     sentences: list[str]
+    remedy: str = ""
+    next_line: str = ""
 
     def __str__(self) -> str:
         return " ".join(self.sentences)
+
+    def __repr__(self) -> str:
+        return f"Conclusion({self.status}: {self.sentences[0]})"
+
+    def _repr_html_(self) -> str:
+        return card(badge(self.status), *map(paragraph, self.sentences), following(self.remedy, self.next_line))
 
 
 def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) -> Conclusion:
@@ -46,7 +60,7 @@ def conclude(verdicts: Sequence[Verdict], comparison: xr.Dataset | None = None) 
     Args:
         verdicts: the verdicts, as `evaluation.verdicts` returns them.
         comparison: the comparison that was judged; if it holds the result of `c2st`, the conclusion says for how many
-            data the guide is visibly wrong.
+            data the guide is clearly wrong.
     """
     if any(verdict.quantity == SCORE for verdict in verdicts):
         return _on_predictions(verdicts)
@@ -74,7 +88,7 @@ def _on_predictions(verdicts: Sequence[Verdict]) -> Conclusion:
         answer = Conclusion("fail", [f"Do not trust the predicted probabilities of {sites} as they are. {said}."])
     elif open_:
         asked = ", ".join(f"{verdict.quantity} of `{verdict.site}`" for verdict in open_)
-        advice = f"Use at least {PREDICTED_DATA:,} data; if they were used, an error lies near its margin."
+        advice = f"Use at least {PREDICTED_DATA:,} data. If you did, some error is close to its margin."
         answer = Conclusion(
             "cannot tell", [f"Cannot tell yet: no question fails, but {asked} cannot be decided. {advice}"]
         )
@@ -92,7 +106,7 @@ def _on_predictions(verdicts: Sequence[Verdict]) -> Conclusion:
 def _unseen(deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
     """The errors that no verdict can see; empty if there are none."""
     if comparison is None:
-        return "without a reference, errors that its own draws do not show stay unseen"
+        return "without a reference posterior, errors that the guide's own draws do not show remain unseen"
     if discrete := comparison.attrs.get("discrete", ""):
         return (
             f"{discrete}, whose values are whole numbers, could not be compared by means and sds: compare the "
@@ -110,7 +124,7 @@ _OF_SHAPE = ("shape", "log joint")
 
 def _right(comparison: xr.Dataset) -> list[str]:
     count, left_out = comparison.sizes["data"], int(comparison.attrs["n_left_out"])
-    data = "the datum that was checked" if count == 1 else f"the {count} data that were checked"
+    data = "the datum that was checked" if count == 1 else f"the {count:,} data that were checked"
     several = comparison.sizes.get("latent", 0) and count > 1
     over = ", on average over the data and for the worst of them" if several else ""
     found = [
@@ -121,10 +135,10 @@ def _right(comparison: xr.Dataset) -> list[str]:
         have = "has" if left_out == 1 else "have"
         found.append(f"Nothing was compared for {left_out} more, which {have} no reference.")
     if comparison.attrs["cannot_tell"]:
-        found.append("For the data without a reference, the ranks of every latent on simulated data are right.")
+        found.append("Simulated data, which need no reference, show no error in any latent.")
     expected = float(comparison.attrs.get("expected_wrong", 0.0))
     if expected >= 0.01:
-        found.append(f"The reference itself may have missed a mode of {expected:.2g} of these data (expected number).")
+        found.append(f"The reference itself may have missed a mode of some data (of {expected:.2g}, in expectation).")
     return found
 
 
@@ -133,9 +147,9 @@ def _not_asked(deciding: Sequence[Verdict], comparison: xr.Dataset) -> list[str]
     asked = {verdict.quantity for verdict in deciding}
     parts = {
         "direction": "sums of latents",
-        "k-hat": "its importance weights",
+        "k-hat": "importance weights",
         "log joint": "simulated data",
-        "log likelihood": "what the likelihood informs",
+        "log likelihood": "the log likelihood on simulated data",
     }
     if comparison.sizes.get("latent", 0) < 2:
         del parts["direction"]
@@ -149,30 +163,46 @@ def _single(comparison: xr.Dataset) -> list[str]:
     if not flagged:
         return []
     return [
-        f"For {_count(flagged, count)} of the {count} data a classifier can still tell it from the reference: by "
-        "errors smaller than the margins, or of a kind that the verdicts do not ask about."
+        f"For {_some(flagged, count)} a classifier can still tell the guide from the reference: by errors smaller than "
+        "the margins, or of a kind that was not asked about."
     ]
 
 
 def _wrong(failed: Sequence[Verdict]) -> list[str]:
-    """Say what is wrong with each site, in its plainest statement."""
+    """Say what is wrong with each site, in its plainest statement; name all else that fails, or say it if it is all."""
     lines: dict[str, list[str]] = {}
     for verdict in failed:
         lines.setdefault(verdict.site, []).append(_fault(verdict))
+    joint = [verdict for verdict in failed if verdict.site == "all latents"]
     # Coverage and shape follow from mean and sd: they are mentioned only if nothing else is wrong.
-    told = [fault for faults in lines.values() for fault in ([f for f in faults if f not in _FOLLOWS] or faults[:1])]
-    faults: list[str] = []
-    for site, found in lines.items():
-        kept = dict.fromkeys(fault for fault in found if fault in told)
-        faults += kept if site == "all latents" else [f"`{site}`: {' and '.join(kept)}"]
+    sites = {site: [f for f in found if f not in _FOLLOWS] or found[:1] for site, found in lines.items()}
+    faults = [f"`{site}`: {' and '.join(dict.fromkeys(f))}" for site, f in sites.items() if site != "all latents"]
+    if not faults:
+        faults, joint = [_fault(verdict) for verdict in joint[:1]], joint[1:]
+    if names := list(dict.fromkeys(_NAMES.get(verdict.quantity, verdict.quantity) for verdict in joint)):
+        faults.append(f"also wrong: {_listed(names)}")
     return [f"Do not trust the guide's uncertainty as it is. {'. '.join(_capital(fault) for fault in faults)}."]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def _mistake(verdicts: Sequence[Verdict]) -> list[str]:
     """The mistake that explains what is wrong, where it is known."""
-    return [f"{_capital(verdict.sentence)}." for verdict in verdicts if verdict.quantity == AVERAGED]
+    return [f"{_capital(verdict.sentence)}." for verdict in verdicts if verdict.quantity in (AVERAGED, MISREAD)]
 
 
+# What the quantities of all latents together are called.
+_NAMES = {
+    "correlation": "correlations",
+    "direction": "sums of latents",
+    "evidence gap": "the ELBO",
+    "k-hat": "the importance weights",
+    "log joint": "the log joint on simulated data",
+    "log likelihood": "the log likelihood on simulated data",
+    "ranks": "ranks on simulated data",
+}
 _COVERAGE = "its intervals contain the truth less or more often than they say"
 _SHAPE = "its distribution has the wrong shape"
 _FOLLOWS = (_COVERAGE, _SHAPE)
@@ -196,11 +226,11 @@ def _fault(verdict: Verdict) -> str:
         return {
             "too narrow": f"{width} is too small {by}",
             "too wide": f"{width} is too large {by}",
-        }.get(_direction(verdict), f"{width} is wrong for single data, {by}")
+        }.get(_direction(verdict), f"{width} is off {by}")
     if verdict.quantity == "mean":
         return f"its posterior {'median' if verdict.quantiles else 'mean'} is off{_entry(verdict)}"
     if verdict.quantity == "single data":
-        return f"it is wrong for single data (the worst: {verdict.sentence})"
+        return f"it is wrong for single data: {verdict.sentence}"
     return _PLAIN[verdict.quantity]
 
 
@@ -211,7 +241,7 @@ def _direction(verdict: Verdict) -> str:
 
 def _entry(verdict: Verdict) -> str:
     """A phrase for verdicts that one entry of many has decided."""
-    return " in one or more of its entries" if verdict.entry else ""
+    return f" for `{verdict.entry}`" if verdict.entry else ""
 
 
 def _capital(text: str) -> str:
@@ -223,9 +253,12 @@ def _where(comparison: xr.Dataset | None) -> list[str]:
     flagged, count = _flagged(comparison)
     if comparison is None or not flagged:
         return []
-    alarms = math.ceil(comparison.attrs["c2st_fdr"] * flagged)
+    if flagged == 1:
+        rate = f"{comparison.attrs['c2st_fdr']:.0%}"
+        return [f"For {_some(flagged, count)} the guide is clearly wrong (at most {rate} of such findings are wrong)."]
+    alarms = math.ceil(round(comparison.attrs["c2st_fdr"] * flagged, 6))  # 0.1 × 70 is 7, whatever floats say
     false = "one of these to be a false alarm" if alarms == 1 else f"{alarms} of these to be false alarms"
-    return [f"For {flagged} of {count} data the guide is clearly wrong (expect at most {false})."]
+    return [f"For {_some(flagged, count)} the guide is clearly wrong (expect at most {false})."]
 
 
 def _flagged(comparison: xr.Dataset | None) -> tuple[int, int]:
@@ -236,17 +269,19 @@ def _flagged(comparison: xr.Dataset | None) -> tuple[int, int]:
     return int((comparison["c2st_flagged"].astype(bool) & known).sum()), int(known.sum())
 
 
-def _count(flagged: int, count: int) -> str:
-    return "all" if flagged == count else str(flagged)
+def _some(flagged: int, count: int) -> str:
+    if count == 1:
+        return "the datum that was checked"
+    return f"all {count} data" if flagged == count else f"{flagged} of {count} data"
 
 
 def _unknown(open_: Sequence[Verdict], deciding: Sequence[Verdict], comparison: xr.Dataset | None) -> list[str]:
     if not deciding:
         return ["Nothing could be checked: there is neither a reference nor a diagnosis of the guide's own draws."]
-    asked = [v.quantity if v.site == "all latents" else f"{v.quantity} of `{v.site}`" for v in open_]
-    shown = ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
+    asked = [_NAMES.get(v.quantity, v.quantity) + (f" of `{v.site}`" * (v.site != "all latents")) for v in open_]
+    shown = _listed([*asked[:3], *([f"{len(asked) - 3} more"] if len(asked) > 3 else [])])
     known = len(deciding) - len(open_)
-    passed = f" {known} of {len(deciding)} questions pass." if known else ""
+    passed = f" {known} of {counted(len(deciding), 'question', 'questions')} pass." if known else ""
     if comparison is not None and comparison.attrs["cannot_tell"] and not _ranked(deciding):
         left_out = comparison.attrs["share_left_out"]
         return [
@@ -279,6 +314,6 @@ def _advice(open_: Sequence[Verdict], comparison: xr.Dataset | None) -> str:
     if any(verdict.site not in shared for verdict in open_) and not advice:
         advice.append(
             f"Use at least {FULL_DATA} data, {FULL_DRAWS:,} guide draws and {FULL_SIMULATIONS:,} simulations, and "
-            f"reference draws with an ESS of at least {FULL_ESS:,}; if they were used, an error lies near its margin."
+            f"reference draws with an ESS of at least {FULL_ESS:,}. If you did, some error is close to its margin."
         )
     return " ".join(advice)

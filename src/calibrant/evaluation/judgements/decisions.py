@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from calibrant.shown import badge, card, prose
+
 Status = Literal["pass", "fail", "cannot tell", "describes"]
 Direction = Literal["too narrow", "too wide", "off", ""]
 
@@ -37,8 +39,8 @@ class Verdict:
         site: latent site; `all latents` for joint quantities.
         quantity: "sd", "mean", "coverage" or "shape" of a site; "correlation", "direction", "single data", "evidence
             gap", "k-hat", "log joint", "log likelihood" or "averaged error" of all latents; "ranks" of a site on
-            simulated data. The quantities of the contrast experiment and of predicted probabilities have their own
-            names.
+            simulated data; "misread output" of a site. The quantities of the contrast experiment and of predicted
+            probabilities have their own names.
         status: "pass" if the error lies inside the margin, "fail" if it lies outside, else "cannot tell", with the
             error rates of `evaluation.judgements.decisions`; "describes" for a quantity without a margin.
         effect: the error that decided: sd ratio − 1, mean error in reference sd, coverage − level, or the
@@ -66,6 +68,12 @@ class Verdict:
     entry: str = ""
     datum: str = ""
     quantiles: bool = False
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.answer}: {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        return card(f"{badge(self.answer)} {prose(self.sentence)}")
 
     @property
     def answer(self) -> Status:

@@ -16,6 +16,7 @@ from scipy.special import ndtri
 
 from calibrant.evaluation.judgements.decisions import Status, Verdict
 from calibrant.evaluation.judgements.on_marginals import SD_MARGIN
+from calibrant.evaluation.judgements.wording import percent
 from calibrant.evaluation.statistics.comparison import LEFT_OUT_LIMIT
 from calibrant.evaluation.uncertainty.contrast import UNITS
 from calibrant.evaluation.uncertainty.refused import is_decided
@@ -41,10 +42,12 @@ def contrast_verdicts(result: xr.Dataset) -> list[Verdict]:
 
     Returns:
         `site` "model": the exact posterior sd, which should fall from the prior's (at least 0.8 of it at the lowest
-        contrast, Spearman at most −0.9). `site` "guide": the posterior sd and, where there is a scale, its coefficient
-        of variation, which should agree with the exact ones within a factor of 1.1 at every contrast. If more than 5%
-        of the references fail the gate, no verdict is "pass", and above 10% there is none. About black and mid-grey,
-        where images carry information at every contrast, the model's sd should fall, from wherever it starts.
+        contrast, Spearman at most −0.9). Its effect is the change from the lowest to the highest contrast, or, where a
+        curve fails without being flat, the largest change between two contrasts. `site` "guide": the posterior sd and,
+        where there is a scale, its coefficient of variation, which should agree with the exact ones within a factor of
+        1.1 at every contrast. If more than 5% of the references fail the gate, no verdict is "pass", and above 10%
+        there is none. About black and mid-grey, where images carry information at every contrast, the model's sd should
+        fall, from wherever it starts.
     """
     found = [_model(result), _guide(result, "posterior_sd", "posterior sd")]
     if result.attrs["scale"]:
@@ -78,21 +81,24 @@ def _model(result: xr.Dataset) -> Verdict:
     curve, se = (part / prior for part in _curve(result, "posterior_sd", "exact"))
     kind = "exact" if result.attrs["reference_method"] == "exact" else "reference"
     head = f"model: the {kind} posterior sd"
-    change, change_se = float(curve[-1] - curve[0]), float(np.hypot(se[0], se[-1]))
-    status, said = _shape(curve, se, result, _limit(result))
+    limit = _limit(result)
+    status, said = _shape(curve, se, result, limit)
+    is_flat = status == "fail" and _flat(curve, se, limit)
+    first, last = _ends(curve) if status == "fail" and not is_flat else (0, -1)
+    change, change_se = float(curve[last] - curve[first]), float(np.hypot(se[first], se[last]))
+    margin = max(FLAT, 2.0 * limit * float(se.max())) if is_flat else FLAT
     if (status == "pass" and not _known(result)) or (status == "fail" and not _decided(result)):
         status, said = "cannot tell", f"{said}, but {_missing(result)}"
-    return Verdict("model", "contrast", status, change, change_se, FLAT, f"{head} {said}", primary=False)
+    return Verdict("model", "contrast", status, change, change_se, margin, f"{head} {said}", primary=False)
 
 
 def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[Status, str]:
     """Status and words for the exact curve, in prior sds, over contrast."""
     if not np.isfinite(curve).all():
         return "cannot tell", f"is not known at every contrast: {_missing(result)}"
-    noise = bool((np.abs(curve - curve.mean()) <= limit * se).all())
-    if noise and limit * se.max() > FLAT:
+    if _is_noise(curve, se, limit) and limit * se.max() > FLAT:
         return "cannot tell", f"is not known well enough: its errors are up to {se.max():.2f} of the prior sd"
-    if noise or np.ptp(curve) < FLAT:
+    if _flat(curve, se, limit):
         theory = _LINEAR_THEORY if result.attrs["structure"] == "linear-gaussian" else ""
         return "fail", f"is flat, {curve.mean():.2f} of the prior at every contrast{theory}: it should fall"
     rank, start, end = result.attrs["spearman_exact"], curve[0], curve[-1]
@@ -106,6 +112,21 @@ def _shape(curve: Array, se: Array, result: xr.Dataset, limit: float) -> tuple[S
     if rank > MONOTONE or start < starts:
         return "cannot tell", f"{course}: too near to the limit for its errors"
     return "pass", f"{course.replace('goes', 'falls', 1)}: as it should"
+
+
+def _is_noise(curve: Array, se: Array, limit: float) -> bool:
+    """Whether a curve varies by no more than its errors."""
+    return bool((np.abs(curve - curve.mean()) <= limit * se).all())
+
+
+def _flat(curve: Array, se: Array, limit: float) -> bool:
+    return _is_noise(curve, se, limit) or bool(np.ptp(curve) < FLAT)
+
+
+def _ends(curve: Array) -> tuple[int, int]:
+    """The contrasts, the lower one first, between which a curve changes most."""
+    low, high = sorted((int(curve.argmin()), int(curve.argmax())))
+    return low, high
 
 
 def _about(result: xr.Dataset) -> str:
@@ -133,7 +154,7 @@ def _guide(result: xr.Dataset, name: str, words: str) -> Verdict:
     at = f"at contrast {result['contrast'].values[worst]:.2g} {UNITS[_about(result)]}"
     failed = outside.any() and _decided(result)
     status: Status = "fail" if failed else "pass" if inside.all() and _known(result) else "cannot tell"
-    amount = f"{abs(effect):.0%} ± {max(effect_se, 0.001):.1%}"
+    amount = percent(abs(effect), effect_se)
     if status == "fail":
         side = "too small" if effect < 0 else "too large"
         said = f"its {words} is {side} by up to {amount} {at}"

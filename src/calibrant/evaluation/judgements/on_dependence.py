@@ -38,7 +38,7 @@ def _correlations(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
     if len(labels) < 2:
         return
     pairs = len(labels) * (len(labels) - 1) // 2
-    note = f", root mean square over {pairs} {'pair' if pairs == 1 else 'pairs'}"
+    note = ", root mean square over data" if pairs == 1 else f", root mean square over {pairs} pairs"
     square, noise = (result[f"correlation_{name}"].values for name in ("mean_square", "noise"))
     shared = together_of(result, "correlation", [""])
     yield root("all latents", note, square, noise, CORRELATION_MARGIN, limits, shared)
@@ -73,7 +73,7 @@ def _pair(result: xr.Dataset, half: int, limits: Limits) -> Statistic:
     one, other = result["pair"].values[half].tolist()
     error, noise = part["pair_error"].values, part["pair_noise"].values
     shared = together_of(result, "pair", [f"half {half}"])
-    note = ", root mean square over half of the data; the other half chose this pair"
+    note = ", root mean square over half of the data (the pair was chosen on the other half)"
     return root(f"`{one}` and `{other}`", note, error**2 - noise, noise, CORRELATION_MARGIN, limits, shared)
 
 
@@ -83,13 +83,13 @@ def _directions(result: xr.Dataset, limits: Limits) -> Iterator[Statistic]:
         if name in COMMON:
             for half in (0, 1):
                 part = result.isel(data=np.flatnonzero(result["half_of_data"].values == half))
-                label = f"a direction that the data share{_mainly(result, name, half)}"
+                label = f"a sum of latents{_mainly(result, name, half)}"
                 yield from _along(part, name, f"{name}, half {half}", label, limits)
         elif name == INFORMED:
-            yield from _along(result, name, name, "the direction about which the data say most", limits)
+            yield from _along(result, name, name, "the sum of latents that the data determine best", limits)
         elif name in OWN:
             which = "narrowest" if name in OWN_WIDE else "widest"
-            label = f"the direction in which the posterior of a datum is {which} compared with the guide"
+            label = f"the sum of latents in which the posterior of a datum is {which} compared with the guide"
             yield from _along(result, name, name, label, limits)
 
 
@@ -99,7 +99,7 @@ def _shared(result: xr.Dataset) -> Iterator[Statistic]:
         return
     for i, which in enumerate(("narrowest", "widest") * 2):
         ratio, se = float(result["shared_own_sd_ratio"][i]), float(result["shared_own_sd_ratio_se"][i])
-        label = f"the direction in which the posterior of the shared latents is {which} compared with the guide"
+        label = f"the sum of shared latents in which their posterior is {which} compared with the guide"
         yield replace(normal_statistic(label, "", float(np.log(ratio)), se / ratio, _LOG_SD), kind="sd")
 
 

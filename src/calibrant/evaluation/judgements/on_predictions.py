@@ -9,13 +9,16 @@ import numpy as np
 import xarray as xr
 from scipy.special import gammainccinv, ndtr, ndtri
 
+from calibrant.evaluation.judgements.wording import number, percent
 from calibrant.evaluation.statistics.data_statistics import BANDS
 
 FALSE_ALARM = 0.01  # probability that any difference is named although there is none
+_MANY = 0.25  # if only a share of data that is larger by this would have been seen, nothing was shown to agree
+_FEW = 2.0  # if only a difference of so many sds would have been seen, nothing was shown to agree
 
 
 def predictive_sentences(result: xr.Dataset) -> list[str]:
-    """Describe the result of a predictive check, the model's own data first; "±" is one standard error.
+    """Describe the result of a predictive check, simulated data first; "±" is one standard error.
 
     With m comparisons in all, a difference is named if it lies z = Φ⁻¹(1 − .01/(2m)) standard errors out, and if no
     replicate of the data set is as far off. (Standard errors do not account for heavy tails, with which a difference
@@ -46,8 +49,11 @@ def _prior(result: xr.Dataset, limit: float) -> Iterator[str]:
             visible = max(visible, limit * float(one["prior_mean_difference_se"].fillna(0.0)))
     if quiet:
         yield (
-            f"in {', '.join(quiet)} the model's own data do not visibly differ from the data (means {visible:.2f} sd "
-            "apart would show)"
+            f"in {', '.join(quiet)}, simulated data agree with the data (a difference of {visible:.2f} sd between the "
+            "means would have been seen)"
+            if visible < _FEW
+            else f"in {', '.join(quiet)}, simulated data and the data were not found to differ, but are too few or too "
+            "varied for that"
         )
 
 
@@ -60,18 +66,19 @@ def _one_prior(one: xr.Dataset, label: str, limit: float) -> Iterator[str]:
     if np.isnan(difference):
         constant = observed.std() <= 1e-12 * abs(theirs)
         data = "all data" if constant else "the data on average"
-        yield f"`{label}` is {theirs:.3g} for {data}, and {ours:.3g} for the model's own data on average"
+        yield f"`{label}` is {theirs:.3g} for {data}, and {ours:.3g} for simulated data on average"
         return
     error, ratio_error = float(one["prior_mean_difference_se"]), float(one["prior_sd_ratio_se"])
-    varies = f"from datum to datum {_number(ratio, ratio_error)} times as much"
+    too = "varied" if ratio > 1 else "alike"
+    varies = f"{number(ratio, ratio_error)} times its sd over the data: simulated data are too {too} in this respect"
     wider = abs(np.log(ratio)) > limit * ratio_error / ratio
     if abs(difference) > limit * error:
         mean = _mean(one, label, ours, theirs, error * float(observed.std()))
-        yield f"{mean}; it varies {varies}" if wider else mean
+        yield f"{mean}; its sd over simulated data is {varies}" if wider else mean
     elif wider:
-        yield f"`{label}` of the model's own data varies {varies} as that of the data"
+        yield f"the sd of `{label}` over simulated data is {varies}"
     elif float(one["prior_wasserstein"]) > _by_chance(limit, *(float(one[f"prior_{name}"]) for name in _NULL)):
-        yield f"`{label}` is distributed differently in the model's own data and in the data, with like mean and sd"
+        yield f"`{label}` has nearly the same mean and sd in simulated data and in the data, but another distribution"
 
 
 def _by_chance(limit: float, mean: Any, sd: Any) -> Any:
@@ -88,14 +95,14 @@ def _smallest(result: xr.Dataset, dim: str) -> float:
 def _mean(one: xr.Dataset, label: str, ours: float, theirs: float, error: float) -> str:
     if label.partition(" of ")[0] in BANDS:
         times, where = float(np.exp(ours - theirs)), label.partition(" of ")[0].split()[1]
-        found = _number(times, times * error)
-        return f"the model's own data have {found} times the data's power at {where} frequencies (`{label}`)"
+        found = number(times, times * error)
+        return f"simulated data have {found} times the power of the data at {where} frequencies (`{label}`)"
     smallest = min(float(one[name].min()) for name in ("observed_statistic", "prior_statistic"))
     if smallest >= 0 and theirs > 0:
-        return f"the model's own data have {_number(ours / theirs, error / theirs)} times the `{label}` of the data"
-    away = _number(abs(float(one["prior_mean_difference"])), float(one["prior_mean_difference_se"]))
+        return f"simulated data have {number(ours / theirs, error / theirs)} times the `{label}` of the data"
+    away = number(abs(float(one["prior_mean_difference"])), float(one["prior_mean_difference_se"]))
     side = "above" if ours > theirs else "below"
-    return f"`{label}` of the model's own data lies on average {away} sd {side} that of the data"
+    return f"`{label}` of simulated data lies {away} sd {side} that of the data, on average"
 
 
 _COMPARED = ("mean_difference", "sd_ratio", "mean_difference_se", "sd_ratio_se", "wasserstein", "p")
@@ -115,13 +122,13 @@ def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
         if not far.any():
             visible = limit * float(value["mean_difference_se"].max())
             yield (
-                f"`{site}`: pooled over the data, the guide's draws do not visibly differ from the prior (means "
-                f"{visible:.2f} sd apart would show)"
+                f"`{site}`: pooled over the data, the guide's draws agree with the prior (a difference of "
+                f"{visible:.2f} sd between the means would have been seen)"
             )
             continue
         worst = part.isel(latent=int(np.where(far, excess, -np.inf).argmax()))
         mean, sd = (
-            _number(float(worst[f"aggregate_{name}"]), float(worst[f"aggregate_{name}_se"]))
+            number(float(worst[f"aggregate_{name}"]), float(worst[f"aggregate_{name}_se"]))
             for name in ("mean_difference", "sd_ratio")
         )
         many = f" in {int(far.sum())} of {len(far)} latents, most in `{worst['latent'].item()}`" if len(far) > 1 else ""
@@ -134,7 +141,7 @@ def _aggregate(result: xr.Dataset, limit: float) -> Iterator[str]:
 
 def _tails(result: xr.Dataset, limit: float) -> Iterator[str]:
     level = float(result.attrs["level"])
-    inside = f"the central {level:.0%} of what the datum's own posterior predicts"
+    inside = f"the central {level:.0%} of its posterior predictive distribution"
     chance = float(np.sqrt(level * (1.0 - level) / result.sizes["data"]))
     said = False
     for label in result.sortby("extreme", ascending=False)["statistic"].values.tolist():
@@ -145,10 +152,14 @@ def _tails(result: xr.Dataset, limit: float) -> Iterator[str]:
         wanted = min(own.share, 1.0 - level) if own.known else 1.0 - level
         if share - wanted > limit * np.hypot(error, chance):
             said = True
-            yield f"`{label}` lies outside {inside} for {_percent(share, error)} of the data{own.words(wrong)}"
-    if not said:
-        most = f"for {1 - level:.0%} of the data" + " or for the model's own" * ("extreme_null" in result)
-        yield f"no statistic lies outside {inside} visibly more often than {most}"
+            yield f"for {percent(share, error)} of the data, `{label}` lies outside {inside}{own.words(wrong)}"
+    if not said and limit * chance < _MANY:
+        yield "the posterior predictive distributions reproduce all statistics that were compared"
+    elif not said:
+        yield (
+            f"no statistic was found outside {inside} too often, but the data are too few to tell (misfits for "
+            f"{min(1.0, 1 - level + limit * chance):.0%} of them would have been seen)"
+        )
 
 
 def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
@@ -158,15 +169,15 @@ def _entries(result: xr.Dataset, limit: float) -> Iterator[str]:
             held, error = float(one["coverage"]), float(one["coverage_se"])
             own = _Own(one, "coverage")
             wrong = own.share < level - limit * own.error
-            head = f"{level:.0%} predictive intervals hold {_percent(held, error)} of the entries of `{site}`"
+            head = f"{level:.0%} predictive intervals hold {percent(held, error)} of the entries of `{site}`"
             wanted = level if wrong or not own.known else own.share
             far = limit * np.hypot(error, 0.0 if wrong or not own.known else own.error)
             tail = own.words(wrong)
             if held < wanted - far:
-                tail += ": too few, the data spread more than predicted"
+                tail += ": too few, since the data spread more than predicted"
             elif held > wanted + far:
                 more = "more is expected even of a true model, since each datum is used twice"
-                tail += f": {more}" if wanted == level else ": too many, the data spread less than predicted"
+                tail += f": {more}" if wanted == level else ": too many, since the data spread less than predicted"
             yield head + tail
 
 
@@ -184,13 +195,4 @@ class _Own:
         if not self.known:
             return ""
         rest = ", for which the guide's posterior is wrong" if wrong else ""
-        return f" ({_percent(self.share, self.error)} for the model's own data{rest})"
-
-
-def _number(value: float, se: float) -> str:
-    digits = int(np.clip(-np.floor(np.log10(se)), 2, 4)) if se > 0 else 2
-    return f"{value:.{digits}f} ± {se:.{digits}f}"
-
-
-def _percent(value: float, se: float) -> str:
-    return f"{100 * value:.1f}% ± {100 * se:.1f}%"
+        return f" ({percent(self.share, self.error)} for simulated data{rest})"

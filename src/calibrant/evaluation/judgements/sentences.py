@@ -40,7 +40,8 @@ def _error(kind: str, found: Statistic) -> str:
     """The size of an error of the sd or the mean, in words."""
     effect, se = natural("sd" if kind == "sd" else "", found)
     if kind == "mean":
-        return f"off by {number(effect, se)} posterior sd"
+        side = ("too low" if effect < 0 else "too high") if found.signed else "off"
+        return f"{side} by {number(abs(effect), se)} posterior sd"
     if not found.signed:
         return f"off by {percent(abs(effect), se)}"
     return f"too {'small' if effect < 0 else 'large'} by {percent(abs(effect), se)}"
@@ -93,9 +94,7 @@ def _correlation(question: Question, status: Status, found: Statistic) -> str:
 def _direction(question: Question, status: Status, found: Statistic) -> str:
     if status == "pass":
         return f"sums of latents: posterior {found.kind} within {_bound(found.kind, found.reach)} of the reference"
-    return _said(
-        status, found, f"posterior {found.kind} along {found.label}", _error(found.kind, found), _margin(found)
-    )
+    return _said(status, found, f"posterior {found.kind} of {found.label}", _error(found.kind, found), _margin(found))
 
 
 def _single(question: Question, status: Status, found: Statistic) -> str:
@@ -114,6 +113,8 @@ def _gap(question: Question, status: Status, found: Statistic) -> str:
     where = "below" if found.effect >= 0 else "above"
     said = f"{number(abs(found.effect), found.se)} nats per datum {where} the log evidence"
     margin = f"{found.margin:.2g} nats"
+    if abs(found.effect) + found.se < 5e-5:
+        return "ELBO: equal to the log evidence, up to 0.0001 nats per datum"
     return f"ELBO: {said} (within {margin})" if status == "pass" else _said(status, found, "ELBO", said, margin)
 
 

@@ -96,12 +96,20 @@ def _large_khat(weights: xr.Dataset) -> Statistic:
 
 
 def _khat_words(question: Question, status: Status, found: Statistic) -> str:
+    large, _, count = found.label.partition(" of ")
+    if count == "1":
+        head = "unreliable (k-hat above" if large == "1" else "reliable (k-hat at most"
+        return f"importance weights of the datum are {head} {found.note}), but one datum does not tell about others"
+    if large == "0":
+        head = f"importance weights are reliable for all {count} data (k-hat at most {found.note})"
+        few = f"; with so few, cannot tell whether that holds for {1 - SHARE_MARGIN:.0%} of all data"
+        return head if status == "pass" else head + few
     head = f"importance weights are unreliable for {found.label} data (k-hat above {found.note})"
     if status == "fail":
         return f"{head}: the guide is too far from the posterior for reweighting"
     if status == "pass":
-        return f"{head}: reweighting works for nearly all data"
-    return f"{head}: cannot tell whether these are fewer than {SHARE_MARGIN:.0%} of all data"
+        return f"{head}, which is few"
+    return f"{head}; cannot tell whether these are fewer than {SHARE_MARGIN:.0%} of all data"
 
 
 # -- simulated data ----------------------------------------------------------------------------------------------------
@@ -124,9 +132,11 @@ def _bias_and_spread(row: xr.Dataset, entry: str, dimensions: float) -> list[Sta
 def _rank_words(question: Question, status: Status, found: Statistic) -> str:
     what = f"`{found.entry}`" if found.entry else question.quantity
     if status == "pass":
-        unit = "sd" if found.label == "bias" else "in the log of the spread"
         name = f"`{question.site}`" if question.quantity == "ranks" else what
-        return f"on simulated data the guide is calibrated ({name} within {ceil(found.reach, 2):.2f} {unit})"
+        within = f"{name} within {ceil(found.reach, 2):.2f} sd"
+        if found.label == "spread":
+            within = f"spread of {name} within {ceil(float(np.expm1(found.reach)), 2):.0%}"
+        return f"on simulated data the guide is calibrated ({within})"
     if found.label == "bias":
         where = "above" if found.effect > 0 else "below"
         said = f"the true {what} lies {number(abs(found.effect), found.se)} sd {where} that of the guide's draws"

@@ -21,7 +21,7 @@ from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.guides.families.choosing import choose_family
 from calibrant.inference.fitting.loop import fit
 from calibrant.program.latents import sites
-from calibrant.program.modules import copied
+from calibrant.program.modules import copied, unchanging
 from calibrant.program.simulation import sample_prior
 from calibrant.progress import Progress
 from calibrant.streams import stream
@@ -40,11 +40,11 @@ def richer_guides(program: PyroModule, guide: PyroModule, data: Data, seed: int)
     spec: dict[str, Any] = guide.spec if is_ours else {"structure": "mean-field"}
     few = data[: min(len(data), 64)]
     own = {site["name"]: site["family"].partition("@")[0] for site in spec.get("sites", [])}
-    flows = {name: family for name, family in own.items() if family == "flow"}
+    kept = {name: family for name, family in own.items() if family == "flow"}
     asked: dict[str, tuple[str, Family]] = {
         "faithful": ("faithful", {name: family for name, family in own.items() if family in _FLEXIBLE}),
-        "full": ("full", flows),
-        "full, flow": ("full", {**_flows(program, few), **flows}),
+        "full": ("full", kept),
+        "full, flow": ("full", {**flows(program, few), **kept}),
         "collapsed": ("collapsed", {}),
     }
     found: dict[str, tuple[str, Family]] = {}
@@ -60,7 +60,7 @@ def richer_guides(program: PyroModule, guide: PyroModule, data: Data, seed: int)
     return found
 
 
-def _flows(program: PyroModule, data: Data) -> Family:
+def flows(program: PyroModule, data: Data) -> Family:
     """A flow for every small latent, such as a scale, or for all if none is small; never for classes and directions.
 
     A flow of many entries takes some ten times as long as a dense Normal, which large latents get.
@@ -122,15 +122,15 @@ def trained_guide(
     data = training.data
     if data is None:
         raise InferenceError(training.reason)
-    frozen = copied(program).requires_grad_(False).eval()
-    frozen.train = lambda mode=True: frozen  # type: ignore[method-assign]  # no dropout and no new batch statistics
+    frozen = copied(program)
     epochs = math.ceil(steps / max(1, int(0.9 * len(data)) // _BATCH))
     options: dict[str, Any] = {"epochs": epochs, "batch_size": _BATCH, "patience": epochs, "seed": seed}
 
     def fitted(lr: float) -> PyroModule:
         guide = amortize(frozen, data, structure, family, encoder, seed=seed)
         if has_weights(guide):
-            fit(frozen, guide, data, lr=lr, **options, progress=progress)
+            with unchanging(frozen):
+                fit(frozen, guide, data, lr=lr, **options, progress=progress)
         return guide
 
     try:

@@ -29,14 +29,10 @@ def remedy_sentences(result: xr.Dataset) -> list[str]:
     checks, no remedy does so by chance (Student's t over the data, Bonferroni over the remedies). "±" is one standard
     error.
     """
-    rows = {str(name): result.sel(remedy=name) for name in result["remedy"].values}
-    guide = rows.pop(GUIDE)
-    tried = {name: row for name, row in rows.items() if not str(row["reason"].values)}
-    measured = {name: row for name, row in tried.items() if math.isfinite(_of(row, "gain_se"))}
-    limit = _limit(result, len(measured))
-    helps = [name for name, row in measured.items() if _differs(row, guide, limit, 1)]
-    harms = [name for name, row in measured.items() if _differs(row, guide, limit, -1)]
-    helps.sort(key=lambda name: -_of(measured[name], "gain"))
+    guide, rows = _rows(result)
+    tried, measured = _tried(rows), _measured(rows)
+    limit, helps = _limit(result, len(measured)), _helping(result)
+    harms = [name for name in measured if _differs(measured[name], guide, limit, -1)]
     rest = [name for name in measured if name not in (*helps, *harms)]
     found = [_help(result, guide, name, measured[name]) for name in helps]
     if measured and not helps:
@@ -55,6 +51,35 @@ def remedy_sentences(result: xr.Dataset) -> list[str]:
         names = ", ".join(_PHRASES[name] for name in reasons if reasons[name] == reason)
         found.append(f"could not be tried: {names}: {reason}")
     return found
+
+
+def helpful(result: xr.Dataset | None) -> str | None:
+    """The name of the remedy that helps most; None if none helps, or none was tried."""
+    return next(iter(_helping(result)), None) if result is not None else None
+
+
+def _helping(result: xr.Dataset) -> list[str]:
+    """The names of the remedies that help, the best first."""
+    guide, rows = _rows(result)
+    measured = _measured(rows)
+    limit = _limit(result, len(measured))
+    helps = [name for name, row in measured.items() if _differs(row, guide, limit, 1)]
+    return sorted(helps, key=lambda name: -_of(measured[name], "gain"))
+
+
+def _rows(result: xr.Dataset) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
+    """The row of the unchanged guide, and that of every remedy."""
+    rows = {str(name): result.sel(remedy=name) for name in result["remedy"].values}
+    return rows.pop(GUIDE), rows
+
+
+def _tried(rows: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    return {name: row for name, row in rows.items() if not str(row["reason"].values)}
+
+
+def _measured(rows: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The remedies whose gain is known with its error."""
+    return {name: row for name, row in _tried(rows).items() if math.isfinite(_of(row, "gain_se"))}
 
 
 def _of(row: xr.Dataset, name: str) -> float:

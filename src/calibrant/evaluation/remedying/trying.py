@@ -20,7 +20,7 @@ from calibrant.inference.refining import LR, refined_of
 from calibrant.inference.trees import model_sha256
 from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, prefixed, silent
+from calibrant.progress import Progress, prefixed, reporting, silent
 from calibrant.streams import stream
 
 
@@ -36,7 +36,7 @@ def remedies(
     steps: int = 2000,
     refine_steps: int = 500,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Try what could make a guide better, and measure by how much.
 
@@ -66,7 +66,7 @@ def remedies(
         steps: number of training steps of each richer guide, rounded up to whole epochs.
         refine_steps: number of steps of `guides.refine`.
         seed: random seed for draws, trainings and simulated data.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimension `remedy`, the unchanged guide ("guide") first. In nats per datum: `elbo`; `gain`, by how much the gap
@@ -84,6 +84,7 @@ def remedies(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for a reference of other data or weights.
     """
+    progress = reporting(progress)
     problem, size = Problem.of(model, guide, observed, covariates), RemedyPlan(draws, steps, refine_steps)
     return remedies_of(problem, reference, size, train, seed, progress)
 
@@ -118,6 +119,7 @@ def remedies_of(
         why = f"latents {shared} are shared: evidence and ELBO are of all data together, not of a datum"
         rows = [Tried(name, why) for name in (GUIDE, REFINED, RESAMPLED, *richer)]
         return results_table(rows, np.full(len(data), np.nan), "").assign_attrs({**bench.notes, **settings})
+    progress("remedies", 0, bench.total)
     rows = [bench.judge(GUIDE, lambda: guide, timed=False)]
     rows.append(bench.judge(REFINED, lambda: refined_of(problem, plan.refine_steps, LR, of(REFINED), progress)))
     rows.append(bench.resample())

@@ -1,4 +1,4 @@
-"""Pictures of a check, as PNG data URIs: simulation-based calibration, importance weights, classifier test, pairs.
+"""Pictures of a check: simulation-based calibration, importance weights, classifier test, pairs.
 
 A function returns None if its picture can't be made.
 """
@@ -26,7 +26,6 @@ from calibrant.evaluation.reporting.style import (
     REFERENCE_FILL,
     WIDTH,
     cycled,
-    data_uri,
     new_figure,
     plain_axes,
 )
@@ -37,6 +36,7 @@ from calibrant.inference.trees import SAMPLE, scalars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.float64]
 
@@ -101,7 +101,7 @@ def _ecdf(values: Array) -> Array:
 # -- calibration by simulation -----------------------------------------------------------------------------------------
 
 
-def calibration_bands(result: RunResult, most: int = 9) -> str | None:
+def calibration_bands(result: RunResult, most: int = 9) -> Figure | None:
     """Distribution functions of the PIT minus the uniform one: functions of the latents, then the worst latents.
 
     The band holds all quantities of a calibration together, including those that are not shown.
@@ -123,7 +123,7 @@ def calibration_bands(result: RunResult, most: int = 9) -> str | None:
         for axes in grid.ravel()[max(0, len(shown) - across) : len(shown)]:
             axes.set_xlabel("u")
             axes.tick_params(labelbottom=True)
-        return data_uri(figure)
+        return figure
 
 
 def _difference(axes: Axes, name: str, x: Array, y: Array, band: tuple[Array, Array]) -> None:
@@ -160,7 +160,7 @@ def _quantities(found: xr.Dataset, most: int) -> list[str]:
     return [*always, *after, *worst][:most]
 
 
-def coverage_curves(result: RunResult) -> str | None:
+def coverage_curves(result: RunResult) -> Figure | None:
     """Coverage of highest-density regions and of central intervals of the latents over their nominal level."""
     if result.calibration is None:
         return None
@@ -188,7 +188,7 @@ def coverage_curves(result: RunResult) -> str | None:
         left.set(xlabel="level", ylabel="coverage", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         right.set(xlabel="level", ylabel="coverage less level (points)", xlim=(0, 1))
         figure.legend(loc="outside upper center", ncols=1)
-        return data_uri(figure)
+        return figure
 
 
 def _is_latent(found: xr.Dataset) -> npt.NDArray[np.bool_]:
@@ -222,7 +222,7 @@ def _flat(tree: xr.DataTree, site: str, labels: npt.NDArray[Any]) -> Array:
     return draws.reshape(draws.shape[0] * draws.shape[1], -1).T
 
 
-def recovery(result: RunResult, named: int = 3) -> str | None:
+def recovery(result: RunResult, named: int = 3) -> Figure | None:
     """Size of the z-scores of simulated latents against the contraction of their posterior, one point per latent.
 
     Both are medians over the simulations. The median of |z| is in units of that of a standard Normal; the bar is a 95%
@@ -255,7 +255,7 @@ def recovery(result: RunResult, named: int = 3) -> str | None:
         axes.yaxis.set_minor_locator(NullLocator())
         if len(set(sites.tolist())) > 1:
             figure.legend(loc="outside upper center", ncols=6)
-        return data_uri(figure)
+        return figure
 
 
 _LARGEST = 20.0
@@ -286,7 +286,7 @@ def _typical_contraction(found: xr.Dataset) -> Array:
 # -- importance weights and the classifier test ------------------------------------------------------------------------
 
 
-def importance(result: RunResult) -> str | None:
+def importance(result: RunResult) -> Figure | None:
     """k-hat of every datum, and the gap estimated from the guide's own draws, both sorted."""
     if result.weights is None or not result.weights.sizes["data"]:
         return None
@@ -295,7 +295,7 @@ def importance(result: RunResult) -> str | None:
         left, right = figure.subplots(1, 2)
         _sorted_khat(left, result.weights["pareto_k"].values, good, reliable(result.weights))
         _sorted_gap(right, result.weights["gap"].values, result.weights["gap_se"].values)
-        return data_uri(figure)
+        return figure
 
 
 def _sorted_khat(axes: Axes, khat: Array, good: float, relied: npt.NDArray[np.bool_]) -> None:
@@ -328,7 +328,7 @@ def _sorted_gap(axes: Axes, gap: Array, error: Array) -> None:
         axes.annotate(f"{int((~known).sum())} infinite", (0.03, 0.93), xycoords="axes fraction")
 
 
-def classifier(result: RunResult) -> str | None:
+def classifier(result: RunResult) -> Figure | None:
     """Sorted accuracies of the classifier that tells guide from reference, with the accuracy that chance gives."""
     comparison = result.comparison
     if comparison is None or "c2st" not in comparison or not np.isfinite(comparison["c2st"].values).any():
@@ -346,13 +346,13 @@ def classifier(result: RunResult) -> str | None:
         axes.plot(rank[flagged], accuracy[flagged], "D", ms=5, color=COLOURS[1], label="datum, flagged")
         axes.set(xlabel="datum, by accuracy", ylabel="accuracy", ylim=(min(0.4, *accuracy, *(null - sd)) - 0.02, 1.02))
         figure.legend(loc="outside upper center", ncols=3)
-        return data_uri(figure)
+        return figure
 
 
 # -- pairs of latents --------------------------------------------------------------------------------------------------
 
 
-def pairs(result: RunResult, most: int = 1000) -> str | None:
+def pairs(result: RunResult, most: int = 1000) -> Figure | None:
     """Two pairs of latents for the worst and for a typical datum, draws of the guide over draws of the reference.
 
     The pairs are the one with the largest error of its correlation, and the two latents with the largest errors.
@@ -375,7 +375,7 @@ def pairs(result: RunResult, most: int = 1000) -> str | None:
                 one.set(xlabel=plain_axes(chosen[0]), ylabel=plain_axes(chosen[1]))
                 one.set_title(f"{kind} datum ({plain_axes(label)}): {why}")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, markerscale=3)
-        return data_uri(figure)
+        return figure
 
 
 def _chosen_pairs(

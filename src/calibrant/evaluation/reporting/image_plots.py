@@ -6,24 +6,22 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import xarray as xr
-from torch import Tensor
 
 from calibrant.errors import CalibrantError
 from calibrant.evaluation.reporting.run_plots import Array, scalar_draws, scores
-from calibrant.evaluation.reporting.style import GUIDE, REFERENCE_FILL, WIDTH, data_uri, new_figure, plain_axes
+from calibrant.evaluation.reporting.style import GUIDE, REFERENCE_FILL, WIDTH, new_figure, plain_axes
 from calibrant.evaluation.results import RunResult
 from calibrant.linear_gaussian.detection import detect
 from calibrant.program.simulation import refuse_unsimulated, sample_prior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def dictionary(result: RunResult) -> str | None:
+def dictionary(result: RunResult) -> Figure | None:
     """Columns of a linear decoder as images, largest norm first, up to 64 of them on one grey scale."""
-    structure = detect(result.model, _tensors(result, "observed_data", 1), _tensors(result, "constant_data", 1))
+    structure = detect(result.model, result.rows("observed_data", 1), result.rows("constant_data", 1))
     if structure is None:
         return None
     columns = structure.loading.cpu().numpy().T
@@ -36,7 +34,7 @@ def dictionary(result: RunResult) -> str | None:
     return _pictures([("", _grey(images, -largest, largest), 16 if len(columns) > 16 else 8)])
 
 
-def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
+def samples(result: RunResult, count: int = 32, seed: int = 0) -> Figure | None:
     """Observations next to prior predictive draws of the model, on one grey scale."""
     for name, observed in result.amortized["observed_data"].data_vars.items():
         images = as_images(observed.transpose("data", ...).values[:count].astype(np.float64))
@@ -54,16 +52,9 @@ def samples(result: RunResult, count: int = 32, seed: int = 0) -> str | None:
 
 
 def _prior_predictive(result: RunResult, name: str, count: int, seed: int) -> Array:
-    covariates = _tensors(result, "constant_data", count)
-    refuse_unsimulated(result.model, _tensors(result, "observed_data", count), covariates)
+    covariates = result.rows("constant_data", count)
+    refuse_unsimulated(result.model, result.rows("observed_data", count), covariates)
     return sample_prior(result.model, count, covariates, seed=seed)[name].double().cpu().numpy()
-
-
-def _tensors(result: RunResult, group: str, count: int) -> dict[str, Tensor]:
-    """The first `count` rows of a group's variables."""
-    given = result.amortized[group].dataset if group in result.amortized.children else xr.Dataset()
-    variables = ((str(n), v.transpose("data", ...)) for n, v in given.data_vars.items() if "data" in v.dims)
-    return {name: torch.as_tensor(variable.values[:count]) for name, variable in variables}
 
 
 def as_images(values: Array) -> Array | None:
@@ -87,7 +78,7 @@ def _grey(images: Array, low: float, high: float) -> Array:
     return np.clip((images - low) / (high - low), 0.0, 1.0)
 
 
-def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
+def _pictures(panels: Sequence[tuple[str, Array, int]]) -> Figure:
     """Mosaics side by side, each given as `(title, images in [0, 1], columns)`."""
     tiles = [mosaic(images, columns) for _, images, columns in panels]
     height = WIDTH / sum(tile.shape[1] / tile.shape[0] for tile in tiles) + (
@@ -98,7 +89,7 @@ def _pictures(panels: Sequence[tuple[str, Array, int]]) -> str:
             figure.subplots(1, len(tiles), squeeze=False)[0], tiles, panels, strict=True
         ):
             _show(axes, tile, title)
-        return data_uri(figure)
+        return figure
 
 
 def mosaic(images: Array, columns: int) -> Array:
@@ -119,7 +110,7 @@ def _show(axes: Axes, picture: Array, title: str) -> None:
     axes.set_axis_off()
 
 
-def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | None:
+def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> Figure | None:
     """The data with the largest errors: the image, and its worst marginals, guide over reference."""
     if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
         return None
@@ -139,13 +130,13 @@ def worst_data(result: RunResult, count: int = 3, latents: int = 3) -> str | Non
             ours, theirs = (scalar_draws(tree, label, chosen) for tree in (result.amortized, result.reference))
             for axes, latent in zip(grid[row, columns - latents :], chosen, strict=False):
                 _marginal(axes, theirs[latent].values.ravel(), ours[latent].values.ravel(), latent)
-            if pictures is None:
-                grid[row, 0].set_ylabel(_caption(result, label))
+            first = grid[row, columns - latents]
+            first.set_ylabel("density" if pictures is not None else f"{_caption(result, label)}\ndensity")
             for axes in grid[row, columns - latents + len(chosen) :]:
                 axes.set_axis_off()
         handles, names = grid[0, columns - latents].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=2)
-        return data_uri(figure)
+        return figure
 
 
 def _caption(result: RunResult, label: Hashable) -> str:
@@ -174,6 +165,5 @@ def _marginal(axes: Axes, theirs: Array, ours: Array, label: str) -> None:
     bins = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
     axes.hist(theirs, bins, density=True, histtype="stepfilled", color=REFERENCE_FILL, label="reference")
     axes.hist(ours, bins, density=True, histtype="step", color=GUIDE, lw=1.6, label="guide")
-    axes.set_title(plain_axes(label))
+    axes.set_xlabel(plain_axes(label))
     axes.set_yticks([])
-    axes.spines["left"].set_visible(False)

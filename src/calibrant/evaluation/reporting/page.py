@@ -6,20 +6,25 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from calibrant._version import __version__
 from calibrant.errors import CalibrantError, RunError
 from calibrant.evaluation.judgements.against_reference import COMPARED, verdicts
-from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
+from calibrant.evaluation.judgements.conclusion import Conclusion
 from calibrant.evaluation.judgements.decisions import Verdict
 from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
 from calibrant.evaluation.judgements.on_predictions import predictive_sentences
 from calibrant.evaluation.judgements.on_probabilities import probability_verdicts
-from calibrant.evaluation.reporting import check_plots, image_plots, predictive_plots, run_plots
-from calibrant.evaluation.reporting.reliability_plots import reliability
+from calibrant.evaluation.remedying.failures import what_helps
+from calibrant.evaluation.remedying.next_steps import concluded
+from calibrant.evaluation.reporting import predictive_plots, run_plots
+from calibrant.evaluation.reporting.first_screen import again, facts, terms_in
+from calibrant.evaluation.reporting.pictures import OF_ALL, OF_ONE
+from calibrant.evaluation.reporting.style import data_uri
 from calibrant.evaluation.reporting.tables import (
     calibration_table,
     gap_table,
@@ -29,22 +34,36 @@ from calibrant.evaluation.reporting.tables import (
     setting_rows,
     site_names,
     site_row,
+    training_rows,
 )
 from calibrant.evaluation.reporting.templates import template
 from calibrant.evaluation.results import RunResult
 from calibrant.folders.files import new_file
 from calibrant.models.registry import card
+from calibrant.settings import model_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Pictures: TypeAlias = dict[str, str | None]
 _LIBRARIES = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base", "arviz-stats", "arviz-plots")
 
 
-def report(results: Sequence[RunResult], path: str | Path, command: str = "") -> Path:
+def report(
+    results: Sequence[RunResult],
+    path: str | Path,
+    command: str = "",
+    story: Sequence[str] = (),
+    pictures: Sequence[Pictures] = (),
+) -> Path:
     """Write results as one HTML file without external resources.
 
     Args:
         results: one result per model.
         path: path of the file; its folder is created if it does not exist.
         command: command line that writes the report again, which the report shows.
+        story: sentences that say what all results show together; they come first. Names may stand in backticks.
+        pictures: the pictures of each result, where another process has drawn them; by default they are drawn.
 
     Raises:
         RunError: without results, or if the file can't be written.
@@ -53,12 +72,14 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
         raise RunError("there is no result to report on")
     path = Path(path)
     page = template("report.html").render(
-        models=[_section(result) for result in results],
-        checked=_checked(results),
+        story=list(story),
+        models=[_section(*one) for one in zip(results, pictures or map(pictures_of, results), strict=True)],
+        explain=partial(terms_in, explained=set()),
         captions=predictive_plots.CAPTIONS,
-        training=run_plots.training_curves(results),
-        contrast=run_plots.contrast_curves(results),
-        command=command,
+        training=_text(OF_ALL["training"](results)),
+        trained=training_rows(results),
+        contrast=_text(OF_ALL["contrast"](results)),
+        again=[again(results[0], command)] if command or len(results) == 1 else [again(r, "") for r in results],
         versions=_versions(results),
         made=f"{datetime.now():%d %B %Y, %H:%M}",
     )
@@ -71,17 +92,6 @@ def report(results: Sequence[RunResult], path: str | Path, command: str = "") ->
     return path
 
 
-def _checked(results: Sequence[RunResult]) -> str:
-    """The ways in which the guides were checked, in words."""
-    ways = {
-        "against the reference posterior of the same data, datum by datum": "comparison",
-        "by its importance weights": "weights",
-        "on data that the model makes": "calibration",
-        "by its predictions of the observations": "probabilities",
-    }
-    return ", ".join(words for words, field in ways.items() if any(getattr(r, field) is not None for r in results))
-
-
 @dataclass(frozen=True)
 class _Section:
     """The content of the page for one model."""
@@ -89,11 +99,11 @@ class _Section:
     name: str
     equations: str
     paper: str
+    facts: list[tuple[str, str]]
     conclusion: Conclusion
-    compared: list[Verdict]
-    unaided: list[Verdict]
+    helps: list[str]
+    verdicts: dict[str, list[Verdict]]
     contrast: list[Verdict]
-    predicted: list[Verdict]
     numbers: list[tuple[str, str]]
     settings: list[tuple[str, str]]
     sites: list[dict[str, str]]
@@ -103,33 +113,25 @@ class _Section:
     remedies: dict[str, Any] | None
     predictive: list[str]
     notes: list[str]
-    pictures: dict[str, str | None]
+    pictures: Pictures
     typical: str
 
 
-def _section(result: RunResult) -> _Section:
+def _section(result: RunResult, pictures: Pictures) -> _Section:
     comparison = result.comparison
-    predicted = probability_verdicts(result.probabilities) if result.probabilities is not None else []
+    contrast = contrast_verdicts(result.contrast) if result.contrast is not None else []
     found = verdicts(comparison, result.weights, result.calibration)
-    equations, paper = _card(result.name)
-    pictures = {
-        "dictionary": image_plots.dictionary(result),
-        "samples": image_plots.samples(result),
-        "agreement": run_plots.agreement(result),
-        "gaps": run_plots.gaps(result),
-        "worst": image_plots.worst_data(result),
-        **_check_pictures(result),
-        **run_plots.arviz_pictures(result),
-    }
+    judged = probability_verdicts(result.probabilities) if result.probabilities is not None else found
+    equations, paper = _card(model_of(result.name))
     return _Section(
         name=result.name,
         equations=equations,
         paper=paper,
-        conclusion=conclude(predicted or found, comparison),
-        compared=[verdict for verdict in found if _is_compared(verdict)],
-        unaided=[verdict for verdict in found if not _is_compared(verdict)],
-        contrast=contrast_verdicts(result.contrast) if result.contrast is not None else [],
-        predicted=predicted,
+        facts=facts(result),
+        conclusion=concluded(result, judged),
+        helps=what_helps(judged),
+        verdicts=_parts(result, judged, contrast),
+        contrast=contrast,
         numbers=number_rows(result),
         settings=setting_rows(result.config),
         sites=[site_row(comparison, name, found) for name in site_names(comparison)] if comparison is not None else [],
@@ -140,8 +142,20 @@ def _section(result: RunResult) -> _Section:
         predictive=predictive_sentences(result.predictive) if result.predictive is not None else [],
         notes=[str(note) for note in result.config.get("notes", [])],
         pictures=pictures,
-        typical=str(run_plots.typical_datum(comparison)) if comparison is not None and "dist" in pictures else "",
+        typical=str(run_plots.typical_datum(comparison)) if comparison is not None and pictures["dist"] else "",
     )
+
+
+def _parts(result: RunResult, judged: Sequence[Verdict], contrast: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """Heading → its verdicts."""
+    if result.probabilities is not None:
+        return {"The predicted probabilities, and the observations": list(judged)}
+    parts = {
+        "The guide against the reference posterior": [verdict for verdict in judged if _is_compared(verdict)],
+        "The guide by itself, without a reference": [verdict for verdict in judged if not _is_compared(verdict)],
+        "Contrast: what the model does, and whether its guide shows it": list(contrast),
+    }
+    return {heading: found for heading, found in parts.items() if found}
 
 
 def _is_compared(verdict: Verdict) -> bool:
@@ -149,19 +163,15 @@ def _is_compared(verdict: Verdict) -> bool:
     return verdict.quantity in COMPARED or (verdict.quantity == "evidence gap" and verdict.primary)
 
 
-def _check_pictures(result: RunResult) -> dict[str, str | None]:
-    found = {
-        "bands": check_plots.calibration_bands(result),
-        "coverage": check_plots.coverage_curves(result),
-        "recovery": check_plots.recovery(result),
-        "importance": check_plots.importance(result),
-        "classifier": check_plots.classifier(result),
-        "pairs": check_plots.pairs(result),
-        "reliability": reliability(result),
-    }
-    if result.predictive is None:
-        return found
-    return found | {name: getattr(predictive_plots, name)(result.predictive) for name in predictive_plots.CAPTIONS}
+def pictures_of(result: RunResult) -> Pictures:
+    """The pictures of one model: name → a picture as text, or None."""
+    found = {name: draw(result) for name, draw in OF_ONE.items()}
+    found |= dict.fromkeys(run_plots.ARVIZ) | run_plots.arviz_pictures(result)
+    return {name: _text(figure) for name, figure in found.items()}
+
+
+def _text(figure: Figure | None) -> str | None:
+    return None if figure is None else data_uri(figure)
 
 
 def _card(name: str) -> tuple[str, str]:

@@ -19,10 +19,10 @@ from calibrant.evaluation.reporting.style import (
     REFERENCE_FILL,
     WIDTH,
     cycled,
-    data_uri,
     new_figure,
     plain_axes,
 )
+from calibrant.evaluation.statistics.data_statistics import BANDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,9 +53,9 @@ _ACROSS = 3
 _REACH = 2.0  # the picture extends beyond the narrower distribution by so many of its widths
 
 
-def entry_coverage(result: xr.Dataset) -> str | None:
+def entry_coverage(result: xr.Dataset) -> Figure | None:
     """The picture of `coverage_figure`."""
-    return data_uri(coverage_figure(result)) if np.isfinite(result["coverage"].values).any() else None
+    return coverage_figure(result) if np.isfinite(result["coverage"].values).any() else None
 
 
 def coverage_figure(result: xr.Dataset) -> Figure:
@@ -78,7 +78,7 @@ def coverage_figure(result: xr.Dataset) -> Figure:
         for i, site in enumerate(result["observed"].values.tolist()):
             one, colour = result.sel(observed=site), cycled(COLOURS, i)
             if "coverage_null" in one:
-                _coverage(left, right, one, "_null", {"color": REFERENCE, "ls": ":", "lw": 1.6}, "the model's own data")
+                _coverage(left, right, one, "_null", {"color": REFERENCE, "ls": ":", "lw": 1.6}, "simulated data")
             label = "data" if result.sizes["observed"] == 1 else plain_axes(site)
             _coverage(left, right, one, "", {"color": colour, "ls": cycled(LINES, i), "lw": 1.6}, label)
             bars: dict[str, Any] = {"fmt": cycled(MARKERS, i), "ms": 5, "mfc": "white", "mew": 1.5, "capsize": 2}
@@ -102,16 +102,16 @@ def _coverage(left: Axes, right: Axes, one: xr.Dataset, end: str, style: Mapping
     right.fill_between(u, low, high, color=style["color"], alpha=0.2, lw=0)
 
 
-def prior_statistics(result: xr.Dataset, most: int = 9) -> str | None:
+def prior_statistics(result: xr.Dataset, most: int = 9) -> Figure | None:
     """Histograms of every statistic, for the data and for data that the model simulates."""
     if "prior_statistic" not in result or not result.sizes["statistic"]:
         return None
     labels = result["statistic"].values[:most].tolist()
     panels = [(label, *(result[n].sel(statistic=label).values for n in _STATISTICS)) for label in labels]
-    return _densities(panels, "data", "the model's own data")
+    return _densities(panels, "data", "simulated data")
 
 
-def aggregate_posterior(result: xr.Dataset, most: int = 9) -> str | None:
+def aggregate_posterior(result: xr.Dataset, most: int = 9) -> Figure | None:
     """Histograms of the latents whose pooled guide draws differ most from the prior, in the order of the model."""
     if "aggregate_draw" not in result or not result.sizes["latent"]:
         return None
@@ -126,8 +126,10 @@ _STATISTICS = ("observed_statistic", "prior_statistic")
 _LATENTS = ("prior_draw", "aggregate_draw")
 
 
-def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: str) -> str:
+def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: str) -> Figure:
     """Histograms on common bins, one filled and one a line."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = -(-len(panels) // _ACROSS)
     across = min(_ACROSS, len(panels))
     with new_figure(WIDTH, 1.9 * rows + 0.5) as figure:
@@ -145,13 +147,14 @@ def _densities(panels: Sequence[tuple[str, Array, Array]], filled: str, lined: s
                     weights=np.full(len(values), 1.0 / len(values)),
                     **style,
                 )
-            axes.set_title(plain_axes(label))
-            axes.set_yticks([])
-            axes.spines["left"].set_visible(False)
+            axes.set_xlabel(plain_axes(f"log {label}" if label.partition(" of ")[0] in BANDS else label))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+        for axes in grid[: len(panels) : across]:
+            axes.set_ylabel("share")
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return data_uri(figure)
+        return figure
 
 
 def _bins(under: Array, over: Array) -> Array:

@@ -15,7 +15,6 @@ from calibrant.evaluation.reporting.style import (
     MARKERS,
     WIDTH,
     cycled,
-    data_uri,
     new_figure,
     plain_axes,
 )
@@ -28,10 +27,10 @@ _BINS = 10
 _BARS = 2.0  # half width of error bars, in standard errors
 
 
-def reliability(result: RunResult) -> str | None:
-    """The picture of `reliability_figure` as a PNG data URI; None without predictions that can be listed."""
+def reliability(result: RunResult) -> Figure | None:
+    """The picture of `reliability_figure`; None without predictions that can be listed."""
     found = result.probabilities
-    return None if found is None or found.attrs["sites"] == "[]" else data_uri(reliability_figure(found))
+    return None if found is None or found.attrs["sites"] == "[]" else reliability_figure(found)
 
 
 def reliability_figure(predicted: xr.Dataset) -> Figure:

@@ -16,80 +16,33 @@ from calibrant.evaluation.reporting.style import (
     STYLE,
     WIDTH,
     cycled,
-    data_uri,
     new_figure,
     plain_axes,
 )
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.ranks import pit
+from calibrant.inference.fitting.curves import training_figure
 from calibrant.inference.trees import latent_names, scalars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 Array = npt.NDArray[np.float64]
 
 
-def training_curves(results: Sequence[RunResult]) -> str | None:
+def training_curves(results: Sequence[RunResult]) -> Figure | None:
     """ELBO of training and held-out data over epochs, without its steep start; below it the noise scales."""
     trained = [(i, r) for i, r in enumerate(results) if len(r.history) > 1]
-    if not trained:
-        return None
-    from matplotlib.ticker import MaxNLocator
-
-    noisy = [(i, r) for i, r in trained if _noises(r)]
-    with new_figure(WIDTH, 4.4 if noisy else 3.2) as figure:
-        axes, *below = figure.subplots(
-            2 if noisy else 1, squeeze=False, sharex=True, height_ratios=[2, 1][: 1 + bool(noisy)]
-        )[:, 0]
-        late: list[float] = []
-        for i, result in trained:
-            epochs = [row["epoch"] for row in result.history]
-            for key, style, width in (("train", ":", 1.4), ("validation", "-", 2.0)):
-                values = [row[key] for row in result.history]
-                late += values[len(values) // 10 :]
-                words = "held out" if key == "validation" else "training"
-                axes.plot(
-                    epochs,
-                    values,
-                    style,
-                    color=cycled(COLOURS, i),
-                    lw=width,
-                    label=f"{words}, {plain_axes(result.name)}",
-                )
-        late = [value for value in late if np.isfinite(value)]
-        if late and np.ptp(late) > 0:
-            axes.set_ylim(min(late) - 0.02 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
-        for panel in below:
-            _plot_noise(panel, noisy)
-        last = below[0] if below else axes
-        last.xaxis.set_major_locator(MaxNLocator(integer=True))
-        last.set_xlabel("epoch")
-        axes.set_ylabel("ELBO (nats per datum)")
-        figure.legend(loc="outside upper center", ncols=2)
-        return data_uri(figure)
+    return training_figure([(r.name, cycled(COLOURS, i), r.history) for i, r in trained]) if trained else None
 
 
-def _noises(result: RunResult) -> list[str]:
-    """The columns of the history that hold noise scales."""
-    return [name for name in result.history[0] if name.startswith("noise")]
-
-
-def _plot_noise(axes: Axes, results: Sequence[tuple[int, RunResult]]) -> None:
-    for i, result in results:
-        for name in _noises(result):
-            rows = [(row["epoch"], row[name]) for row in result.history]
-            axes.plot(*zip(*rows, strict=True), color=cycled(COLOURS, i), lw=2.0)
-    axes.set_yscale("log")
-    axes.set_ylabel("noise scale")
-
-
-def contrast_curves(results: Sequence[RunResult]) -> str | None:
+def contrast_curves(results: Sequence[RunResult]) -> Figure | None:
     """The contrast experiment of all models."""
     shown = {result.name: result.contrast for result in results if result.contrast is not None}
-    return data_uri(contrast_figure(shown)) if shown else None
+    return contrast_figure(shown) if shown else None
 
 
-def agreement(result: RunResult, sites: int = 4) -> str | None:
+def agreement(result: RunResult, sites: int = 4) -> Figure | None:
     """For every site: posterior means of the guide against those of the reference, and the ratios of their sds."""
     if result.comparison is None or result.reference is None or not result.comparison.sizes["data"]:
         return None
@@ -102,7 +55,7 @@ def agreement(result: RunResult, sites: int = 4) -> str | None:
             part = comparison.isel(latent=np.flatnonzero(comparison["site"].values == name))
             _means(left, result, name, comparison["data"].values)
             _ratios(right, part["sd_ratio"].values.ravel(), name)
-        return data_uri(figure)
+        return figure
 
 
 def _means(axes: Axes, result: RunResult, name: str, labels: np.ndarray) -> None:
@@ -127,10 +80,10 @@ def _ratios(axes: Axes, ratio: Array, name: str) -> None:
     ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if low <= t <= high]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False)
     axes.minorticks_off()
-    axes.set(xlabel=f"sd of guide / sd of reference, {plain_axes(name)}", ylabel="data × latents")
+    axes.set(xlabel=f"sd of guide / sd of reference, {plain_axes(name)}", ylabel="number of data × latents")
 
 
-def gaps(result: RunResult) -> str | None:
+def gaps(result: RunResult) -> Figure | None:
     """Stacked bars of both parts of the gap of every datum, the largest first."""
     split = known_gaps(result)
     if split is None:
@@ -144,7 +97,7 @@ def gaps(result: RunResult) -> str | None:
         axes.set(xlabel="datum, by gap", ylabel="nats", xlim=(-0.5, len(rank) - 0.5))
         axes.set_xticks([])
         figure.legend(loc="outside upper center", ncols=2)
-        return data_uri(figure)
+        return figure
 
 
 def known_gaps(result: RunResult) -> xr.Dataset | None:
@@ -180,7 +133,10 @@ def typical_datum(comparison: xr.Dataset) -> Hashable:
     return largest.sortby(largest)["data"].values[(largest.sizes["data"] - 1) // 2].item()
 
 
-def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
+ARVIZ = ("dist", "forest", "trace", "ecdf_pit")
+
+
+def arviz_pictures(result: RunResult, names: Sequence[str] = ARVIZ, latents: int = 6) -> dict[str, Figure]:
     """ArviZ's own plots: `dist`, `forest` and `trace` of a typical datum, `ecdf_pit` over all data.
 
     The latents with the largest errors over all data are shown.
@@ -196,17 +152,22 @@ def arviz_pictures(result: RunResult, latents: int = 6) -> dict[str, str]:
     ours, theirs = (scalar_draws(tree, label, chosen) for tree in (result.amortized, result.reference))
     both = {"reference": _one_chain(theirs, ours), "guide": _one_chain(ours, theirs)}
     trees = {name: xr.DataTree.from_dict({"/posterior": draws}) for name, draws in both.items()}
-    values = xr.DataTree.from_dict({"/pit": _pit_values(result, chosen)})
     rows = -(-len(chosen) // _ACROSS)
     grid: dict[str, Any] = {"col_wrap": _ACROSS, "figure_kwargs": _size(2.0 * rows + 0.4)}
     bare = {"point_estimate_text": False}
     reference = xr.DataTree.from_dict({"/posterior": theirs})
-    return {
-        "dist": _arviz(arviz_plots.plot_dist, trees, "model", visuals=bare, **grid),
-        "forest": _arviz(arviz_plots.plot_forest, trees, "model", figure_kwargs=_size(0.6 * len(chosen) + 1.2)),
-        "trace": _arviz(arviz_plots.plot_trace, reference, visuals={"trace": {"alpha": 0.6, "width": 0.6}}, **grid),
-        "ecdf_pit": _arviz(arviz_plots.plot_ecdf_pit, values, group="pit", **grid),
+    tall, thin = {"figure_kwargs": _size(0.6 * len(chosen) + 1.2)}, {"trace": {"alpha": 0.6, "width": 0.6}}
+
+    def values() -> xr.DataTree:
+        return xr.DataTree.from_dict({"/pit": _pit_values(result, chosen)})
+
+    drawn = {
+        "dist": lambda: _arviz(arviz_plots.plot_dist, trees, "model", visuals=bare, **grid),
+        "forest": lambda: _arviz(arviz_plots.plot_forest, trees, "model", **tall),
+        "trace": lambda: _arviz(arviz_plots.plot_trace, reference, visuals=thin, **grid),
+        "ecdf_pit": lambda: _arviz(arviz_plots.plot_ecdf_pit, values(), group="pit", **grid),
     }
+    return {name: drawn[name]() for name in names}
 
 
 _ACROSS = 3
@@ -234,13 +195,18 @@ def _pit_values(result: RunResult, latents: Sequence[str], total: int = 2000) ->
         t["posterior"].sizes["chain"] * t["posterior"].sizes["draw"] for t in (result.amortized, result.reference)
     )
     values = pit(result.amortized, result.reference, draws=min(each, available // 20))["pit"].dataset
-    tree = xr.DataTree.from_dict({"/posterior": values})
-    parts = [scalar_draws(tree, label, latents) for label in values["data"].values.tolist()]
-    joined = xr.concat([part.assign_coords(draw=np.arange(part.sizes["draw"])) for part in parts], "draw")
-    return joined.assign_coords(draw=np.arange(joined.sizes["draw"]))
+    known = {latent.label: latent for latent in scalars(values, latent_names(values))}
+    found = {}
+    for name in latents:
+        of_data = values[known[name].site].transpose("chain", "data", "draw", ...).values
+        position: tuple[Any, ...] = (..., *known[name].index)
+        chosen = of_data[position]
+        found[name] = (("chain", "draw"), chosen.reshape(len(chosen), -1).astype(np.float64))
+    coords = {"chain": values["chain"].values, "draw": np.arange(values.sizes["data"] * values.sizes["draw"])}
+    return xr.Dataset(found, coords=coords)
 
 
-def _arviz(function: Callable[..., Any], tree: Any, legend: str | None = None, **options: Any) -> str:
+def _arviz(function: Callable[..., Any], tree: Any, legend: str | None = None, **options: Any) -> Figure:
     import matplotlib.pyplot as plt
     from cycler import cycler
 
@@ -251,9 +217,8 @@ def _arviz(function: Callable[..., Any], tree: Any, legend: str | None = None, *
             plot = function(tree, backend="matplotlib", **options)
             if legend is not None:
                 plot.add_legend(legend, title="")
-            figure = plot.viz["figure"].item()
-            uri = data_uri(figure)
+            figure: Figure = plot.viz["figure"].item()
             plt.close(figure)
-        return uri
+        return figure
     finally:
         plt.switch_backend(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ REFERENCE, GUIDE, INK = "#333333", "#D55E00", "#222222"
 REFERENCE_FILL = "#BDBDBD"
 STYLE = {
     "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10.5,
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
@@ -31,8 +32,8 @@ STYLE = {
     "font.family": "sans-serif",
     "figure.facecolor": "white",
 }
-WIDTH = 7.2  # width of a picture, in inches
-_DPI = 110
+WIDTH = 6.2  # width of a picture, in inches
+_DPI = 130
 
 
 @contextmanager
@@ -41,14 +42,39 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
+    _show_in_notebooks(Figure)
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
+def _show_in_notebooks(kind: type[Figure]) -> None:
+    """Let a notebook show figures as pictures, which it does by itself only after pyplot was imported."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return
+    formatter = shell.display_formatter.formatters["image/png"]
+    try:
+        formatter.lookup_by_type(kind)
+    except KeyError:
+        formatter.for_type(kind, png)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas, dpi, buffer = figure.canvas, figure.dpi, io.BytesIO()
+    try:
+        figure.set_dpi(_DPI)
+        FigureCanvasAgg(figure).print_png(buffer)  # `savefig` would draw everything twice
+    finally:
+        figure.set_dpi(dpi)
+        figure.set_canvas(canvas)
+    return buffer.getvalue()
+
+
 def data_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png(figure)).decode()
 
 
 def cycled(options: Sequence[Any], i: int) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from calibrant.evaluation.judgements.decisions import Verdict
-from calibrant.evaluation.judgements.wording import number
+from calibrant.evaluation.judgements.wording import counted, number
 from calibrant.evaluation.remedying.sentences import remedy_sentences
 from calibrant.evaluation.reporting import run_plots
 from calibrant.evaluation.results import RunResult
@@ -19,6 +19,21 @@ from calibrant.inference.references.gate import convergence_of, knows_evidence
 
 _LISTED = 10  # largest number of data that failed the gate in a list
 _QUANTITIES = 8  # largest number of quantities in the table of a calibration
+
+
+def checked_elbo(result: RunResult) -> tuple[float, float] | None:
+    """ELBO of the checked data and its standard error, in nats per datum; None if the draws have no densities."""
+    stats = result.amortized["sample_stats"].dataset if "sample_stats" in result.amortized.children else xr.Dataset()
+    if "log_p" not in stats or "data" not in stats["log_p"].dims:
+        return None
+    return _mean_bound(stats["log_p"] - stats["log_q"])
+
+
+def _mean_bound(bound: xr.DataArray) -> tuple[float, float]:
+    """The mean of log p − log q over draws and data, and its standard error."""
+    draws = bound.sizes["chain"] * bound.sizes["draw"]
+    error = float(np.sqrt((bound.var(("chain", "draw"), ddof=1) / draws).sum())) / bound.sizes["data"]
+    return float(bound.mean()), error
 
 
 def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
@@ -33,29 +48,39 @@ def evidence_gap(result: RunResult) -> tuple[float, float, float] | None:
         return None
     evidence = convergence["log_evidence"]
     stats = result.amortized["sample_stats"].dataset
-    bound = (stats["log_p"] - stats["log_q"]).sel(data=evidence["data"])
-    draws = bound.sizes["chain"] * bound.sizes["draw"]
-    error = float(np.sqrt((bound.var(("chain", "draw"), ddof=1) / draws).sum())) / bound.sizes["data"]
-    return float(evidence.mean()), float(bound.mean()), error
+    return float(evidence.mean()), *_mean_bound((stats["log_p"] - stats["log_q"]).sel(data=evidence["data"]))
 
 
 def number_rows(result: RunResult) -> list[tuple[str, str]]:
-    trained, rows = result.config.get("fit") or {}, []
-    if trained:
-        rows.append(("ELBO of the validation data", f"{trained['elbo']:.2f} ± {trained['elbo_se']:.2f} nats per datum"))
-        rows.append(("epochs", f"{trained['epochs']} ({trained['stopped']})"))
-    gap = evidence_gap(result)
+    """Numbers of the checked data: log evidence and ELBO of the same data, noise, responding latents, memory."""
+    rows, gap = [], evidence_gap(result)
     if gap is not None:
         evidence, bound, error = gap
-        rows.append(("exact log evidence of the checked data", f"{evidence:.2f} nats per datum"))
-        rows.append(("ELBO of the same data", f"{bound:.2f} ± {error:.2f} nats per datum"))
-        rows.append(("gap that the guide leaves", f"{evidence - bound:.2f} ± {error:.2f} nats per datum"))
+        rows.append(("log evidence (exact)", f"{number(evidence, 0.0)} nats per datum"))
+        rows.append(("ELBO of the same data", f"{number(bound, error)} nats per datum"))
+        rows.append(("gap that the guide leaves", f"{number(evidence - bound, error)} nats per datum"))
+    elif (elbo := checked_elbo(result)) is not None and np.isfinite(elbo[0]):
+        rows.append(("ELBO of the checked data", f"{number(*elbo)} nats per datum"))
     if result.contrast is not None:
         noise, informative, all_ = (result.contrast.attrs[name] for name in ("noise", "n_informative", "n_latents"))
         rows.append(("standard deviation of the noise", f"{noise:.3g} data units"))
         rows.append(("latents that respond to the images", f"{informative} of {all_}"))
     if peak := result.config.get("peak_memory"):
-        rows.append(("largest memory of the check's process", f"{peak / 2**30:.1f} GiB"))
+        rows.append(("memory that the check took at most", f"{peak / 2**30:.1f} GiB"))
+    return rows
+
+
+def training_rows(results: Sequence[RunResult]) -> list[tuple[str, str]]:
+    """For every model that was trained: for how long, and the ELBO of the validation data."""
+    rows = []
+    for result in results:
+        if not (trained := result.config.get("fit")):
+            continue
+        how = {"finished": "", "early": ", stopped early"}.get(trained["stopped"], f", {trained['stopped']}")
+        epochs = f"{counted(trained['epochs'], 'epoch', 'epochs')}{how}"
+        what = "ELBO" if trained.get("is_elbo", True) else "value"
+        elbo = f"{what} of the validation data {number(trained['elbo'], trained['elbo_se'])} nats per datum"
+        rows.append((result.name, f"{epochs}; {elbo}"))
     return rows
 
 
@@ -71,9 +96,22 @@ def setting_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for part, values in {**parts, "settings": config.get("settings")}.items():
         for name, value in (values or {}).items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            rows.append((f"{part}: {name}", text))
+            rows.append((f"{part}: {name}", _plain(value)))
     return rows
+
+
+def _plain(value: Any) -> str:
+    """A JSON value in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(one, Mapping) for one in value)
+        return ("; " if nested else " × " if len(value) > 1 else "").join(_plain(one) for one in value) or "none"
+    return {None: "not given", True: "yes", False: "no"}.get(value, str(value)) if _is_word(value) else str(value)
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
 
 
 def site_names(comparison: xr.Dataset) -> list[str]:
@@ -100,8 +138,16 @@ def site_row(comparison: xr.Dataset, site: str, found: Sequence[Verdict]) -> dic
         row["coverage"] = f"{coverage.mean():.0%}"
     else:
         row |= {"sd": "–", "mean": "–", "coverage": "–"}
-    sentences = [verdict.sentence for verdict in found if verdict.site == site and verdict.status != "pass"]
-    return {**row, "verdict": "; ".join(sentences) or f"`{site}`: agrees with the reference"}
+    return {**row, "verdict": _site_verdict([verdict for verdict in found if verdict.site == site])}
+
+
+def _site_verdict(found: Sequence[Verdict]) -> str:
+    """Which questions about a site fail, and which cannot be decided; their sentences stand among the verdicts."""
+    parts = []
+    for status, words in (("fail", "fails"), ("cannot tell", "cannot tell")):
+        names = [verdict.quantity for verdict in found if verdict.status == status]
+        parts += [f"{words}: {', '.join(names)}"] if names else []
+    return "; ".join(parts) or "agrees with the reference"
 
 
 def gap_table(result: RunResult) -> dict[str, Any] | None:
@@ -112,12 +158,17 @@ def gap_table(result: RunResult) -> dict[str, Any] | None:
     names = ("gap", "approximation", "amortization")
     reasons = result.gap["reason"].values[result.gap["reason"].values != ""].tolist()
     return {
-        "data": result.gap.sizes["data"],
-        "known": known.sizes["data"] if known is not None else 0,
+        "sentence": _known(known.sizes["data"] if known is not None else 0, result.gap.sizes["data"]),
         "rows": [_gap_row(known, name) for name in names] if known is not None else [],
         "evidence": ", ".join(sorted(set(known["method"].values.tolist()))) if known is not None else "",
         "reason": reasons[0] if reasons else "",
     }
+
+
+def _known(known: int, count: int) -> str:
+    if count == 1:
+        return "The gap of the datum is known" if known else "The gap of the datum is not known"
+    return f"Known for {known} of {counted(count)}"
 
 
 def _gap_row(known: xr.Dataset, name: str) -> dict[str, str]:
@@ -125,7 +176,7 @@ def _gap_row(known: xr.Dataset, name: str) -> dict[str, str]:
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
     return {
         "name": {"gap": "together"}.get(name, name),
-        "mean": f"{values.mean():.2f} ± {np.sqrt((errors**2).sum()) / len(errors):.2g}",
+        "mean": number(float(values.mean()), float(np.sqrt((errors**2).sum()) / len(errors))),
         "median": f"{middle:.2f} ({low:.2f} – {high:.2f})",
     }
 
@@ -202,16 +253,24 @@ def gate_table(result: RunResult) -> dict[str, Any] | None:
         for name, a, b in zip(result.comparison["observed_site"].values.tolist(), kept, left, strict=True):
             differences.append((name, f"{a:.3g}", f"{b:.3g}"))
     posterior = result.reference["posterior"]
+    passed, count = int(gate["is_reference"].sum()), gate.sizes["data"]
+    method = posterior.attrs.get("method", "unknown")
+    draws = f"{posterior.sizes['chain']} × {posterior.sizes['draw']:,} draws"
     return {
-        "method": posterior.attrs.get("method", "unknown"),
-        "data": gate.sizes["data"],
-        "passed": int(gate["is_reference"].sum()),
+        "sentence": _gate_sentence(passed, count, str(method), draws),
         "reasons": reasons[:_LISTED],
         "more": max(0, len(reasons) - _LISTED),
         "differences": differences,
         "worst": _worst_diagnostics(gate),
-        "draws": f"{posterior.sizes['chain']} × {posterior.sizes['draw']}",
     }
+
+
+def _gate_sentence(passed: int, count: int, method: str, draws: str) -> str:
+    if count == 1:
+        has = "has a" if passed else "has no"
+        return f"The datum {has} reference posterior (method: {method}, {draws})."
+    only = "" if passed == count else " Only these are compared."
+    return f"{passed} of {counted(count)} have a reference posterior (method: {method}, {draws} each).{only}"
 
 
 def _worst_diagnostics(gate: xr.Dataset) -> list[tuple[str, str]]:
@@ -220,7 +279,7 @@ def _worst_diagnostics(gate: xr.Dataset) -> list[tuple[str, str]]:
         "rhat": ("largest R-hat", "max", ".3f"),
         "ess_bulk": ("smallest bulk ESS", "min", ".0f"),
         "ess_tail": ("smallest tail ESS", "min", ".0f"),
-        "divergences": ("most divergences of a datum", "max", ".0f"),
+        "divergences": ("most divergences for one datum", "max", ".0f"),
         "bfmi": ("smallest E-BFMI", "min", ".2f"),
         "grid_error": ("largest numerical error (posterior sd)", "max", ".1g"),
     }
