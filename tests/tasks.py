@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ from typing import Any
 Progress = Callable[..., Any]
 
 
-def reporting(path: Path, progress: Progress) -> None:
+class Unlucky(UserWarning):
+    """A warning of a user's own."""
+
+
+def reporting(path: Path, progress: Progress) -> str:
     progress("stage", sys.modules["torch"].get_num_threads(), 2, path.name)
     path.write_text("done")
+    return path.name
 
 
 def failing_or_waiting(path: Path, progress: Progress) -> None:
@@ -24,6 +30,7 @@ def failing_or_waiting(path: Path, progress: Progress) -> None:
             time.sleep(0.05)
         from calibrant.errors import RunError
 
+        warnings.warn("luck runs out", Unlucky, stacklevel=1)
         raise RunError("no luck")
     wait_for_an_interrupt(path, progress)
 

@@ -40,15 +40,19 @@ def two_threads() -> Iterator[None]:
 def test_tasks_share_the_threads_and_report(tmp_path):
     seen: list[Any] = []
     paths = [tmp_path / name for name in "abc"]
-    side_by_side(reporting, [(path,) for path in paths], lambda *what: seen.append(what))
+    returned = side_by_side(reporting, [(path,) for path in paths], lambda *what: seen.append(what))
+    assert returned == ["a", "b", "c"]
     assert sorted(seen) == [("stage", 1, 2, name) for name in "abc"]
     assert all(path.read_text() == "done" for path in paths)
 
 
-def test_a_failure_is_raised_and_the_others_keep_what_they_have(tmp_path):
+def test_a_failure_is_raised_and_the_others_keep_what_they_have(tmp_path, monkeypatch):
+    warned: list[Any] = []
+    monkeypatch.setattr("warnings.showwarning", lambda *what: warned.append(what[:2]))
     with pytest.raises(RunError, match="no luck"):
         side_by_side(failing_or_waiting, [(tmp_path / name,) for name in ("fails", "waits")], lambda *_: None)
     assert (tmp_path / "waits").read_text() == "kept"
+    assert warned == [("luck runs out", UserWarning)], "of the tasks; this process alone shows them"
 
 
 def test_an_interrupt_reaches_every_task(tmp_path):
@@ -144,13 +148,14 @@ def test_what_two_models_are_run_and_checked_with_reaches_other_processes(tmp_pa
     """As the test above, with tasks that are pickled and called here: to start processes takes longest."""
     asked = []
 
-    def by_turns(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], progress: Progress) -> None:
+    def by_turns(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], progress: Progress) -> list[Any]:
         asked.append(len(arguments))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as every process has
-        for given in pickle.loads(pickle.dumps([(task, *each) for each in arguments])):
-            given[0](*given[1:], progress)
+        given = pickle.loads(pickle.dumps([(task, *each) for each in arguments]))
+        returned = [function(*each, progress) for function, *each in given]
         torch.set_num_threads(threads)
+        return pickle.loads(pickle.dumps(returned))
 
     monkeypatch.setattr(running, "side_by_side", by_turns)
     run_and_check(request_for(tmp_path))

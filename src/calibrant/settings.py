@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-MODELS = ("vae", "ea-vae")
+MODELS = ("vae", "ea-vae", "ea-vae+collapsed")  # the demonstration
 DATA = "natural-patches"
 
 # Names that `--help` shows. They are defined in `guides/structure.py`, `guides/families/choosing.py`,
@@ -54,6 +55,17 @@ QUICK: Mapping[str, Any] = {
     "contrast_levels": 5,
     "remedy_steps": 200,
 }
+
+
+def model_of(name: str) -> str:
+    """The model of a member of a run: "ea-vae" for "ea-vae+collapsed", which is one more guide for the same model."""
+    return name if structure_of(name) is None else name.rpartition("+")[0]
+
+
+def structure_of(name: str) -> str | None:
+    """The structure of the guide that a member of a run adds for the model of an earlier one; else None."""
+    structure = name.rpartition("+")[2]
+    return structure if "+" in name and structure in STRUCTURES else None
 
 
 def option(help: str, group: str = "", **form: Any) -> dict[str, Any]:
@@ -162,7 +174,9 @@ class Request:
     models: tuple[str, ...] = field(default=(), metadata=option("registered names or FILE.py:Class"))
     data: str | None = field(
         default=None,
-        metadata=option("registered data set, FILE.npz, FILE.npy, FOLDER/ or FILE.py:function", "data", shown=DATA),
+        metadata=option(
+            "registered data set, FILE.npz, FILE.npy, FILE.csv, FOLDER/ or FILE.py:function", "data", shown=DATA
+        ),
     )
     data_root: str | None = field(
         default=None,
@@ -201,3 +215,49 @@ class Request:
     def made(self) -> Settings:
         """All settings, with the defaults of those that were neither given nor chosen."""
         return Settings(**{**(QUICK if self.quick else {}), **self.chosen, **self.settings})
+
+
+# -- the demonstration -------------------------------------------------------------------------------------------------
+
+# What the demonstration gives its models, and its settings, unless they are given.
+_ARGUMENTS: Mapping[str, Any] = {"latents": 16}
+_CHOSEN: Mapping[str, Any] = {"memory": 0.5}  # GiB, since several processes run side by side
+_ABOUT = {True: (1, 2), False: (4, 6)}  # quick or not → minutes on two cores, and on one
+
+
+def demonstration(request: Request) -> Request:
+    """The request of a run that names no model. Where a guide is asked for, the models have that guide alone."""
+    is_asked = {"structure", "family", "encoder"} & set(request.asked())
+    return replace(
+        request,
+        models=tuple(name for name in MODELS if structure_of(name) is None or not is_asked),
+        data=request.data or DATA,
+        arguments={**_ARGUMENTS, **request.arguments},
+        chosen={**_CHOSEN, **request.chosen},
+    )
+
+
+def is_demonstration(request: Request) -> bool:
+    """Whether a request has the data and models of the demonstration, whose further guides a program may not allow."""
+    models = set(request.models)
+    return request.data == DATA and {name for name in MODELS if structure_of(name) is None} <= models <= set(MODELS)
+
+
+def announced(request: Request) -> str:
+    """A line that says what `calibrant run` is about to do; for the demonstration as it is, how long it takes."""
+    if request.resume:
+        return f"Continuing the run in {request.out} ..."
+    names = request.models or demonstration(request).models
+    models = [name for name in names if structure_of(name) is None]
+    added = [f"a {structure_of(name)} guide for {model_of(name)}" for name in names if structure_of(name) is not None]
+    guides = "its guide" if len(names) == 1 else "every guide"
+    told = f"Training {_listed([*models, *added])} on {request.data or DATA}, then checking {guides} against the "
+    is_plain = not (request.models or request.data or request.arguments or set(request.settings) - {"seed"})
+    if not is_plain:
+        return f"{told}reference posterior ..."
+    minutes = _ABOUT[request.quick][(os.cpu_count() or 1) < 2]
+    return f"{told}exact posterior: about {minutes} minute{'s' * (minutes > 1)} ..."
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]

@@ -23,7 +23,7 @@ def match_sites(
     train = splits["train"]
     shapes = _site_shapes(model, train, given)
     keys, covariates = train.keys(), covariate_names(model)
-    notes: list[str] = []
+    notes = list(train.notes)
     if given:
         wanted = {name: name for name in covariates if name in keys} | dict(given)
         if unknown := [name for name in given if name not in shapes and name not in covariates]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
@@ -18,19 +19,34 @@ from calibrant import store
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.data.registry import load as load_data
-from calibrant.errors import DataError, RunError
+from calibrant.errors import DataError, ProgramError, RunError
+from calibrant.evaluation.remedying.richer import has_weights
 from calibrant.guides.amortizing import amortize
 from calibrant.guides.from_prior import PriorGuide
+from calibrant.inference.fitting.given import check_alike, check_device
 from calibrant.inference.fitting.objectives import check_objective
+from calibrant.inference.fitting.run_folder import writing
+from calibrant.inference.problem import Problem
 from calibrant.inference.references.gate import require_passable
-from calibrant.inference.references.sampling import is_exact
+from calibrant.inference.references.sampling import ReferencePlan, is_exact, require_reference
 from calibrant.models.registry import constructor_arguments, create
 from calibrant.program.environment import seeded
 from calibrant.program.losses import refuse_training_losses
-from calibrant.settings import DATA, MODELS, QUICK, TRAINING, Request, Settings
+from calibrant.settings import (
+    DATA,
+    QUICK,
+    TRAINING,
+    Request,
+    Settings,
+    demonstration,
+    is_demonstration,
+    model_of,
+    structure_of,
+)
 from calibrant.streams import stream
 from calibrant.userfile import is_user_spec
 from calibrant.workflow.matching import match_sites
+from calibrant.workflow.members import check_members, member_folder
 
 # A training whose length was not given has at least so many steps in all, steps per epoch and data per batch. Batches
 # below a size have noisier gradients, and get more steps, which take less time each.
@@ -41,7 +57,11 @@ _DATA_SHA256 = "data_sha256"  # key of `config.json`: split → fingerprint
 
 @dataclass
 class Job:
-    """One model of a run, with its guide, its settings and the data in the form that its program takes."""
+    """One model of a run, with its guide, its settings and the data in the form that its program takes.
+
+    Attributes:
+        base: the folder of the member whose trained model a further guide takes, unchanged; else None.
+    """
 
     name: str
     folder: Path
@@ -52,6 +72,7 @@ class Job:
     config: dict[str, Any]
     notes: list[str]
     resume: bool = False
+    base: Path | None = None
 
 
 def prepare(request: Request, is_checked: bool = True) -> tuple[Request, list[Job]]:
@@ -63,29 +84,41 @@ def prepare(request: Request, is_checked: bool = True) -> tuple[Request, list[Jo
         _check_folder(request)
     elif request.resume or request.overwrite:
         raise RunError(f"--{'resume' if request.resume else 'overwrite'} needs the folder: --out FOLDER")
-    request = (
-        _resumed(request)
-        if request.resume
-        else replace(request, models=request.models or MODELS, data=request.data or DATA)
-    )
+    is_default = not request.models and not request.resume
+    if request.resume:
+        request = _resumed(request)
+    elif is_default:
+        request = demonstration(request)
+    request = replace(request, data=request.data or DATA)
     settings = request.made()
-    check_device(settings.device)
+    check_device(settings.device, "--device cpu")
     request = replace(request, out=request.out or _free_folder(request))
-    names = [_slug(name) for name in request.models]
-    if len(set(names)) < len(names):
-        raise RunError(f"the models {', '.join(request.models)} would share a folder: run them one by one")
+    check_members(request.models)
     splits = load_splits(request, settings.seed)
-    request = _with_enough_steps(request, len(splits["train"]))
-    settings = request.made()
-    folder = folder_of(request)
-    folders = [folder / name for name in names] if len(names) > 1 else [folder]
-    jobs = [new_job(name, at, splits, request, settings) for name, at in zip(request.models, folders, strict=True)]
+    request, jobs = _jobs(_with_enough_steps(request, len(splits["train"])), splits, is_default)
+    folder, names = folder_of(request), [member_folder(name) for name in request.models]
     for job in jobs:
         _check_place(job, folder)
+        _check_splits(job)
         if is_checked:
-            refuse_training_losses(job.model, *bind(job.model, job.splits["train"]).batch([0]))
-    _open_folder(request, names)
+            _check_checkable(job)
+    with writing(folder):
+        _open_folder(request, names)
     return request, jobs
+
+
+def _jobs(request: Request, splits: dict[str, Data], is_default: bool) -> tuple[Request, list[Job]]:
+    """The jobs of a request; the demonstration leaves out the further guides that its program does not allow."""
+    top, settings, jobs = folder_of(request), request.made(), dict[str, Job]()
+    for name in request.models:
+        folder = top / member_folder(name) if len(request.models) > 1 else top
+        try:
+            jobs[name] = new_job(name, folder, splits, request, settings)
+        except ProgramError as error:
+            if not is_default or structure_of(name) is None:
+                raise
+            warnings.warn(f"{name} is left out of the demonstration: {error}", UserWarning, stacklevel=2)
+    return replace(request, models=tuple(jobs)), list(jobs.values())
 
 
 def folder_of(request: Request) -> Path:
@@ -125,6 +158,31 @@ def _check_place(job: Job, top: Path) -> None:
             )
 
 
+def _check_splits(job: Job) -> None:
+    """Refuse validation and test data of other keys or event shapes than the training data."""
+    train = bind(job.model, job.splits["train"])
+    for split in ("validation", "test"):
+        check_alike(f"the {split} data", bind(job.model, job.splits[split]), train)
+
+
+def _check_checkable(job: Job) -> None:
+    """Refuse what the check after the training would refuse: a training loss, a reference, data outside a support."""
+    train = bind(job.model, job.splits["train"])
+    refuse_training_losses(job.model, *train.batch([0]))
+    is_local = all(site["local"] for site in job.guide.spec["sites"])
+    held = held_out(job.splits["test"], job.settings.held_out, job.settings.seed) if is_local else job.splits["train"]
+    problem = Problem.of(job.model, job.guide, held)
+    settings = job.settings
+    plan = ReferencePlan(chains=settings.chains, warmup=settings.warmup, draws=settings.draws)
+    require_reference(problem.program, problem.data, plan)
+
+
+def held_out(test: Data, count: int, seed: int) -> Data:
+    """Some of the test data in random order, so that the first ones are a random selection too."""
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(stream(seed, "held-out data")))
+    return test[order[:count]]
+
+
 def _changed_data(stored: Mapping[str, Any], sha256: Mapping[str, str]) -> list[str]:
     """The splits whose sha256 is not the stored one; versions that stored none are excused."""
     before = stored.get(_DATA_SHA256) or {}
@@ -150,15 +208,12 @@ def _free_folder(request: Request) -> Path:
     """`runs/MODEL-DATA-N` with the first free N."""
     data = request.data or DATA
     stem = data.rpartition(":")[2] if is_user_spec(data) else Path(data).stem
-    base = "-".join([*(_slug(name) for name in request.models), re.sub(r"[^\w-]+", "-", stem)])
+    models = [member_folder(name) for name in request.models if structure_of(name) is None]
+    base = "-".join([*models, re.sub(r"[^\w-]+", "-", stem)])
     number = 1
     while Path("runs", f"{base}-{number}").exists():
         number += 1
     return Path("runs", f"{base}-{number}")
-
-
-def _slug(model: str) -> str:
-    return re.sub(r"[^\w-]+", "-", model.rpartition(":")[2] if is_user_spec(model) else model)
 
 
 def _stored(request: Request) -> dict[str, Any]:
@@ -243,19 +298,6 @@ def _with_enough_steps(request: Request, data: int) -> Request:
     return replace(request, chosen={**request.chosen, "batch_size": batch_size, "epochs": epochs})
 
 
-def check_device(name: str) -> None:
-    """Refuse a device that cannot be used here.
-
-    Raises:
-        RunError: with the reason that torch gives.
-    """
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"device {name!r} can't be used here ({reason}): use --device cpu") from error
-
-
 def load_splits(request: Request, seed: int) -> dict[str, Data]:
     return _load(request.data or DATA, request.data_root, request.download, seed, request.data_options)
 
@@ -271,12 +313,16 @@ def _load(data: str, root: str | None, download: bool, seed: int, options: Mappi
 
 
 def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, settings: Settings) -> Job:
+    settings = _settings_of(name, request, settings)
     with seeded(stream(settings.seed, "model")):
-        model = _build_model(name, splits["train"], request)
+        model = _build_model(model_of(name), splits["train"], request)
     splits, wanted, notes = match_sites(model, splits, request.site)
     splits["train"] = train = _part(splits["train"], settings.train_data)
     bound = bind(model, train)
     guide = amortize(model, bound, settings.structure, settings.family, settings.encoder, seed=settings.seed)
+    _check_further_guide(name, guide)
+    if request.data is not None and not is_demonstration(request):
+        notes += [f"encoder chosen: {choice}" for choice in guide.notes]
     check_objective(settings.objective, model, guide, *bound.batch(torch.arange(min(len(bound), 4))))
     if not is_exact(model, bound):
         require_passable(settings.chains, settings.draws)
@@ -297,7 +343,34 @@ def new_job(name: str, folder: Path, splits: dict[str, Data], request: Request, 
             f"a quick run: the guide was trained for {settings.epochs} epochs only; its verdicts show that everything "
             "works, not how good the guide can become"
         )
-    return Job(name, folder, model, guide, splits, settings, config, notes, request.resume)
+    if structure_of(name) is not None:
+        config["name"] = name.rpartition(":")[2]
+    return Job(name, folder, model, guide, splits, settings, config, notes, request.resume, _base_of(name, folder))
+
+
+def _settings_of(name: str, request: Request, settings: Settings) -> Settings:
+    """The settings of one member of a run: those of a further guide have its structure.
+
+    A collapsed one learns a scale alone, for a model that does not change, so that a third of the epochs suffices.
+    """
+    structure = structure_of(name)
+    if structure is None:
+        return settings
+    is_short = structure == "collapsed" and "epochs" not in request.asked()
+    return replace(settings, structure=structure, epochs=ceil(settings.epochs / 3) if is_short else settings.epochs)
+
+
+def _check_further_guide(name: str, guide: PyroModule) -> None:
+    """Refuse a further guide that is the exact posterior of its model, since there is nothing to train or to check."""
+    if structure_of(name) is not None and not has_weights(guide):
+        raise ProgramError(
+            f"{name}: this guide has no weights, since it is the exact posterior of {model_of(name)}: leave it out"
+        )
+
+
+def _base_of(name: str, folder: Path) -> Path | None:
+    """The folder of the member whose model a further guide takes; None for a model by itself."""
+    return folder.parent / member_folder(model_of(name)) if structure_of(name) is not None else None
 
 
 def _fingerprints(splits: Mapping[str, Data]) -> dict[str, str]:
@@ -346,7 +419,8 @@ def member_folders(folder: Path) -> list[Path]:
 def model_for(folder: Path, given: tuple[str, ...]) -> str | None:
     """The one of the given models that has the class of the model in this folder; None if there is none."""
     name = store.read_config(folder)["name"]
-    same = [spec for spec in given if is_user_spec(spec) and spec.rpartition(":")[2] == name.rpartition(":")[2]]
+    wanted = model_of(name.rpartition(":")[2])
+    same = [spec for spec in map(model_of, given) if is_user_spec(spec) and spec.rpartition(":")[2] == wanted]
     return same[0] if same else None
 
 
@@ -374,7 +448,8 @@ def reopen(folder: Path, spec: str | None, request: Request) -> Job:
         notes.append(f"the data in {data} are not those that the run was trained on: they have another sha256")
     if not isinstance(guide, PriorGuide) and not is_exact(model, bind(model, splits["test"])):
         require_passable(settings.chains, settings.draws)
-    return Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes)
+    base = _base_of(config["name"], folder)
+    return Job(config["name"], folder, model, guide, splits, settings, {"data": {"path": data}}, notes, base=base)
 
 
 def _made_with(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import xarray as xr
+from pyro.nn import PyroModule
 
 from calibrant import store
 from calibrant.data.dataset import Data
 from calibrant.errors import CalibrantError, RunError
 from calibrant.evaluation.checking import Keep, examine, judges_predictions, predict
-from calibrant.evaluation.reporting.page import report
+from calibrant.evaluation.reporting.page import Pictures, pictures_of, report
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.comparison import compare
 from calibrant.folders.tensors import digest_of_tensors
 from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.fitting.lengths import ENDED, STILL_RISING
 from calibrant.inference.fitting.loop import fit
+from calibrant.inference.fitting.state import Fit
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan, reference_of
 from calibrant.inference.trees import data_labels, model_sha256
 from calibrant.processes import processes_for, side_by_side
+from calibrant.program.modules import unchanging
 from calibrant.progress import Progress, prefixed, silent
 from calibrant.settings import Request
 from calibrant.streams import stream
@@ -38,6 +41,7 @@ from calibrant.userfile import is_user_spec
 from calibrant.workflow.preparing import (
     Job,
     folder_of,
+    held_out,
     load_splits,
     member_folders,
     model_for,
@@ -45,11 +49,15 @@ from calibrant.workflow.preparing import (
     prepare,
     reopen,
 )
+from calibrant.workflow.telling import told
 
+_PATIENCE = 0.5  # seconds between two looks for the weights of another member
 _NO_ELBO = (
     "the likelihood is a training loss and no density, so that the held-out value is no ELBO, and the guide cannot be "
     "checked"
 )
+
+_PREPARING, _STARTING = "preparing data and models", "starting"
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,17 @@ def run(request: Request, progress: Progress = silent, command: str = "") -> Out
         CalibrantError: for every mistake in the request, most of them before any training.
         KeyboardInterrupt: after Ctrl-C; the message says what was kept, and which command resumes the run.
     """
+    progress(_PREPARING, 0, 1)
     request, jobs = prepare(request)
+    progress(_PREPARING, 1, 1)
     with _interruptible(folder_of(request), _named(jobs), f"Resume with: {_resuming(request, 'run')}"):
         if _in_processes(jobs):
-            side_by_side(_run_one, [(request, job.name, job.folder) for job in jobs], progress)
+            _announce(jobs, progress)
+            pictures = side_by_side(_run_one, [(request, job.name, job.folder) for job in jobs], progress)
             results = [_stored_result(job.folder, request) for job in jobs]
         else:
-            results = [_run(job, _shown(progress, job, len(jobs))) for job in jobs]
-        return _report(folder_of(request), results, command, progress)
+            results, pictures = [_run(job, _shown(progress, job, len(jobs))) for job in jobs], []
+        return _report(folder_of(request), results, command, progress, pictures)
 
 
 def _in_processes(jobs: list[Job]) -> bool:
@@ -90,15 +101,31 @@ def _in_processes(jobs: list[Job]) -> bool:
     return not own and processes_for(len(jobs)) > 1
 
 
+def _announce(jobs: list[Job], progress: Progress) -> None:
+    """Report that the processes of jobs start, which they themselves report only when they have imported torch."""
+    for job in jobs:
+        progress(f"{job.name}: {_STARTING}", 0, 1)
+
+
 def _run(job: Job, progress: Progress) -> RunResult:
     _train(job, progress)
     return _evaluate(job, progress)
 
 
-def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
-    """Run one of several models in its own process, which writes the results to the model's folder."""
-    settings = request.made()
-    _run(new_job(name, folder, load_splits(request, settings.seed), request, settings), prefixed(progress, f"{name}:"))
+def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> Pictures:
+    """Run one of several models in its own process, which writes the results to the model's folder; its pictures."""
+    settings, shown = request.made(), prefixed(progress, f"{name}:")
+    job = new_job(name, folder, load_splits(request, settings.seed), request, settings)
+    shown(_STARTING, 1, 1)
+    return _pictured(_run(job, shown), shown)
+
+
+def _pictured(result: RunResult, progress: Progress) -> Pictures:
+    """The pictures of a model, drawn in its own process while those of other models work."""
+    progress("pictures", 0, 1)
+    found = pictures_of(result)
+    progress("pictures", 1, 1)
+    return found
 
 
 def _stored_result(folder: Path, request: Request) -> RunResult:
@@ -111,7 +138,9 @@ def _shown(progress: Progress, job: Job, jobs: int) -> Progress:
 
 def fit_run(request: Request, progress: Progress = silent) -> Outcome:
     """Train one model and write its run folder, which `check_run` evaluates; arguments and errors as in `run`."""
+    progress(_PREPARING, 0, 1)
     request, jobs = prepare(request, is_checked=False)
+    progress(_PREPARING, 1, 1)
     with _interruptible(folder_of(request), _named(jobs), f"Resume with: {_resuming(request, 'fit')}"):
         for job in jobs:
             _train(job, progress)
@@ -134,20 +163,24 @@ def check_run(request: Request, progress: Progress = silent, command: str = "") 
     """
     folder = folder_of(request)
     members = member_folders(folder)
+    progress(_PREPARING, 0, 1)
     jobs = [reopen(member, model_for(member, request.models), request) for member in members]
+    progress(_PREPARING, 1, 1)
     with _interruptible(folder, _named(jobs), _repeating(command, "check", folder)):
         if _in_processes(jobs):
-            side_by_side(_check_one, [(request, job.name, job.folder) for job in jobs], progress)
+            _announce(jobs, progress)
+            pictures = side_by_side(_check_one, [(request, job.name, job.folder) for job in jobs], progress)
             results = [_stored_result(member, request) for member in members]
         else:
-            results = [_evaluate(job, _shown(progress, job, len(jobs))) for job in jobs]
-        return _report(folder, results, command, progress)
+            results, pictures = [_evaluate(job, _shown(progress, job, len(jobs))) for job in jobs], []
+        return _report(folder, results, command, progress, pictures)
 
 
-def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> None:
-    """Check one of several models in its own process, which writes the results to the model's folder."""
-    job = reopen(folder, model_for(folder, request.models), request)
-    _evaluate(job, prefixed(progress, f"{name}:"))
+def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> Pictures:
+    """Check one of several models in its own process, which writes the results to the model's folder; its pictures."""
+    job, shown = reopen(folder, model_for(folder, request.models), request), prefixed(progress, f"{name}:")
+    shown(_STARTING, 1, 1)
+    return _pictured(_evaluate(job, shown), shown)
 
 
 def report_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
@@ -178,25 +211,52 @@ def _belonging_together(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _report(folder: Path, results: list[RunResult], command: str, progress: Progress) -> Outcome:
+def _report(
+    folder: Path, results: list[RunResult], command: str, progress: Progress, pictures: Sequence[Pictures] = ()
+) -> Outcome:
     progress("report", 0, 1)
-    path = report(results, folder / store.REPORT, command)
+    path = report(results, folder / store.REPORT, command, told(results), pictures)
     progress("report", 1, 1)
     return Outcome(folder, results, path, [note for result in results for note in result.config.get("notes", [])])
 
 
 def _train(job: Job, progress: Progress) -> None:
     """Train, resume a training, or load the weights of one that has ended; the run folder holds them afterwards."""
-    settings, checkpoints = job.settings, job.folder / store.CHECKPOINTS
     config = {**job.config, "notes": job.notes}
     begun = job.resume and (job.folder / store.CONFIG).is_file()
-    ended = begun and (store.read_config(job.folder)["fit"] or {}).get("stopped") in ENDED
-    if ended:
+    if begun and _has_ended(job.folder):
         store.load(job.folder, model=job.model, guide=job.guide)
         return
     if not begun:
         store.save_run(job.folder, job.model, job.guide, **config)
-    trained = fit(
+    if job.base is not None:
+        _take_weights(job.model, job.base, progress)
+    progress("fit", 0, job.settings.epochs)
+    with unchanging(job.model) if job.base is not None else nullcontext():
+        trained = _fitted(job, progress)
+    job.model.cpu()
+    job.guide.cpu()
+    store.save_run(job.folder, job.model, job.guide, trained, **config)
+    if trained.stopped == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether a run folder holds the weights of a training that has ended."""
+    return (store.read_config(folder)["fit"] or {}).get("stopped") in ENDED
+
+
+def _take_weights(model: PyroModule, base: Path, progress: Progress) -> None:
+    """Load the weights of an earlier member of the run into a model, as soon as its training has ended."""
+    while not ((base / store.CONFIG).is_file() and _has_ended(base)):
+        progress("fit", 0, 1, f"waits for the weights of {base.name}")
+        time.sleep(_PATIENCE)
+    store.load(base, model=model)
+
+
+def _fitted(job: Job, progress: Progress) -> Fit:
+    settings = job.settings
+    return fit(
         job.model,
         job.guide,
         job.splits["train"],
@@ -208,15 +268,10 @@ def _train(job: Job, progress: Progress) -> None:
         patience=settings.epochs,  # the learning rate decays to zero; the best weights are kept anyway
         device=settings.device,
         run_dir=job.folder,
-        resume=job.resume and store.has_checkpoint(checkpoints),
+        resume=job.resume and store.has_checkpoint(job.folder / store.CHECKPOINTS),
         seed=settings.seed,
         progress=progress,
     )
-    job.model.cpu()
-    job.guide.cpu()
-    store.save_run(job.folder, job.model, job.guide, trained, **config)
-    if trained.stopped == "interrupted":
-        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -296,7 +351,7 @@ def _evaluate(job: Job, progress: Progress) -> RunResult:
         "settings": asdict(settings),
     }
     store.publish_results(job.folder, at, kept, config)
-    return replace(result, config=config, history=store.load_history(job.folder))
+    return replace(result, config=config, folder=job.folder, history=store.load_history(job.folder))
 
 
 def _on_training(config: Mapping[str, Any]) -> list[str]:
@@ -322,23 +377,17 @@ def _checked(job: Job) -> Data:
     if isinstance(job.guide, PriorGuide):
         return job.splits["test"]
     if all(site["local"] for site in job.guide.spec["sites"]):
-        return _held_out(job.splits["test"], job.settings.held_out, job.settings.seed)
+        return held_out(job.splits["test"], job.settings.held_out, job.settings.seed)
     train = job.splits["train"]
     job.notes.append(f"some latents are shared: guide and reference are compared on the {len(train)} training data")
     return train
 
 
-def _held_out(test: Data, count: int, seed: int) -> Data:
-    """Some of the test data in random order, so that the first ones are a random selection too."""
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(stream(seed, "held-out data")))
-    return test[order[:count]]
-
-
 def _reference(job: Job, problem: Problem, at: Path, keep: Keep, progress: Progress) -> xr.DataTree:
-    """Reference draws; those in the run folder are used if they have the same weights, data and settings.
+    """Reference draws; stored ones are used if they have the same weights, data and settings.
 
     Args:
-        job: the job, whose folder may hold a reference.
+        job: the job; its folder, or that of the member whose model it takes, may hold a reference.
         problem: model, guide and data.
         at: the folder of the results of this check, which may hold the reference of a check that was interrupted.
         keep: called with "reference" and draws that are new in `at`.
@@ -348,7 +397,7 @@ def _reference(job: Job, problem: Problem, at: Path, keep: Keep, progress: Progr
     lengths: dict[str, Any] = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
     seed = stream(settings.seed, "reference")
     identity = {"model_sha256": model_sha256(job.model), "data_sha256": _values_sha256(data)}
-    for folder in dict.fromkeys((at, job.folder)):
+    for folder in dict.fromkeys((at, job.folder, job.base or job.folder)):
         tree = _stored_reference(folder / store.REFERENCE, identity, {**lengths, "seed": seed})
         if tree is not None and data_labels(tree).tolist() == data.labels().tolist():
             if folder != job.folder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrant.evaluation.checking import judged
-from calibrant.evaluation.judgements.conclusion import conclude
+from calibrant.evaluation.remedying.next_steps import concluded
 from calibrant.evaluation.remedying.sentences import remedy_sentences
 from calibrant.evaluation.results import RunResult
 
@@ -17,7 +17,8 @@ class Summary:
     """The numbers of a model in nats per datum (NaN if they are not known), its conclusion, and a sentence for each
     verdict that is not a pass and for each remedy that was tried.
 
-    `elbo` is the ELBO of the validation data; `evidence` and `gap` (log evidence − ELBO) are those of the checked data.
+    `remedy` and `next_line` are those of `Conclusion`. All numbers are
+    of the checked data: `elbo`, `evidence` and `gap` (log evidence − ELBO).
     """
 
     name: str
@@ -27,25 +28,30 @@ class Summary:
     gap: float
     gap_se: float
     conclusion: str
+    remedy: str
+    next_line: str
     details: list[str]
 
 
 def summarise(result: RunResult) -> Summary:
     """Summarise a result for the command line."""
-    from calibrant.evaluation.reporting.tables import evidence_gap
+    from calibrant.evaluation.reporting.tables import checked_elbo, evidence_gap
 
-    trained = result.config["fit"]
     evidence, bound, error = evidence_gap(result) or (np.nan,) * 3
+    elbo, elbo_se = checked_elbo(result) or (np.nan,) * 2
     found = judged(result)
+    conclusion = concluded(result, found)
     tried = remedy_sentences(result.remedies) if result.remedies is not None else []
     details = [verdict.sentence for verdict in found if verdict.primary and verdict.status != "pass"]
     return Summary(
         name=result.name,
-        elbo=trained["elbo"],
-        elbo_se=trained["elbo_se"],
+        elbo=elbo,
+        elbo_se=elbo_se,
         evidence=evidence,
         gap=evidence - bound,
         gap_se=error,
-        conclusion=str(conclude(found, result.comparison)),
+        conclusion=str(conclusion),
+        remedy=conclusion.remedy,
+        next_line=conclusion.next_line,
         details=[*details, *tried],
     )
