@@ -98,10 +98,10 @@ def test_run_of_one_model_fills_its_folder_and_reports(short_check):
     assert gap == pytest.approx(float(evidence.mean()) - float(elbo.mean()), rel=1e-6)
     np.testing.assert_allclose(result.gap["log_evidence"], evidence, atol=1e-6)
     assert result.gap["data"].values.tolist() == labels
-    assert re.search(rf"ea-vae .* {gap:.3f} ±", out)
+    assert float(re.search(r"ea-vae .* (\d+\.\d+) ±", out).group(1)) == pytest.approx(gap, abs=0.0051)
     assert f"report: {folder}/report.html" in out
     assert "`scale`" in out
-    for stage in ("fit: 2/2", "posterior: 4/4", "reference: 4/4", "compare: 2/2", "contrast: 5/5", "report: 1/1"):
+    for stage in ("fit: 2/2", "posterior: 4/4", "reference: 4/4", "compare: 2/2", "contrast: 5/5", "report ..."):
         assert stage in err
 
 
@@ -148,7 +148,8 @@ def test_the_demonstration_needs_no_argument(monkeypatch):
     monkeypatch.setattr(
         preparing, "load_splits", lambda request, seed: stop((request.models, request.data, request.out))
     )
-    assert "(('vae', 'ea-vae'), 'natural-patches', PosixPath('runs/vae-ea-vae-natural-patches-2'))" in refused("run")
+    names = ("vae", "ea-vae", "ea-vae+collapsed")
+    assert f"({names}, 'natural-patches', PosixPath('runs/vae-ea-vae-natural-patches-2'))" in refused("run")
 
 
 def test_fit_then_check_gives_what_run_gives(short_check, made_runs):
@@ -254,9 +255,9 @@ def test_the_version_is_told():
 
 def test_held_out_data_are_random_and_nested():
     data = cal.data.Data({"x": np.zeros((100, 2), "f4")})
-    many, few = running._held_out(data, 50, 3).labels(), running._held_out(data, 20, 3).labels()
+    many, few = preparing.held_out(data, 50, 3).labels(), preparing.held_out(data, 20, 3).labels()
     assert many[:20].tolist() == few.tolist()
-    assert len(running._held_out(data, 1000, 0)) == 100
+    assert len(preparing.held_out(data, 1000, 0)) == 100
     assert len(set(many.tolist()) & set(range(50))) < 40
 
 

@@ -24,7 +24,7 @@ MISTAKES = {
     "unreadable file": ("fit vae --data user.npz", "cannot be read"),
     "no such user file": ("fit absent.py:Mine", "there is no file absent.py"),
     "no such class": ("fit user.py:Other", "user.py has no 'Other'; it defines"),
-    "no model": ("fit user.py:Broken --data rows.npz", "not a PyroModule class"),
+    "no model": ("fit user.py:Broken --data rows.npz", "is no class of modules"),
     "file with an error": ("fit faulty.py:Mine", "faulty.py does not import: ZeroDivisionError"),
     "no such argument": ("fit vae --data rows.npz --set latent=3", "no argument latent; it has shape, latents, prior"),
     "bad argument": ("fit vae --data rows.npz --set prior=cauchy", "unknown latent prior 'cauchy'"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,9 +18,11 @@ import pyro
 import torch
 from pyro.nn.module import _Context
 
+from calibrant.progress import displayed, remarking
 from calibrant.turns import outside, turn
 
-_CALLED_BACK = ("progress", "infer")  # arguments that are functions of the user, and no part of a program
+_PROGRESS = "progress"
+_CALLED_BACK = (_PROGRESS, "infer")  # arguments that are functions of the user, and no part of a program
 States = MutableMapping[_Context, dict[str, Any]]
 
 _STORE = ("_params", "_constraints", "_param_to_name")  # all that Pyro's parameter store consists of
@@ -119,17 +121,21 @@ def _called_back(function: Any, modes: _Modes) -> Any:
     return call
 
 
-def _with_called_back(
-    signature: inspect.Signature, users: Iterable[str], modes: _Modes, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, with functions of the user in the user's modes; wrong ones are left to the call."""
-    try:
-        given = signature.bind(*args, **kwargs)
-    except TypeError:
-        return args, kwargs
+@contextmanager
+def _resolved(given: inspect.BoundArguments, users: Iterable[str], modes: _Modes, is_outermost: bool) -> Iterator[None]:
+    """Put functions in the place of arguments that are called back: the user's own, in the modes of the user, or a
+    display of progress, which calls within calls do not have."""
     functions = {name: given.arguments[name] for name in users if callable(given.arguments.get(name))}
     given.arguments.update({name: _called_back(part, modes) for name, part in functions.items()})
-    return given.args, given.kwargs
+    if _PROGRESS in functions:
+        given.arguments[_PROGRESS] = remarking(given.arguments[_PROGRESS])
+    if _PROGRESS not in users or _PROGRESS in functions:
+        yield
+        return
+    asked = given.arguments.get(_PROGRESS, given.signature.parameters[_PROGRESS].default)
+    with displayed(asked if is_outermost or asked is not True else False) as function:
+        given.arguments[_PROGRESS] = function
+        yield
 
 
 def own_call(function: Callable[..., Any], facade: str, gradients: bool = True) -> Callable[..., Any]:
@@ -137,7 +143,7 @@ def own_call(function: Callable[..., Any], facade: str, gradients: bool = True) 
 
     Args:
         function: the function as its file defines it; what is given as `progress` or `infer` is called in the modes of
-            the caller.
+            the caller, and a display takes the place of `progress=True`.
         facade: name of the facade, under which the result can be pickled.
         gradients: whether gradients are on inside although the caller has turned them off.
     """
@@ -147,12 +153,15 @@ def own_call(function: Callable[..., Any], facade: str, gradients: bool = True) 
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with turn():
+        with turn() as is_outermost, ExitStack() as held:
             modes = _Modes.now()
             if users:
-                args, kwargs = _with_called_back(signature, users, modes, args, kwargs)
-            with modes.usual(gradients).held():
-                return function(*args, **kwargs)
+                with suppress(TypeError):  # wrong arguments are left to the call
+                    given = signature.bind(*args, **kwargs)
+                    held.enter_context(_resolved(given, users, modes, is_outermost))
+                    args, kwargs = given.args, given.kwargs
+            held.enter_context(modes.usual(gradients).held())
+            return function(*args, **kwargs)
 
     call.__module__ = facade
     return call

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
@@ -15,10 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origi
 import typer
 from typer.core import TyperGroup
 
+from calibrant.columns import wrapped
+from calibrant.completion import COMPLETIONS, LISTS
 from calibrant.errors import CalibrantError
 from calibrant.interrupts import exit_code, sigterm_interrupts
+from calibrant.printing import interruption, number, show, show_names
+from calibrant.processes import import_ahead
 from calibrant.progress import Progress, bars
-from calibrant.settings import MODELS, QUICK, Effort, Request, Settings
+from calibrant.settings import MODELS, QUICK, Effort, Request, Settings, announced
 
 if TYPE_CHECKING:
     from calibrant.workflow.running import Outcome
@@ -42,7 +49,7 @@ class _Commands(TyperGroup):
                     warnings.showwarning = _show_warning
                     return self._told(ctx)
             except KeyboardInterrupt as error:
-                typer.echo(str(error) or "interrupted", err=True)
+                typer.echo(interruption(str(error) or "interrupted"), err=True)
                 raise typer.Exit(exit_code()) from error
 
     def _told(self, ctx: Any) -> Any:
@@ -90,7 +97,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Deep generative models whose amortized uncertainty is checked against the exact posterior.",
@@ -109,19 +115,35 @@ def main() -> None:
 
 _Models = Annotated[
     list[str] | None,
-    typer.Argument(help=f"Names that `calibrant list models` shows, or FILE.py:Class ({' '.join(MODELS)})."),
+    typer.Argument(
+        help="Names that `calibrant list models` shows, or FILE.py:Class; MODEL+STRUCTURE adds a guide for the "
+        f"model of an earlier name ({' '.join(MODELS)}).",
+        autocompletion=COMPLETIONS["models"],
+    ),
 ]
-_Model = Annotated[str, typer.Argument(help="A name that `calibrant list models` shows, or FILE.py:Class.")]
-_Kind = Annotated[str | None, typer.Argument(help="models, presets, likelihoods, methods, data (all).", metavar="KIND")]
+_Model = Annotated[
+    str,
+    typer.Argument(
+        help="A name that `calibrant list models` shows, or FILE.py:Class.", autocompletion=COMPLETIONS["models"]
+    ),
+]
+_Kind = Annotated[
+    str | None, typer.Argument(help=f"{', '.join(LISTS)} (all).", metavar="KIND", autocompletion=COMPLETIONS["kind"])
+]
 _HEADINGS = {
     "models": "Models (or FILE.py:Class)",
     "presets": "Presets of models (--set preset=NAME)",
     "likelihoods": "Likelihoods (of the models that take one: --set likelihood=NAME)",
     "methods": "Methods that learn representations with uncertainties (representations.train_representation)",
-    "data": "Data (or FILE.npz, FILE.npy, FOLDER/ of photographs by class, FILE.py:function)",
+    "data": "Data (or FILE.npz, FILE.npy, FILE.csv, FOLDER/ of photographs by class, FILE.py:function)",
 }
 _Run = Annotated[Path, typer.Argument(help="The run folder.")]
-_RunData = Annotated[str | None, typer.Option("--data", help="Data to check in place of the run's, named as for `run`")]
+_RunData = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Data to check in place of the run's, named as for `run`", autocompletion=COMPLETIONS["data"]
+    ),
+]
 _UserModel = Annotated[
     list[str] | None, typer.Option("--model", help="FILE.py:Class, if the run's model is in a file of yours")
 ]
@@ -148,7 +170,8 @@ def _option(name: str) -> Parameter:
     if kind is bool:
         return _parameter(name, Annotated[bool, typer.Option(flag, help=text)], False)
     shown = f"{text} ({default}{quick})" if default is not None else text
-    found = typer.Option(flag, help=shown, show_default=False, min=about.get("minimum"))
+    completed = COMPLETIONS.get(name)
+    found = typer.Option(flag, help=shown, show_default=False, min=about.get("minimum"), autocompletion=completed)
     kinds = get_args(kind) or (kind,)
     is_repeated = get_origin(kind) is dict or any(get_origin(one) is dict for one in kinds)
     taken: Any = list[str] if is_repeated else kinds[0]
@@ -280,24 +303,26 @@ def _calibrant(version: _Version = False) -> None:
 @_takes("data", "model", "training", "check", "folder", models=_Models)
 def run(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Fit models, sample their posteriors, compare them with the exact ones, and write a report."""
-    from calibrant import workflow
-
-    _show(_with_bars(quiet, lambda progress: workflow.run(request, progress, ctx.obj)))
+    if not quiet:
+        typer.echo(wrapped(announced(request), file=sys.stderr), err=True)
+    if len(request.models) != 1 and (os.cpu_count() or 1) > 1 and os.environ.get("OMP_NUM_THREADS") != "1":
+        import_ahead("calibrant.workflow.running")  # models will run side by side
+    show(_with_bars(quiet, lambda workflow, progress: workflow.run(request, progress, ctx.obj)))
 
 
 @app.command()
 @_takes("data", "model", "training", "folder", model=_Model)
 def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Fit a model and its guide; `calibrant check` then checks the guide."""
-    from calibrant import store, workflow
+    outcome = _with_bars(quiet, lambda workflow, progress: workflow.fit_run(request, progress))
+    from calibrant import store
     from calibrant.inference.fitting.state import HELD_OUT
 
-    outcome = _with_bars(quiet, lambda progress: workflow.fit_run(request, progress))
     trained = store.read_config(outcome.folder)["fit"]
     for note in outcome.notes:
         typer.echo(f"note: {note}")
     is_elbo = trained.get("is_elbo", True)
-    value = f"{_number(trained['elbo'], trained['elbo_se'])} nats ({trained['epochs']} epochs)"
+    value = f"{number(trained['elbo'], trained['elbo_se'])} nats ({trained['epochs']} epochs)"
     typer.echo(f"{HELD_OUT[is_elbo]} {value}")
     check = f": check it with `calibrant check {shlex.quote(str(outcome.folder))}`" if is_elbo else ""
     typer.echo(f"{outcome.folder}{check}")
@@ -307,24 +332,21 @@ def fit(ctx: typer.Context, request: Request, quiet: bool) -> None:
 @_takes("data", "seed", "check", "quick", out=_Run, models=_UserModel, data=_RunData)
 def check(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Check whether the uncertainty of a trained run's guide can be believed; write verdicts and a report."""
-    from calibrant import workflow
-
-    _show(_with_bars(quiet, lambda progress: workflow.check_run(request, progress, ctx.obj)))
+    show(_with_bars(quiet, lambda workflow, progress: workflow.check_run(request, progress, ctx.obj)))
 
 
 @app.command()
 @_takes(out=_Run, models=_UserModel)
 def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Write the report of a run again, from its stored results."""
-    from calibrant import workflow
-
-    _show(_with_bars(quiet, lambda progress: workflow.report_run(request, progress, ctx.obj)))
+    show(_with_bars(quiet, lambda workflow, progress: workflow.report_run(request, progress, ctx.obj)))
 
 
 @app.command("list")
 def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
     """List the models, presets, likelihoods, methods and data sets that are known by name."""
-    from calibrant import models, representations
+    with _loaded("representations", not sys.stderr.isatty()) as (representations, _):
+        from calibrant import models
 
     lines = {
         "models": {name: models.card(name).equations for name in models.list_models()},
@@ -340,11 +362,7 @@ def list_(kind: _Kind = None, data_root: _DataRoot = None) -> None:
     if kind not in (None, *lines):
         raise CalibrantError(f"there is no list of {kind}: write {', '.join(lines)}, or nothing for all")
     shown = lines if kind is None else {kind: lines[kind]}
-    width = max(len(name) for entries in shown.values() for name in entries) + 2
-    for heading, entries in shown.items():
-        typer.echo(_HEADINGS[heading])
-        for name, text in entries.items():
-            typer.echo(f"  {name:<{width}}{text}")
+    show_names({_HEADINGS[heading]: entries for heading, entries in shown.items()})
 
 
 def _data_lines(data_root: str | None) -> dict[str, str]:
@@ -360,7 +378,12 @@ def _data_lines(data_root: str | None) -> dict[str, str]:
     return lines
 
 
-_Paper = Annotated[str | None, typer.Argument(help="Name of a paper; without it, papers and experiments are listed.")]
+_Paper = Annotated[
+    str | None,
+    typer.Argument(
+        help="Name of a paper; without it, papers and experiments are listed.", autocompletion=COMPLETIONS["paper"]
+    ),
+]
 _Only = Annotated[list[str] | None, typer.Option("--only", help="Name of an experiment, repeated for several (all)")]
 _Domain = Annotated[list[str] | None, typer.Option("--domain", help="Domain of a paper, repeated for several (all)")]
 _Small = Annotated[bool, typer.Option("--quick", help="Small settings, to see that everything works")]
@@ -394,15 +417,15 @@ def reproduce(
     quiet: _Quiet = False,
 ) -> None:
     """Run the experiments of a paper, and show its numbers beside ours; without PAPER, list papers and experiments."""
-    from calibrant import reproductions
-    from calibrant.reproductions.telling import listing, told
-
     if paper is None:
         if only or domain or quick or resume or overwrite or out is not None:
-            raise CalibrantError(f"name the paper: {', '.join(one.name for one in reproductions.list_papers())}")
-        typer.echo(listing(data_root))
+            papers = import_module("calibrant.reproductions").list_papers()
+            raise CalibrantError(f"name the paper: {', '.join(one.name for one in papers)}")
+        with _loaded("reproductions.telling", not sys.stderr.isatty()) as (telling, _):
+            pass
+        typer.echo(telling.listing(data_root))
         return
-    with bars(quiet) as progress:
+    with _loaded("reproductions", quiet) as (reproductions, progress):
         results = reproductions.run(
             paper,
             only=only or (),
@@ -418,6 +441,8 @@ def reproduce(
             command=ctx.obj,
             progress=progress,
         )
+    from calibrant.reproductions.telling import told
+
     typer.echo(told(results))
     if results.failed:
         raise typer.Exit(1)
@@ -426,39 +451,17 @@ def reproduce(
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _with_bars(quiet: bool, call: Callable[[Progress], Outcome]) -> Outcome:
+@contextmanager
+def _loaded(part: str, quiet: bool) -> Iterator[tuple[Any, Progress]]:
+    """A part of the package, whose import takes seconds, and a display that says so at once."""
     with bars(quiet) as progress:
-        return call(progress)
+        progress("loading PyTorch", 0, 1)
+        module = import_module(f"calibrant.{part}")
+        progress("loading PyTorch", 1, 1)
+        yield module, progress
 
 
-def _number(value: float | None, error: float | None = None, digits: int = 2) -> str:
-    """A number with its standard error; a dash if it is not known."""
-    if value is None or value != value:
-        return "–"
-    known = error is not None and error == error
-    return f"{value:.{digits}f} ± {error:.{digits}f}" if known else f"{value:.{digits}f}"
-
-
-def _show(outcome: Outcome) -> None:
-    """Print the summary: a table of numbers, the conclusions with their reasons, the notes, the path of the report."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from calibrant.workflow.summary import summarise
-
-    summaries = [summarise(result) for result in outcome.results]
-    table = Table(caption="nats per datum; the gap is log evidence − ELBO, both of the checked data")
-    for heading in ("model", "ELBO (validation)", "log evidence (checked)", "gap (checked)"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for row in summaries:
-        table.add_row(
-            row.name, _number(row.elbo, row.elbo_se), _number(row.evidence), _number(row.gap, row.gap_se, digits=3)
-        )
-    Console(file=sys.stdout, highlight=False, markup=False).print(table)
-    for row in summaries:
-        typer.echo(f"{row.name}: {row.conclusion}")
-        for detail in row.details:
-            typer.echo(f"  {detail}")
-    for note in dict.fromkeys(outcome.notes):
-        typer.echo(f"note: {note}")
-    typer.echo(f"report: {outcome.report}")
+def _with_bars(quiet: bool, call: Callable[[Any, Progress], Outcome]) -> Outcome:
+    """The outcome of `call(workflow, progress)`."""
+    with _loaded("workflow", quiet) as (workflow, progress):
+        return call(workflow, progress)

@@ -59,15 +59,18 @@ if hasattr(os, "register_at_fork"):  # the thread that had the turn does not exi
 
 
 @contextmanager
-def turn() -> Iterator[None]:
+def turn() -> Iterator[bool]:
     """Run programs while no other thread does; a call that is already inside a turn of its thread goes on.
+
+    Returns:
+        Whether the turn begins here, and not in a call around this one.
 
     Raises:
         InferenceError: if the thread whose turn it is has been in a function of the user for ten seconds.
     """
     since = _turns.take()
     try:
-        yield
+        yield _turns.depth == 1
     finally:
         _turns.give_back(since is not None)
 

@@ -18,7 +18,7 @@ from calibrant.data.dataset import Data
 from calibrant.errors import RepresentationError
 from calibrant.folders.files import digest, new_file
 from calibrant.folders.tensors import bytes_of
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.representations.backbones import Backbone
 from calibrant.representations.views import Views
 
@@ -48,7 +48,7 @@ def features(
     dtype: torch.dtype = torch.float16,
     batch_size: int = 16,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Data:
     """Features of images, or of augmented views of them: computed once, kept in one HDF5 file, and read from there.
 
@@ -65,7 +65,7 @@ def features(
         batch_size: number of images that are in the network at a time.
         overwrite: whether a file of other features, or a damaged one, is replaced; files of
             anything else are not.
-        progress: function that is called after every batch.
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         The features as `x`, `(features,)`, which stay on the disk and are read batch by batch, with all other keys and
@@ -76,6 +76,7 @@ def features(
         RepresentationError: for a file of other features (the message says what differs), for several views without
             `augment`, for images outside [0, 1], or for features that float16 cannot hold.
     """
+    progress = reporting(progress)
     _check_inputs(backbone, data)
     _check_options(views, augment, dtype, batch_size)
     about = {

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from calibrant.data.dataset import Data
 from calibrant.errors import RepresentationError
 from calibrant.program.environment import seeded
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.representations.backbones import CHANNELS, Backbone, resized
 from calibrant.representations.learners.labelled import floating
 from calibrant.representations.views import Views
@@ -34,7 +34,7 @@ def small_network(
     batch_size: int = 64,
     lr: float = 3e-3,
     fine_tuned: bool = False,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Backbone:
     """A small convolutional network, trained now as a classifier of labelled images: a backbone without downloads.
 
@@ -53,11 +53,12 @@ def small_network(
         batch_size: number of images in each step.
         lr: peak learning rate.
         fine_tuned: whether the weights are trained further with what is built on the features.
-        progress: function that is called after every step.
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Raises:
         RepresentationError: for data without images `x` and classes `y`, images out of range, or a single class.
     """
+    progress = reporting(progress)
     if features < 4:
         raise RepresentationError(f"features={features} is given, wanted 4 or more")
     if not {"x", "y"} <= set(data.keys()):

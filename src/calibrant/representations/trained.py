@@ -13,9 +13,10 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant.calls import parameters_in_modules
-from calibrant.data.dataset import Array, Data, as_data
+from calibrant.data.arrays import Array
+from calibrant.data.dataset import Data, as_data
 from calibrant.models.parts.networks import checked_inputs
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.representations.keeping import read, write
 from calibrant.representations.learners.labelled import Labelled, floating, rows_at_once
 from calibrant.representations.learners.learner import History, Learner
@@ -111,7 +112,7 @@ def train_representation(
     latents: int = 16,
     width: int = 256,
     backbone: nn.Module | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     **arguments: Any,
 ) -> Trained:
     """Train a representation with an uncertainty on labelled data.
@@ -136,7 +137,7 @@ def train_representation(
         backbone: a module from inputs `(n, *shape)` to features `(n, features)` in front of the trunk, such as that of
             `backbone(…)`. It is frozen if all its weights are (`requires_grad=False`); else a copy of it is trained.
             A frozen one is not copied: it is set to `eval()`, and stays so.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         arguments: arguments of the method, such as `passes` of "mc-dropout".
 
     Raises:
@@ -144,6 +145,7 @@ def train_representation(
         DataError: for data without `x` and `y`, or fewer than two classes.
         NonFiniteLoss: for a loss that is not finite.
     """
+    progress = reporting(progress)
     card = METHODS[method]
     given: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
     plan = replace(card.plan, **{name: value for name, value in given.items() if value is not None})

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calibrant.data.dataset import Array, Batch, Data, as_data
+from calibrant.data.arrays import Array
+from calibrant.data.dataset import Batch, Data, as_data
 from calibrant.errors import DataError
 from calibrant.representations.kinds import is_whole
 from calibrant.streams import stream

@@ -15,9 +15,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from calibrant.errors import DataError
+from calibrant.inference.fitting.given import check_device
 from calibrant.processes import processes_for, side_by_side
 from calibrant.program.environment import seeded
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.reproductions.cards import Experiment
 from calibrant.reproductions.cells import Cell, read_cell, sorted_out, write_cell
 from calibrant.reproductions.folder import Plan, check_names, completed, default_folder, open_folder, with_used
@@ -27,7 +28,6 @@ from calibrant.reproductions.registering import experiment
 from calibrant.reproductions.results import Results, write_results
 from calibrant.reproductions.shelf import context_of
 from calibrant.reproductions.splits import Source
-from calibrant.workflow.preparing import check_device
 
 _FINISHED = "finished"  # the remark with which a cell ends
 _PAUSE = 0.2  # seconds between two looks for cells whose trainings are finished
@@ -47,7 +47,7 @@ def run(
     data_root: str | None = None,
     download: bool = False,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Results:
     """Run the experiments of a paper, and write their results and a report into a run folder.
 
@@ -68,7 +68,7 @@ def run(
         data_root: folder of the files of registered data sets, see `calibrant.data.data_root`.
         download: whether to download data sets that are missing.
         command: command line that the report shows.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         The results, whose `table(experiment)` has a row for each row and number.
@@ -79,7 +79,8 @@ def run(
         DataError: for data of an experiment in `only`, or of all experiments, that are not there.
         KeyboardInterrupt: after Ctrl-C; the message says which command resumes the run.
     """
-    check_device(device)
+    progress = reporting(progress)
+    check_device(device, "--device cpu")
     wanted = Path(out) if out is not None else default_folder(paper, quick)
     named, domains = ((given,) if isinstance(given, str) else tuple(given) for given in (only, domain))
     plan = Plan(paper, named, domains, quick, seeds, device, wanted, data_root, download)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 
+from calibrant.columns import columns, wrapped
 from calibrant.reproductions.cards import Experiment
 from calibrant.reproductions.folder import CELLS
 from calibrant.reproductions.registering import list_experiments, list_papers
@@ -12,7 +13,8 @@ from calibrant.reproductions.results import Results
 from calibrant.reproductions.splits import Source
 
 _TEXTS = ("row", "domain", "statement", "the exact posterior says", "the guide says")  # columns with words
-_WIDTH = 200  # columns of a table, so that a row is not broken; the terminal wraps what is longer
+_FOLDED = 20  # columns for the words in a cell, which go on in the next line
+_WIDTH = 200  # columns of a table in a file, so that a row is not broken
 
 
 def listing(data_root: str | None = None) -> str:
@@ -20,13 +22,14 @@ def listing(data_root: str | None = None) -> str:
     source = Source(data_root, download=False, quick=True)
     lines = []
     for paper in list_papers():
-        lines += [f"{paper.name}: {paper.title} (arXiv {paper.arxiv})", f"  {paper.sentence}"]
+        lines.append(wrapped(f"{paper.name}: {paper.title} (arXiv {paper.arxiv})", "", "  "))
+        lines.append(wrapped(paper.sentence, "  "))
         for card in list_experiments(paper.name):
             quick, full = (_duration(minutes) for minutes in card.minutes)
             domain = f"{card.domain}, " if card.domain else ""
-            lines.append(f"  {card.name} ({domain}{card.answers}): {card.shows}")
+            lines.append(wrapped(f"{card.name} ({domain}{card.answers}): {card.shows}", "  ", "    "))
             data = ", ".join(dict.fromkeys(_data(card, source))) or "none"
-            lines.append(f"    data: {data}; quick: {quick}, full: {full}")
+            lines.append(wrapped(f"data: {data}; quick: {quick}, full: {full}", "    ", "      "))
     first = list_papers()[0].name
     return "\n".join([*lines, f"Run one with: calibrant reproduce {first} --quick"])
 
@@ -55,7 +58,10 @@ def told(results: Results) -> str:
         if part["left_out"]:
             parts.append(f"{name} was left out: {part['left_out']}.")
             continue
-        parts += [_table(f"{name} ({part['answers']})", results.lines(name)), *results.sentences(name)]
+        parts += [
+            _table(f"{name} ({part['answers']})", results.lines(name)),
+            *(wrapped(one, "", "  ") for one in results.sentences(name)),
+        ]
         parts += [
             f"note: {used} in place of {asked}, which is not there"
             for asked, used in part["data"].items()
@@ -72,15 +78,42 @@ def told(results: Results) -> str:
 
 
 def _table(title: str, lines: Sequence[Sequence[str]]) -> str:
+    """A table whose numbers are whole: columns that do not fit side by side go on in a table below, beside its rows."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for heading in lines[0]:
-        table.add_column(heading, justify="left" if heading in _TEXTS else "right")
-    for line in lines[1:]:
-        table.add_row(*line)
-    console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, markup=False)
+    width = columns() or _WIDTH
+    widths = [_least_width([line[column] for line in lines]) for column in range(len(lines[0]))]
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
     with console.capture() as captured:
-        console.print(table)
+        for number, part in enumerate(_parts(lines[0], widths, width)):
+            table = Table(title=title if number == 0 else None, title_justify="left")
+            for column in part:
+                heading, is_text = lines[0][column], lines[0][column] in _TEXTS
+                table.add_column(
+                    heading, justify="left" if is_text else "right", width=None if is_text else widths[column]
+                )
+            for line in lines[1:]:
+                table.add_row(*(line[column] for column in part))
+            console.print(table)
     return captured.get().rstrip("\n")
+
+
+def _least_width(cells: Sequence[str]) -> int:
+    """The columns that whole cells need below a heading that is broken at spaces."""
+    heading, *others = cells
+    return max(map(len, [*heading.split(), *others]), default=0)
+
+
+def _parts(headings: Sequence[str], widths: Sequence[int], width: int) -> list[list[int]]:
+    """The columns of each table: those with words, which can be broken, and as many others as fit beside them."""
+    texts = [column for column, heading in enumerate(headings) if heading in _TEXTS]
+    taken = 1 + sum(min(widths[column], _FOLDED) + 3 for column in texts)
+    parts, room = [list[int](texts)], width - taken
+    for column in (column for column in range(len(headings)) if column not in texts):
+        if widths[column] + 3 > room and parts[-1] != texts:
+            parts.append(list(texts))
+            room = width - taken
+        parts[-1].append(column)
+        room -= widths[column] + 3
+    return parts

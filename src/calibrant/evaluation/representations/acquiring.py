@@ -20,7 +20,7 @@ from calibrant.evaluation.representations.inputs import Labels, class_labels, im
 from calibrant.evaluation.statistics.arrays import Array, Given, plain
 from calibrant.evaluation.statistics.resampling import Groups
 from calibrant.evaluation.statistics.settings import real, whole
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def active_learning(
     repeats: int = 10,
     regularisation: float = 1.0,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Learning curves of a linear classifier that asks for the labels of some images of a pool.
 
@@ -76,7 +76,7 @@ def active_learning(
         repeats: number of repetitions, with other starts and other random images.
         regularisation: inverse strength C of the classifier's penalty.
         seed: random seed for starts, random images and ties.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Over `acquisition`, with `…_se` and the ends of a 95% interval, `…_low` and `…_high`, which count the chance of
@@ -89,6 +89,7 @@ def active_learning(
         DataError: for features, labels or uncertainties that cannot be used.
         InferenceError: for unknown acquisitions, or more labels than images.
     """
+    progress = reporting(progress)
     named, seed = _named(acquisitions), whole(seed, "seed", 0)
     plan = _Plan(start, batch, rounds, regularisation)
     ours, theirs = _standardised(pool, test)

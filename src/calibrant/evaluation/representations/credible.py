@@ -18,7 +18,7 @@ from calibrant.evaluation.representations.inputs import Labels, image_numbers, j
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.resampling import Groups
 from calibrant.evaluation.statistics.settings import shares
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 
 _BLOCK = 1 << 25  # cosines that are computed together
 
@@ -32,7 +32,7 @@ def credible_retrieval(
     labels: tuple[Labels, Labels] | None = None,
     own: npt.ArrayLike | None = None,
     levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99),
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Retrieve all images in the credible cap of a query, and measure how often its true match is among them.
 
@@ -54,7 +54,7 @@ def credible_retrieval(
         own: position of each query itself in the database, −1 for none, `(query,)`; it is neither retrieved nor a
             match.
         levels: probabilities of the caps.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Over `level`: `coverage`, the share of matches in the cap (with labels, averaged over queries that have
@@ -69,6 +69,7 @@ def credible_retrieval(
         InferenceError: if not exactly one of `match` and `labels` is given, for a match that is the query itself, or
             levels outside (0, 1).
     """
+    progress = reporting(progress)
     names = ("directions", "database")
     queries, stored = (unit_rows(*part) for part in zip(two_matrices(directions, database, names), names, strict=True))
     kappa = image_numbers(concentration, len(queries), "concentration")

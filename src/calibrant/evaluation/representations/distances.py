@@ -13,7 +13,7 @@ from calibrant.evaluation.representations.inputs import Labels, class_numbers
 from calibrant.evaluation.representations.neighbours import nearest_neighbours
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.resampling import Groups
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 
 Distance = Literal["neighbour", "mahalanobis"]
 
@@ -26,7 +26,7 @@ def feature_distance(
     k: int = 10,
     labels: Labels | None = None,
     own: npt.ArrayLike | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Array:
     """How far images lie from training images in the space of their features: a scalar for epistemic uncertainty.
 
@@ -40,7 +40,7 @@ def feature_distance(
         labels: classes of the training images, `(n,)`, for "mahalanobis".
         own: for "neighbour", position of each image among the training images, −1 for those that are not there; an
             image is not its own neighbour.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Distances `(image,)`: 1 − cosine between 0 and 2, or standard deviations.
@@ -49,6 +49,7 @@ def feature_distance(
         DataError: for features or labels that cannot be used.
         InferenceError: for an unknown method, labels that are missing, or classes without two different images.
     """
+    progress = reporting(progress)
     if method == "neighbour":
         found = nearest_neighbours(features, training, k, own=own, progress=progress)
         return 1 - found.similarity[:, k - 1]

@@ -18,7 +18,7 @@ from calibrant.evaluation.representations.neighbours import nearest_neighbours
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.resampling import Groups
 from calibrant.evaluation.statistics.settings import whole, wholes
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 Method = Literal["class mean", "nearest"]
@@ -34,7 +34,7 @@ def few_shot(
     method: Method = "class mean",
     repeats: int = 20,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Accuracy, and R-AUROC of the uncertainty, of a classifier that knows a few images of each class.
 
@@ -50,7 +50,7 @@ def few_shot(
             of the image with the largest cosine.
         repeats: number of draws of the database.
         seed: random seed for the draws.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Over `shots`: `accuracy` and `r_auroc`, the probability that a wrong query is less certain than a correct one,
@@ -64,6 +64,7 @@ def few_shot(
         DataError: for embeddings, labels or uncertainties that cannot be used.
         InferenceError: for numbers of shots that some class does not have, or unknown methods.
     """
+    progress = reporting(progress)
     images = Images.of(embeddings, labels, uncertainty)
     counts = _checked(images, sorted(wholes(shots, "shots", 1)), method)
     for name, value, least in (("repeats", repeats, 1), ("seed", seed, 0)):

@@ -53,7 +53,7 @@ def match_calibration(
 
     Returns:
         Over `bin`: `predicted`, the mean probability, `observed`, the share that matches, with its interval, and
-        `count`. Scalars: `calibration_error`, the mean over pairs of |predicted − observed| of their bin;
+        `count`. Scalars: `calibration_error`, the mean over pairs of `|predicted − observed|` of their bin;
         `calibration_error_calibrated` and `…_calibrated_high`, its mean and 95% quantile if all pairs are independent
         and match with their probabilities, and `calibration_p`, the share of such simulations that are as large;
         `calibration_error_squared`, the mean square without its bias, which may be negative, with its standard error.

@@ -20,7 +20,7 @@ from calibrant.errors import DataError, InferenceError
 from calibrant.evaluation.representations.inputs import matrix_of, positions
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.settings import whole
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 
 Index = npt.NDArray[np.int64]
 SelfMatch = Literal["excluded", "second-hit"]
@@ -54,7 +54,7 @@ def nearest_neighbours(
     *,
     own: npt.ArrayLike | None = None,
     self_match: SelfMatch = "excluded",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Neighbours:
     """The k images of a database with the largest cosines to each query.
 
@@ -70,12 +70,13 @@ def nearest_neighbours(
             database that is given holds queries.
         self_match: "excluded" leaves out the query itself, by its position. "second-hit" is what published code does
             (arXiv 2307.03810): it ignores the first hit and takes it for the query, which is wrong among duplicates.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Raises:
         DataError: for embeddings that are no matrix or hold NaN, or matrices with different numbers of features.
         InferenceError: for more neighbours than there are other images, or an `own` that is no position.
     """
+    progress = reporting(progress)
     asked = matrix_of(queries, "queries")
     stored = asked if database is None else matrix_of(database, "database")
     if asked.shape[1] != stored.shape[1]:

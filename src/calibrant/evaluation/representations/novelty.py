@@ -22,7 +22,7 @@ from calibrant.evaluation.statistics.arrays import Array, Given, numbers
 from calibrant.evaluation.statistics.counted import counted_auroc
 from calibrant.evaluation.statistics.resampling import Estimate, Groups, bootstrap
 from calibrant.evaluation.statistics.settings import whole
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 MOST = 50_000  # images of each set in the code of URL
@@ -99,7 +99,7 @@ def mixed_retrieval(
     cluster: Cluster = "class",
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Retrieval among the images of two sets together, whose classes are all different.
 
@@ -118,7 +118,7 @@ def mixed_retrieval(
         cluster: what the bootstrap resamples: each "class" with all its images, or each "image"; see `retrieval`.
         resamples: number of bootstrap resamples.
         seed: random seed for the choice of images and the bootstrap.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         `mixed_r_at_1` and `mixed_r_auroc`, each with `…_se`, `…_low` and `…_high`, the ends of the 95% interval, and
@@ -129,6 +129,7 @@ def mixed_retrieval(
         DataError: for arrays that do not belong together, or hold NaN.
         InferenceError: for settings that cannot be used.
     """
+    progress = reporting(progress)
     for given in (inside, outside):
         refuse_unless_embedded(given)
     first, second = (

@@ -19,7 +19,7 @@ from calibrant.evaluation.representations.people import People, human_entropy
 from calibrant.evaluation.representations.recall import retrieval
 from calibrant.evaluation.representations.rejecting import reject_curve
 from calibrant.evaluation.statistics.arrays import Array, Given, plain
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.representations.learners.labelled import Labelled
 from calibrant.representations.protocol import Representation
 
@@ -37,7 +37,7 @@ def representation_metrics(
     cluster: Cluster = "class",
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     **options: Any,
 ) -> xr.Dataset:
     """Retrieval, error versus reject, crop test, people, other sets and match probabilities, as far as data allow.
@@ -55,7 +55,7 @@ def representation_metrics(
             resampled one by one.
         resamples: number of bootstrap resamples.
         seed: random seed for crops, the choice of images, and the bootstrap.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         options: further arguments of `retrieval`, such as `ks` or `self_match`.
 
     Returns:
@@ -67,6 +67,7 @@ def representation_metrics(
         DataError: for data that cannot be used.
         InferenceError: for settings that cannot be used.
     """
+    progress = reporting(progress)
     images, crop_scores, shares = _represented(representation, as_data(data), crops, seed, progress)
     labels, scores = np.asarray(images.labels), np.asarray(images.uncertainty)
     how: dict[str, Any] = {"cluster": cluster, "resamples": resamples, "seed": seed}

@@ -28,7 +28,7 @@ from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.counted import counted_mean
 from calibrant.evaluation.statistics.resampling import Groups, bootstrap
 from calibrant.evaluation.statistics.settings import wholes
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 
 Nan = Literal["refuse", "zero"]
 Singletons = Literal["wrong", "left-out"]
@@ -52,7 +52,7 @@ def retrieval(
     cluster: Cluster = "class",
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Recall among nearest neighbours by cosine, and the R-AUROC of an uncertainty.
 
@@ -79,7 +79,7 @@ def retrieval(
             given, as a neighbour of others, to first order. Intervals over images are somewhat too wide then.
         resamples: number of bootstrap resamples.
         seed: random seed for the bootstrap.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         `r_at_1`, the share of queries whose nearest neighbour has their class; `recall` (k), the share with at least
@@ -94,6 +94,7 @@ def retrieval(
         DataError: for arrays that do not belong together or hold NaN.
         InferenceError: for settings that cannot be used.
     """
+    progress = reporting(progress)
     plan = Plan(tuple(wholes(ks, "ks", 1)), map_at_r, self_match, nan, singletons)
     judged = judged_queries(embeddings, labels, database, database_labels, own, plan, cluster, progress)
     hits, kept = judged.hits, judged.kept

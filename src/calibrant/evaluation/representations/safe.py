@@ -18,7 +18,7 @@ from calibrant.evaluation.representations.shared_database import worth_as_neighb
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.resampling import Groups, Statistic, bootstrap
 from calibrant.evaluation.statistics.settings import shares, whole
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 Quantile = Literal["all", "predicted class", "neighbourhood", "true class"]
@@ -46,7 +46,7 @@ def safe_retrieval(
     cluster: Cluster = "class",
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """R@1 before and after the least certain images leave the database, the queries, or both.
 
@@ -72,7 +72,7 @@ def safe_retrieval(
             new sets of images, and those of `selection` are larger than that.
         resamples: number of bootstrap resamples.
         seed: random seed for the controls and for the bootstrap.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Over (keep, dropped), where `dropped` is "nothing", "database", "queries" or "both", each with `…_se` and the
@@ -89,6 +89,7 @@ def safe_retrieval(
         DataError: for embeddings, labels or uncertainties that cannot be used.
         InferenceError: for settings that are unknown or lack an argument, or if no image is left.
     """
+    progress = reporting(progress)
     images = Images.of(embeddings, labels, uncertainty)
     keep, controls = shares(keep, "keep"), whole(controls, "controls", 1)
     if quantile not in QUANTILES:

@@ -25,7 +25,7 @@ from calibrant.evaluation.representations.given import finite_matrix
 from calibrant.evaluation.representations.inputs import image_numbers
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.settings import real
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 
 _LEAST = 500.0  # largest size of b, so that probabilities do not vanish in float64
 _BLOCK = 1 << 21  # numbers that are computed together
@@ -46,7 +46,7 @@ def second_view_posterior(
     other_concentration: Given,
     k: float,
     bias: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """The posterior of each image's embedding, given that a second image is a view of the same object.
 
@@ -63,7 +63,7 @@ def second_view_posterior(
         other_concentration: κ′ ≥ 0 of the second views, `(data,)`.
         k: concentration of the pair likelihood, above 0 and at most 100.
         bias: b; None for log C(k) − log C(0), with which y tells whether z′ was drawn from vMF(z, k) or uniformly.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Over `data`: `direction` (data, feature), the unit vector along the posterior mean; `resultant`, the length of
@@ -75,6 +75,7 @@ def second_view_posterior(
         DataError: for directions or concentrations that cannot be used.
         InferenceError: for a k or a bias outside its range.
     """
+    progress = reporting(progress)
     first, second = _Views.of(directions, concentration), _Views.of(other_directions, other_concentration)
     if first.directions.shape != second.directions.shape:
         raise DataError(f"views have shapes {first.directions.shape} and {second.directions.shape}: give pairs")

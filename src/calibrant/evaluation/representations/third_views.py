@@ -14,7 +14,7 @@ from calibrant.evaluation.representations.second_views import second_view_poster
 from calibrant.evaluation.statistics.arrays import Array, Given
 from calibrant.evaluation.statistics.counted import counted_mean
 from calibrant.evaluation.statistics.resampling import bootstrap
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 PRIOR = "prior"
@@ -31,7 +31,7 @@ def second_view_experiment(
     labels: Labels | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Compare estimates of an image's embedding, from one view and from two, with the embedding of a third view.
 
@@ -44,7 +44,7 @@ def second_view_experiment(
         labels: class of each image, `(image,)`, for R@1 of classes.
         resamples: number of bootstrap resamples of images.
         seed: random seed for the other images and for the bootstrap.
-        progress: called with (stage, done, total).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Over `estimate`, with `…_se` and the ends of a 95% interval, `…_low` and `…_high`: `cosine` to the third view;
@@ -58,6 +58,7 @@ def second_view_experiment(
     Raises:
         DataError: for directions, concentrations or labels that cannot be used, or fewer than two images.
     """
+    progress = reporting(progress)
     ours, theirs = (finite_matrix(side[0], "directions").astype(np.float64) for side in (first, second))
     size = len(ours)
     judge = finite_matrix(third, "third")

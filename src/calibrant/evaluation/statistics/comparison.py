@@ -65,6 +65,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
         distance), `coverage` (mass of the reference in the amortized central interval), each with `…_se`. Equal
         posteriors would give, at these sample sizes, `wasserstein_null` ± `wasserstein_null_se` (noise alone makes the
         distance positive) and a coverage of `level` ± `coverage_null_se`.
+        `reference_log_sd`, the log of the reference's posterior sd, is the unit of these.
         Per datum with two or more latents: `correlation_error`, the root-mean-square difference of the entries of the
         correlation matrices of all latents, with `correlation_error_se`. Both come from the unbiased mean square
         `correlation_mean_square` (± `…_se`), which is what may be averaged over data: it is negative by chance where

@@ -26,7 +26,7 @@ from calibrant.program.simulation import refuse_unsimulated
 from calibrant.program.supports import is_improper
 from calibrant.program.tracing import guide_trace, latent_values, sampled, trace
 from calibrant.program.weighting import kept
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -43,7 +43,7 @@ def pixel_calibration(
     covariates: Mapping[str, Any] | None = None,
     levels: Iterable[float] = LEVELS,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Where the entries (pixels) of data lie in their posterior predictive distributions, for data and the model's own.
 
@@ -53,7 +53,7 @@ def pixel_calibration(
     The posterior has seen x, so that the PIT is not uniform even for a true model with exact posteriors: intervals hold
     more than their level. What a true model shows is found with data that the model simulates, one for each datum
     (`…_null`; docs/analysis.md): compare the two, not the data with the uniform distribution. The null uses the guide's
-    posteriors of the model's own data; if these look nothing like the data, the guide may not know them.
+    posteriors of simulated data; if these look nothing like the data, the guide may not know them.
 
     Unlike `predictive_check`, which compares entries with replicates, the spread of the observation noise is averaged
     exactly, so that some ten draws suffice, and pixels of discretised likelihoods get their probabilities.
@@ -66,12 +66,12 @@ def pixel_calibration(
         covariates: keyword → tensor, leading dimension data.
         levels: masses of central intervals.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimensions `observed` (site), `u`, `level`, `bin`, `data`. `pit_ecdf`, `coverage`, `pit_density` (1 if uniform),
-        each with `…_se`, and `coverage_data`; the same of the model's own data, `…_null`. `distance` is ∫|F(u) − u| du,
-        `distance_null` that of the model's own data, and `difference` ± `difference_se` the distance ∫|F − F_null|
+        each with `…_se`, and `coverage_data`; the same of simulated data, `…_null`. `distance` is ∫|F(u) − u| du,
+        `distance_null` that of simulated data, and `difference` ± `difference_se` the distance ∫|F − F_null|
         between the two, beside `difference_floor`, its expectation if nothing but chance differs. Standard errors treat
         data, not entries, as independent. A program with an improper prior has nothing of its own data.
 
@@ -81,6 +81,7 @@ def pixel_calibration(
         InferenceError: for shared latents, entries without a distribution function, a level outside (0, 1), fewer
             than two data, or no draws.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     return pixel_calibration_of(problem, draws, levels, seed, progress)
 
@@ -96,7 +97,7 @@ def pixel_calibration_of(
     masses, size = tuple(levels), len(problem.data)
     if draws < 1 or size < 2 or not masses or not all(0.0 < level < 1.0 for level in masses):
         raise InferenceError(
-            f"{draws} draws of {size} data, levels={masses}: give one draw or more, two data or more, and levels "
+            f"draws={draws}, data: {size}, levels={masses}: give one draw or more, two data or more, and levels "
             "between 0 and 1"
         )
     problem.require_local("a draw of them changes the predictions for all data at once", "to check the rest")

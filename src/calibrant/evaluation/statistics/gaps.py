@@ -21,7 +21,7 @@ from calibrant.inference.refining import LR, refined_of
 from calibrant.inference.reweighting import log_weights
 from calibrant.inference.trees import data_labels, model_sha256
 from calibrant.program.contract import Program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ def gap(
     lr: float = LR,
     max_se: float = MAX_SE,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Split log p(x) − ELBO of every datum into approximation and amortization gap.
 
@@ -78,7 +78,7 @@ def gap(
         max_se: largest standard error, in nats, with which an estimated log evidence is reported; 0.1 corresponds to
             about a hundred effective draws, and with fewer the error itself is not known.
         seed: random seed for the refinement and the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimension `data` (the data that the reference has), in nats, each with `…_se` (Monte Carlo standard error, for
@@ -92,6 +92,7 @@ def gap(
             continuous local site, which can't be refined.
         InferenceError: for a program with shared latents; a reference of other data or weights.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     return gap_of(problem, reference, draws, steps, lr, max_se, seed, progress)
 

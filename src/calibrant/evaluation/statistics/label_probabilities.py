@@ -32,7 +32,7 @@ from calibrant.program.latents import Site, sites
 from calibrant.program.supports import is_masked
 from calibrant.program.tracing import is_local, sampled, trace
 from calibrant.program.weighting import is_scaled
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ def predicted_probabilities(
     *,
     covariates: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """The predicted probability of every value of the observed sites, for every datum.
 
@@ -58,7 +58,7 @@ def predicted_probabilities(
         draws: number of draws of the prior per datum, two or more; without latents, two runs are made.
         covariates: keyword → tensor, leading dimension data.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         A dataset with dimension `data`. `log_p` ± `log_p_se` (nats; Monte Carlo, delta method) is log p(y | x) of the
@@ -71,6 +71,7 @@ def predicted_probabilities(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for a program with shared latents, or for one draw.
     """
+    progress = reporting(progress)
     return predicted_of(Problem.of(model, guide, observed, covariates), draws, seed, progress)
 
 

@@ -64,11 +64,12 @@ MARGINAL = (
     "coverage_null_se",
 )
 QUANTILES = tuple(f"{name}{s}" for name in ("median_error", *(f"width_{w}_ratio" for w in WIDTHS)) for s in ("", "_se"))
+_REFERENCE_SD = "reference_log_sd"
 _ALONG = ("mean_error", "mean_error_se", "sd_ratio", "sd_ratio_se")
 _HALVES = ("half_mean_error", "half_sd_ratio")
 _OF_HALVES = tuple(f"{name}_se" for name in _HALVES)
 _DIMS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*MARGINAL, *QUANTILES, *CORRELATION_ROWS, *_OF_HALVES), ("latent",)),
+    **dict.fromkeys((*MARGINAL, _REFERENCE_SD, *QUANTILES, *CORRELATION_ROWS, *_OF_HALVES), ("latent",)),
     **dict.fromkeys(_HALVES, ("half", "latent")),
     **dict.fromkeys(PER_DATUM, ()),
     **{f"direction_{name}": ("direction",) for name in _ALONG},
@@ -266,6 +267,7 @@ class _Passes:
         self.shapes.add(a, r)
         *marginal, ours, theirs = units(a, r, self.tails)
         row = marginal_statistics(marginal[0], marginal[1], self.level) | quantiles_of_heavy(a, r, self.tails)
+        row[_REFERENCE_SD] = np.log(centre_and_spread(r)[1])
         found = moments(ours, theirs) if self.tails.stretched.any() else row
         halves = halves_of_draws(ours, theirs)
         row |= half_statistics(halves, found)

@@ -29,7 +29,7 @@ from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double
 from calibrant.program.simulation import sample_prior
 from calibrant.program.tracing import trace
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 _MARGIN = 1.0  # nats below its ceiling from which an estimate of the mutual information says little
@@ -48,7 +48,7 @@ def information(
     covariates: Mapping[str, Any] | None = None,
     prior_draws: int = 20_000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Split the average rate of N data into mutual information and marginal KL (Hoffman & Johnson 2016).
 
@@ -78,7 +78,7 @@ def information(
         covariates: keyword → tensor, leading dimension data.
         prior_draws: number of draws of the prior, for the classifier.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Numbers in nats, each with `…_se` (the data as a sample; Monte Carlo error included) and `…_mc_se` (Monte Carlo
@@ -93,6 +93,7 @@ def information(
         InferenceError: for shared latents, an improper prior, a prior that depends on covariates, fewer than 4 data, or
             too few draws.
     """
+    progress = reporting(progress)
     return information_of(Problem.of(model, guide, observed, covariates), points, prior_draws, seed, progress)
 
 

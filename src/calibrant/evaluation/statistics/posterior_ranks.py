@@ -36,7 +36,7 @@ from calibrant.program.environment import cast, defaults, in_double, seeded
 from calibrant.program.latents import Site, sites
 from calibrant.program.simulation import refuse_unsimulated
 from calibrant.program.tracing import trace
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ def posterior_calibration(
     *,
     covariates: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.DataTree:
     """Ranks of shared latents among the draws of a procedure that infers again, for data simulated near yours.
 
@@ -88,7 +88,7 @@ def posterior_calibration(
             independent, if these are fewer.
         covariates: keyword → tensor, leading dimension data.
         seed: random seed for the simulations, and for `infer`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         A tree as that of `calibration`, which `uniformity` and `arviz_plots.plot_ecdf_pit` take. Group `prior_sbc`: PIT
@@ -104,6 +104,7 @@ def posterior_calibration(
             returns no draws of the shared latents, draws of another shape, draws that are not finite, or too few that
             are independent, or that changes the weights of the model; simulated data that are not finite.
     """
+    progress = reporting(progress)
     if simulations < LEAST_SIMULATIONS or draws < LEAST_DRAWS:
         raise InferenceError(
             f"{simulations} simulations with {draws} draws each are too few to tell anything: use at least "

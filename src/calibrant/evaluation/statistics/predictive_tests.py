@@ -19,7 +19,7 @@ from calibrant.inference.problem import Problem
 from calibrant.inference.trees import model_sha256
 from calibrant.program.contract import Program
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ def predictive_check(
     statistics: Mapping[str, Function] | None = None,
     level: float = 0.9,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Compare real data with data that the model generates, from its prior and from the posteriors of the data.
 
@@ -58,7 +58,7 @@ def predictive_check(
 
     The values of these two comparisons for a true model are therefore found by repeating them with data that the model
     simulates, one for every datum (`…_null`; the idea of Hjort, Dahl & Steinbakk 2006, JASA 101). They use the guide's
-    posterior of the model's own data, on which the guide may not have been trained: if the prior predictive is far from
+    posterior of simulated data, on which the guide may not have been trained: if the prior predictive is far from
     the data, this null may be far off too.
 
     Default statistics, over the entries of an event: `mean`; for continuous sites `contrast` (sd), `minimum`,
@@ -80,7 +80,7 @@ def predictive_check(
             they are applied to every observed site.
         level: mass of the central interval outside which a tail probability is extreme, and of the entries' intervals.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimensions `data`, `statistic`, `latent`, `observed` (site), `level`, `u`, `draw`; docs/checks.md has a table of
@@ -93,6 +93,7 @@ def predictive_check(
         InferenceError: for a program with shared latents, a statistic of another shape or that is not finite, a level
             outside (0, 1), or too few draws or data.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     return predictive_check_of(problem, draws, statistics, level, seed, progress)
 
@@ -110,7 +111,9 @@ def predictive_check_of(
     if not 0.0 < level < 1.0:
         raise InferenceError(f"level={level}: give the mass of a central interval, between 0 and 1")
     if draws < MIN_DRAWS or len(data) < 2:
-        raise InferenceError(f"{draws} draws of {len(data)} data: give draws >= {MIN_DRAWS} and two data or more")
+        raise InferenceError(
+            f"draws={draws}, number of data {len(data)}: give draws >= {MIN_DRAWS}, and two data or more"
+        )
     given, draws_of = data.batch([0])[0], seeded(stream(seed, "predictive check"))
     with torch.no_grad(), draws_of, defaults(program, given, torch.float64) as (device, _):
         runs = Runs.read(in_double(program), in_double(problem.guide), data, device, statistics, level)

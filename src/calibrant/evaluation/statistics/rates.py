@@ -16,7 +16,7 @@ from calibrant.inference.trees import model_sha256
 from calibrant.program.contract import Program
 from calibrant.program.latents import sites
 from calibrant.program.supports import is_improper
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 
@@ -28,7 +28,7 @@ def rate_distortion(
     *,
     covariates: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Split the ELBO of every datum into distortion and rate: ELBO = −(distortion + rate).
 
@@ -48,7 +48,7 @@ def rate_distortion(
         draws: number of draws of the guide per datum.
         covariates: keyword → tensor, leading dimension data.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimension `data`, in nats: `distortion`, `rate`, `elbo`, each with `…_se` (Monte Carlo). Over the data:
@@ -59,6 +59,7 @@ def rate_distortion(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for a program with shared latents or an improper prior, or fewer than two draws.
     """
+    progress = reporting(progress)
     return rate_distortion_of(Problem.of(model, guide, observed, covariates), draws, seed, progress)
 
 

@@ -44,7 +44,7 @@ from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import Site, sites
 from calibrant.program.tracing import guide_trace, latent_values, trace
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ def calibration(
     quantities: Mapping[str, Quantity] | None = None,
     memory: float | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.DataTree:
     """Ranks of simulated latents, and of functions of them, among the guide's draws for the simulated data.
 
@@ -89,7 +89,7 @@ def calibration(
             ones, which are repeated along the rows.
         memory: GiB that one run of model and guide may take, as in `inference.posterior`.
         seed: random seed for the simulations and all draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         A tree. Group `prior_sbc`, dimensions `chain` (one), `draw` (the simulations) and those of the site: PIT values,
@@ -111,6 +111,7 @@ def calibration(
             not one number per row or has a name that is taken; simulated data that are not finite, and values that are
             NaN.
     """
+    progress = reporting(progress)
     with limited(memory):
         problem = Problem.of_kind(model, guide, observed, covariates)
         return calibration_of(problem, simulations, draws, quantities, seed, progress)
@@ -359,13 +360,14 @@ def _named(values: Values, prefix: str) -> dict[str, Tensor]:
 def _run_all(run: _Run, batches: list[tuple[Values, Values]], size: int, progress: Progress) -> list[Array]:
     """The outputs of `run` for all simulations, batch by batch."""
     recorded, parts, done = Recorded(nn.Module(), run), list[list[Array]](), 0
+    progress("calibration", 0, size)
     if len(batches) >= _RECORDED_FROM:
         recorded.record(batches[0], batches[1])
     for batch in batches:
         while (outputs := within_memory(partial(recorded, *batch), smallest=max(run.parts) == 1)) is None:
             run = run.in_parts(max(run.parts) // 2)
             recorded = Recorded(nn.Module(), run)
-        parts.append([output.cpu().numpy() for output in outputs])
+        parts.append([output.cpu().numpy().copy() for output in outputs])  # a view would keep the memory of the draws
         done += len(parts[-1][0])
         progress("calibration", min(size, done), size)
     return [np.concatenate(outputs)[:size].astype(np.float64) for outputs in zip(*parts, strict=True)]

@@ -17,7 +17,7 @@ from calibrant.inference.scoring import Array, at_draws, repeated
 from calibrant.inference.trees import Latent, model_sha256
 from calibrant.program.contract import Program, Values
 from calibrant.program.tracing import guide_trace, latent_values
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 _BLOCK = 1000  # data whose draws are held at a time
@@ -33,7 +33,7 @@ def active_units(
     covariates: Mapping[str, Any] | None = None,
     draws: int = 100,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """The variance of each latent's posterior mean over data, and the number of latents that are used.
 
@@ -52,7 +52,7 @@ def active_units(
         covariates: keyword → tensor, leading dimension data.
         draws: number of draws of the guide per datum.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimension `latent` (with coordinates `site` and `index`): `variance` ± `variance_se` of the posterior mean over
@@ -63,6 +63,7 @@ def active_units(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for shared latents, fewer than two draws or data, or a threshold that is not positive.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     return active_units_of(problem, threshold, draws, seed, progress)
 

@@ -14,7 +14,7 @@ from calibrant.evaluation.uncertainty.moments import Array
 from calibrant.evaluation.uncertainty.sources import SourcePlan
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 
@@ -29,7 +29,7 @@ def aggregate_posterior(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     covariates: Mapping[str, Any] | None = None,
     warmup: int = 1000,
@@ -52,7 +52,7 @@ def aggregate_posterior(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         covariates: keyword → tensor, leading dimension data.
         warmup: number of adaptation steps per reference chain (MCMC only).
 
@@ -66,6 +66,7 @@ def aggregate_posterior(
         InferenceError: for sites that it cannot use, or draws of the guide that are not finite.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     plan = MeansPlan(latent, scale, SourcePlan(draws, chains, warmup, method, reference))
     problem = Problem.of(model, guide, observed, covariates)
     return aggregate_of(means_of(problem, plan, stream(seed, "aggregate posterior"), progress))

@@ -21,7 +21,7 @@ from calibrant.evaluation.uncertainty.sources import SourcePlan, sources_of
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 _READ = 1024  # images that are read at a time
@@ -39,7 +39,7 @@ def average_image_experiment(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     warmup: int = 1000,
 ) -> xr.Dataset:
@@ -57,7 +57,7 @@ def average_image_experiment(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the choice of images and the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         warmup: number of adaptation steps per reference chain (MCMC only).
 
     Returns:
@@ -73,6 +73,7 @@ def average_image_experiment(
         InferenceError: for fewer than two images, covariates, or sites that the experiment cannot use.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     plan = AverageImagePlan(images, binarisations, latent, scale, SourcePlan(draws, chains, warmup, method))
     return average_image_of(Problem.of_kind(model, guide, observed), plan, seed, progress)
 
@@ -140,7 +141,7 @@ def _average(data: Data, name: str) -> torch.Tensor:
 
 
 def _mean_of_few(values: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    """The mean of the binarisations and its error: of the draws, and no smaller than of the binarisations."""
+    """The mean of the binarisations and its error: that of the draws or that of the binarisations, the larger one."""
     of_draws = float(np.sqrt((errors**2).sum()) / len(errors))
     spread = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     return float(values.mean()), max(of_draws, spread)

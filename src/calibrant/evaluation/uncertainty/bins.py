@@ -28,7 +28,7 @@ from calibrant.evaluation.uncertainty.sources import SourcePlan, source_moments
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 BINS = 101
@@ -53,7 +53,7 @@ def contrast_bins(
     latent: str | None = None,
     scale: str | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     covariates: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
@@ -80,7 +80,7 @@ def contrast_bins(
         latent: name of the vector latent, if there is more than one.
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         covariates: keyword → tensor, leading dimension data, for `images`.
 
     Returns:
@@ -100,6 +100,7 @@ def contrast_bins(
             informative.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     plan = BinsPlan(bins, threshold, SourcePlan(draws, chains, warmup, method, reference), latent, scale)
     problem = Problem.of(model, guide, images, covariates)
     return contrast_bins_of(problem, bind_fixed(problem.program, train), plan, seed, progress)

@@ -19,7 +19,7 @@ from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
 from calibrant.program.latents import Site, sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 _TOGETHER = 1000  # images whose draws are held at a time
@@ -32,7 +32,7 @@ def class_mean_images(
     labels: Any,
     draws: int = 100,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.DataArray:
     """Decode the average posterior mean of each class: the images between which a model's latents are morphed.
 
@@ -46,7 +46,7 @@ def class_mean_images(
         labels: the class of every image, `(image,)`.
         draws: number of draws of the guide per image.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Mean images `(class, *event)`, the classes in ascending order as the coordinate `class`. For binary images they
@@ -57,6 +57,7 @@ def class_mean_images(
             or covariates, or a likelihood whose entries have no mean.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed)
     given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if given.shape != (len(problem.data),):

@@ -41,7 +41,7 @@ from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import POOL, structure_of
 from calibrant.program.contract import Program, Values
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 LEVELS = tuple(np.geomspace(0.1, 10.0, 13).tolist())
@@ -69,7 +69,7 @@ def contrast_experiment(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     covariates: Mapping[str, Any] | None = None,
     warmup: int = 1000,
@@ -110,7 +110,7 @@ def contrast_experiment(
         scale: name of the positive scalar latent whose coefficient of variation is measured, if there is more than one.
         seed: random seed for the choice of images and the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         covariates: keyword → tensor, leading dimension data.
         warmup: number of adaptation steps per reference chain (MCMC only).
         about: the grey value about which images lose contrast: "mean", "black" or "mid-grey".
@@ -135,6 +135,7 @@ def contrast_experiment(
             are not finite, and where the gate leaves fewer than two images.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     experiment = ContrastPlan(levels, images, draws, chains, noise, latent, scale, method, warmup, about)
     return contrast_of(Problem.of_kind(model, guide, observed, covariates), experiment, seed, progress)
 
@@ -182,6 +183,7 @@ def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: P
     prior_sd = prior_sd_of(program, site, patches.unchanged(), of("prior"))
     unit = sigma if plan.about == "mean" else 1.0
     shown = [problem.of_others(patches.shown(level * unit)) for level in contrasts]  # refused before any sampling
+    progress("contrast", 0, len(contrasts))
     natural = reference_draws(problem.of_some(patches.unchanged()), plan.sources, of("reference", "natural"))
     informative = informative_of(natural, names, prior_sd)
     used = informative if informative.any() else ~informative

@@ -24,7 +24,7 @@ from calibrant.evaluation.uncertainty.trends import Trend, trend
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
 from calibrant.program.simulation import sample_prior
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 STATISTICS = ("posterior_sd", "entropy", "shift")
@@ -47,7 +47,7 @@ def corruption_experiment(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     covariates: Mapping[str, Any] | None = None,
     warmup: int = 1000,
@@ -86,7 +86,7 @@ def corruption_experiment(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the choice of images, the corruptions and the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         covariates: keyword → tensor, leading dimension data.
         warmup: number of adaptation steps per reference chain (MCMC only).
         reference: whether the exact posterior, or its reference, is drawn beside the guide.
@@ -113,6 +113,7 @@ def corruption_experiment(
         ProgramError, DataError: for a model, guide or data that break the contract, and a model that can't be
             simulated.
     """
+    progress = reporting(progress)
     sources = SourcePlan(draws, chains, warmup, method, reference)
     if simulated < 0 or simulated == 1:
         raise InferenceError(f"simulated={simulated}: give 0 for no simulated images, or two or more")

@@ -16,7 +16,7 @@ from torch import Tensor
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.arrays import Given, numbers
 from calibrant.evaluation.uncertainty.moments import Array
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 MODELS = ("linear", "divisive")
@@ -62,7 +62,7 @@ def divisive_normalisation(
     learning_rate: float = 0.05,
     patience: int = 3,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Fit responses by divisive normalisation of linear drives, and compare it with a linear control, cross-validated.
 
@@ -87,7 +87,7 @@ def divisive_normalisation(
         learning_rate: learning rate of Adam, which falls to zero over `epochs`.
         patience: number of passes in which no unit's error on the tenth falls, after which a fit ends.
         seed: random seed for folds and batches.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimensions `model` ("linear", "divisive"), `unit`, `pool` (units), `fit` (folds, then repeats), `image`.
@@ -101,6 +101,7 @@ def divisive_normalisation(
         InferenceError: for arrays of other shapes, values that are not finite, units that do not respond, or settings
             that leave no images.
     """
+    progress = reporting(progress)
     if min(repeats, epochs, batch, patience) < 1 or not learning_rate > 0:
         raise InferenceError(
             f"repeats={repeats}, epochs={epochs}, batch={batch}, patience={patience}, learning_rate={learning_rate}: "

@@ -19,7 +19,7 @@ from calibrant.evaluation.uncertainty.sources import SourcePlan
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import structure_of
 from calibrant.program.contract import Program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 _NOISE = 0.1  # sd of white noise, in units of the data's
@@ -37,7 +37,7 @@ def receptive_fields(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     warmup: int = 1000,
 ) -> xr.Dataset:
@@ -57,7 +57,7 @@ def receptive_fields(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         warmup: number of adaptation steps per reference chain (MCMC only).
 
     Returns:
@@ -69,6 +69,7 @@ def receptive_fields(
         InferenceError: for sites that it cannot use, or a source with fewer than two images.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     plan = MeansPlan(latent, scale, SourcePlan(draws, chains, warmup, method, reference))
     problem = Problem.of(model, guide, observed)
     return fields_of(means_of(problem, plan, stream(seed, "receptive fields"), progress), problem.data)
@@ -117,7 +118,7 @@ def white_noise_fields(
     latent: str | None = None,
     scale: str | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Receptive fields by white noise: the slopes of posterior means in the pixels, of the guide and of a linear model.
 
@@ -136,7 +137,7 @@ def white_noise_fields(
         latent: name of the vector latent, if there is more than one.
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the noise and the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         As `receptive_fields`, in units of the latent per data unit; without `images`.
@@ -145,6 +146,7 @@ def white_noise_fields(
         InferenceError: for data that are not real values, covariates, or too few images.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     problem = Problem.of_kind(model, guide, observed)
     name = problem.data.observed_names[0]
     kind = support_of(problem.program, problem.data, name).kind

@@ -26,7 +26,7 @@ from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program, as_program
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Places = npt.NDArray[np.intp]
@@ -52,7 +52,7 @@ def interpolation_experiment(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     warmup: int = 1000,
 ) -> xr.Dataset:
@@ -84,7 +84,7 @@ def interpolation_experiment(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the draws and the uniform numbers.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         warmup: number of adaptation steps per reference chain (MCMC only).
 
     Returns:
@@ -107,6 +107,7 @@ def interpolation_experiment(
         InferenceError: for pairs, steps or sites that the experiment cannot use.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     first, second = as_data(starts), as_data(ends)
     plan = InterpolationPlan(
         steps,

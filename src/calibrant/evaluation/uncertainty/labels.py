@@ -30,7 +30,7 @@ from calibrant.evaluation.uncertainty.sources import SourcePlan
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ def label_entropy(
     latent: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     warmup: int = 1000,
     reference: bool = True,
@@ -77,7 +77,7 @@ def label_entropy(
         latent: name of the vector latent, if there is more than one.
         seed: random seed for the choice of images, the training of the classifier and the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         warmup: number of adaptation steps per reference chain (MCMC only).
         reference: whether the exact posterior, or its reference, is drawn beside the guide.
 
@@ -97,6 +97,7 @@ def label_entropy(
         InferenceError: for sites or settings that the experiment can't use.
         ProgramError, DataError: for a model, guide, data or labels that can't be used.
     """
+    progress = reporting(progress)
     plan = ReadOutPlan(images, passes, latent, SourcePlan(draws, chains, warmup, method, reference))
     return label_entropy_of(Problem.of_kind(model, guide, labelled), labels, inside, outside, plan, seed, progress)
 

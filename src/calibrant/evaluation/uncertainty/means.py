@@ -23,7 +23,7 @@ from calibrant.linear_gaussian.parameters import LinearGaussian
 from calibrant.program.contract import Program
 from calibrant.program.environment import defaults
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 _TOGETHER = 256  # images whose draws are held at a time
@@ -40,7 +40,7 @@ def posterior_means(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     covariates: Mapping[str, Any] | None = None,
     warmup: int = 1000,
@@ -61,7 +61,7 @@ def posterior_means(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the draws.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         covariates: keyword → tensor, leading dimension data.
         warmup: number of adaptation steps per reference chain (MCMC only).
 
@@ -74,6 +74,7 @@ def posterior_means(
         InferenceError: for sites that it cannot use, or draws of the guide that are not finite.
         ProgramError, DataError: for a model, guide or data that break the contract.
     """
+    progress = reporting(progress)
     plan = MeansPlan(latent, scale, SourcePlan(draws, chains, warmup, method, reference))
     return means_of(Problem.of(model, guide, observed, covariates), plan, seed, progress)
 

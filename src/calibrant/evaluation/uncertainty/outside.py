@@ -20,7 +20,7 @@ from calibrant.evaluation.uncertainty.sets import INSIDE, Sets, checked_sets, na
 from calibrant.evaluation.uncertainty.sources import SourcePlan
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ def ood_experiment(
     scale: str | None = None,
     seed: int = 0,
     method: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     *,
     warmup: int = 1000,
     reference: bool = True,
@@ -71,7 +71,7 @@ def ood_experiment(
         scale: name of the positive scalar latent, if there is more than one.
         seed: random seed for the choice of images and the draws; two models with one seed see the same images.
         method: method of `reference`.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
         warmup: number of adaptation steps per reference chain (MCMC only).
         reference: whether the exact posterior, or its reference, is drawn beside the guide.
         strata: number of strata of contrast or power, with as many images in each.
@@ -93,6 +93,7 @@ def ood_experiment(
             images of the inside set.
         ProgramError, DataError: for a model, guide or data that break the contract, naming the set.
     """
+    progress = reporting(progress)
     plan = OutsidePlan(images, latent, scale, strata, SourcePlan(draws, chains, warmup, method, reference))
     return ood_of(Problem.of_kind(model, guide, inside), outside, plan, seed, progress)
 

@@ -18,7 +18,7 @@ from calibrant.inference.drawing import posterior_of
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program
 from calibrant.program.latents import sites
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 
@@ -30,7 +30,7 @@ def label_read_out(
     passes: int = 100,
     latent: str | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> ReadOut:
     """Train a classifier of the vector latent, in prior standard deviations, on fresh draws of the guide.
 
@@ -42,7 +42,7 @@ def label_read_out(
         passes: number of passes over the images, with one fresh draw of each in every pass.
         latent: name of the vector latent, if there is more than one.
         seed: random seed for the training and the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         The classifier in its best state. Its method `probabilities` is a `read_out` of `interpolation_experiment`.
@@ -51,6 +51,7 @@ def label_read_out(
         DataError: for labels that are not one whole number per image, or too few images.
         ProgramError, DataError, InferenceError: for a model, guide, data or sites that cannot be used.
     """
+    progress = reporting(progress)
     return label_read_out_of(Problem.of_kind(model, guide, labelled), labels, passes, latent, seed, progress)
 
 
