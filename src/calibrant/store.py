@@ -8,6 +8,7 @@ sha256 of every file that is read again, and a file that was damaged, changed or
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -31,30 +32,29 @@ from calibrant.folders.configuration import (
     write_config,
 )
 from calibrant.folders.files import digest, digest_of_file, left_over
-from calibrant.folders.history import HISTORY, load_history, write_history
+from calibrant.folders.history import HISTORY, load_history
 from calibrant.folders.netcdf import load_dataset, load_tree, save_dataset, save_tree
 from calibrant.folders.records import check_recorded, is_as_recorded
-from calibrant.folders.tensors import check_fits, class_name, read_weights, set_weights, write_weights
-from calibrant.guides.amortized import AmortizedGuide
+from calibrant.folders.tensors import check_fits, read_weights, set_weights
 from calibrant.guides.amortizing import from_spec
-from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.guides.from_prior import PriorGuide
+from calibrant.guides.refined import RefinedGuide, of_shapes
 from calibrant.inference.fitting.checkpoints import (
     CHECKPOINT_FILE,
     CHECKPOINTS,
-    FIT_FIELDS,
     has_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from calibrant.inference.fitting.run_folder import GUIDE, MODEL, OWN, require_free, save_run, writing
+from calibrant.inference.fitting.state import Fit
 from calibrant.models.registry import create
 from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import seeded
-from calibrant.userfile import is_user_spec
+from calibrant.userfile import is_user_spec, load_object
 
 if TYPE_CHECKING:
     from calibrant.evaluation.results import RunResult
-    from calibrant.inference.fitting.state import Fit
 __all__ = [
     "AMORTIZED",
     "CALIBRATION",
@@ -89,6 +89,7 @@ __all__ = [
     "read_any_config",
     "read_config",
     "results_folder",
+    "save",
     "save_checkpoint",
     "save_dataset",
     "save_run",
@@ -98,7 +99,6 @@ __all__ = [
 ]
 
 REPORT = "report.html"
-MODEL, GUIDE = "model.safetensors", "guide.safetensors"
 AMORTIZED, REFERENCE, COMPARISON, CONTRAST = "amortized.nc", "reference.nc", "comparison.nc", "contrast.nc"
 GAP, WEIGHTS, CALIBRATION, PREDICTIVE = "gap.nc", "weights.nc", "calibration.nc", "predictive.nc"
 REMEDIES, PROBABILITIES = "remedies.nc", "probabilities.nc"
@@ -118,56 +118,36 @@ _FILES = (HISTORY, REPORT, MODEL, GUIDE, *_RESULTS, CONFIG)
 _CHECKING = ".checking"  # folder of the results of a check that is going on, while those of an earlier one stay
 
 
-def save_run(
-    run_dir: str | Path,
-    model: Program,
-    guide: Program,
-    fit: Fit | None = None,
-    *,
-    data: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    **details: Any,
+def save(
+    folder: str | Path, model: Program, guide: Program, fit: Fit | None = None, *, overwrite: bool = False
 ) -> Path:
-    """Write the weights, the training history and the configuration of a run into a folder.
+    """Save a model and its guide in a folder, from which `load` loads them, with the same draws for the same seed.
+
+    Weights are stored as they are, in float32 or float64, and recipes as JSON; nothing is pickled. A model from
+    `models.create` and a guide from `guides.amortize`, `guides.prior` or `guides.refine` are rebuilt from the folder
+    alone; whatever is made of modules or functions of your own is built again by you, and passed to `load`, which says
+    so. A training with `fit(..., run_dir=FOLDER)` leaves such a folder too.
 
     Args:
-        run_dir: the folder; it is created if it does not exist.
-        model: the program. A model from `models.create` can be rebuilt from the folder alone.
-        guide: its guide. A guide from `guides.amortize` with a built-in encoder can be rebuilt from the folder alone,
-            and one from `guides.prior` from the model.
-        fit: result of the training; if None, training has not ended and only `config.json` is written.
-        data: description of the data, JSON values.
-        settings: settings of the training, JSON values.
-        details: further keys of `config.json`, JSON values.
+        folder: the folder; it is created if it does not exist.
+        model: the program.
+        guide: its guide.
+        fit: the result of their training, whose history is stored with them.
+        overwrite: replace the run in the folder, with all its results. Files that are not of calibrant are kept.
 
     Raises:
-        RunError: for values that JSON cannot hold, or a module whose state contains anything but tensors.
+        RunError: for a folder that holds a run, cannot be written, or is not a run folder but has files with the names
+            of one; for a module whose state contains anything but tensors.
     """
-    folder = Path(run_dir)
-    program, guided = as_program(model), as_program(guide)
-    recipe = getattr(program, "recipe", None)
-    config = {
-        "format": FORMAT,
-        "name": recipe.name if recipe is not None else class_name(program),
-        "model": recipe and {"name": recipe.name, "arguments": recipe.arguments, "sha256": recipe.sha256},
-        "guide": guided.spec if isinstance(guided, AmortizedGuide | CollapsedGuide | PriorGuide) else None,
-        "data": dict(data or {}),
-        "settings": dict(settings or {}),
-        **details,
-        "fit": None,
-        "sha256": {},
-        "versions": versions(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    if fit is not None:
-        config["sha256"] = {
-            MODEL: write_weights(folder / MODEL, program),
-            GUIDE: write_weights(folder / GUIDE, guided),
-            HISTORY: write_history(folder / HISTORY, fit.history),
-        }
-        config["fit"] = {name: getattr(fit, name) for name in FIT_FIELDS}
-    write_config(folder, config)
-    return folder
+    if not isinstance(folder, str | os.PathLike):
+        raise RunError(f"the folder is a {type(folder).__name__}: give save(FOLDER, model, guide)")
+    path = Path(folder)
+    if overwrite and path.is_dir():
+        clear_run(path)
+    require_free(path)
+    result = Fit(elbo=math.nan) if fit is None else fit
+    with writing(path):
+        return save_run(path, model, guide, result, settings={})
 
 
 def load(
@@ -186,7 +166,8 @@ def load(
         model: for a model in your own file, "FILE.py:Class" or the class, which is built with the stored arguments;
             or a model instance, into which the weights are loaded (needed for models that were built from modules).
         encoder: the encoder, if the guide was created with your own one.
-        guide: the guide, if it was not created by `guides.amortize` or `guides.prior`.
+        guide: the guide, if it was not created by `guides.amortize` or `guides.prior`; for a refined guide, the one
+            that it refines.
 
     Raises:
         RunError: for a folder that is not a run folder, is damaged, or belongs to another model, and where `model`,
@@ -195,9 +176,8 @@ def load(
     folder = Path(run_dir)
     config = read_config(folder)
     if config["fit"] is None:
-        raise RunError(
-            f"the training in {folder} has no result yet: continue it with calibrant run --out {folder} --resume"
-        )
+        remedy = f"calibrant run --out {folder} --resume" if "request" in config else "fit(..., run_dir=…, resume=True)"
+        raise RunError(f"the training in {folder} has no result yet: continue it with {remedy}")
     with seeded(0), torch.device("cpu"):
         program = as_program(_rebuild_model(folder, config, model))
         guided = as_program(_rebuild_guide(folder, config, program, encoder, guide))
@@ -245,6 +225,7 @@ def load_result(run_dir: str | Path, model: Program | type[nn.Module] | str | No
         name=config["name"],
         model=program.eval(),
         config=config,
+        folder=folder,
         history=load_history(folder),
         **results,
     )
@@ -353,13 +334,10 @@ def _warn_unrecorded(folder: Path, config: Mapping[str, Any]) -> None:
 def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
     recipe = config["model"]
     if given is not None and not isinstance(given, str | type):
-        _warn_other_file(folder, recipe, type(given))
+        _warn_other_file(folder, recipe, given)
         return given
     if recipe is None:
-        raise RunError(
-            f"the model of {folder} was built from modules, which are not stored: build the same model again and "
-            "pass it, load(run, model=...)"
-        )
+        return _without_recipe(folder, config, given)
     if given is None and is_user_spec(recipe["name"]):
         raise RunError(
             f"the model of {folder} is {recipe['name']}, which is never imported just because a folder names it: pass "
@@ -367,42 +345,72 @@ def _rebuild_model(folder: Path, config: dict[str, Any], given: Any) -> Program:
         )
     if isinstance(given, str) and not is_user_spec(given) and given != recipe["name"]:
         raise RunError(f"the model of {folder} is {recipe['name']}, not {given}")
-    try:
-        arguments: dict[str, Any] = {**recipe["arguments"]}
-        if "shape" in arguments:
-            arguments["shape"] = tuple(arguments["shape"])  # JSON has lists
-        model = given(**arguments) if isinstance(given, type) else create(given or recipe["name"], **arguments)
-    except Exception as error:  # of any kind, if the arguments are wrong
-        raise RunError(f"the model of {folder} cannot be rebuilt: {error}") from error
-    _warn_other_file(folder, recipe, type(model))
+    model = _built(folder, given or recipe["name"], recipe["arguments"])
+    _warn_other_file(folder, recipe, model)
     return model
 
 
-def _warn_other_file(folder: Path, recipe: dict[str, Any] | None, cls: type) -> None:
-    """Warn if a user's file is no longer the one with which the run was made."""
-    if recipe is None or not recipe["sha256"]:
-        return
+def _built(folder: Path, given: str | type, arguments: Mapping[str, Any]) -> Program:
     try:
-        file = inspect.getsourcefile(cls)
-    except TypeError:  # defined in a notebook or an interpreter, so there is no file to compare
-        return
-    if file is not None and digest(Path(file).read_bytes()) != recipe["sha256"]:
+        shape = {"shape": tuple(arguments["shape"])} if "shape" in arguments else {}  # JSON has lists
+        wanted: dict[str, Any] = {**arguments, **shape}
+        return given(**wanted) if isinstance(given, type) else create(given, **wanted)
+    except Exception as error:  # of any kind, if the arguments are wrong
+        raise RunError(f"the model of {folder} cannot be rebuilt: {error}") from error
+
+
+def _without_recipe(folder: Path, config: Mapping[str, Any], given: str | type | None) -> Program:
+    """A model whose class takes no arguments; any other one must be given, since its arguments were not stored."""
+    name, load = config["name"], f"load({str(folder)!r}, model="
+    if config.get("is_function"):
+        raise RunError(f"the model of {folder} is the function {name}, which is not stored: pass it, {load}{name})")
+    cls = load_object(given)[0] if isinstance(given, str) and is_user_spec(given) else given
+    if isinstance(cls, type) and not inspect.signature(cls).parameters:
+        return _built(folder, cls, {})
+    raise RunError(
+        f"the model of {folder}, a {name}, was built from modules, or by its class and not by models.create, so that "
+        f"no arguments are stored: build the same model again and pass it, {load}...)"
+    )
+
+
+def _warn_other_file(folder: Path, recipe: dict[str, Any] | None, model: Program) -> None:
+    """Warn if a user's file is no longer the one with which the run was made."""
+    file, sha256 = _file_of(model)
+    if recipe is not None and recipe["sha256"] and sha256 not in ("", recipe["sha256"]):
         warnings.warn(f"{file} is not the file with which {folder} was made (another sha256)", stacklevel=4)
+
+
+def _file_of(model: Program) -> tuple[str, str]:
+    """The file of a user's model and its sha256; both are empty for a model without a file of the user's."""
+    if (made := getattr(model, "recipe", None)) is not None:
+        return made.name.rpartition(":")[0], made.sha256
+    try:
+        file = inspect.getsourcefile(type(model))
+    except (TypeError, OSError):  # defined in a notebook or an interpreter, so there is no file to compare
+        return "", ""
+    own = type(model).__module__.startswith("calibrant.")
+    return ("", "") if own or file is None else (file, digest(Path(file).read_bytes()))
 
 
 def _rebuild_guide(
     folder: Path, config: dict[str, Any], program: PyroModule, encoder: nn.Module | None, given: Program | None
 ) -> Program:
-    if given is not None:
+    spec = config["guide"]
+    if isinstance(given, RefinedGuide):
         return given
-    if config["guide"] is None:
+    if given is None and (spec is None or spec["structure"] == OWN):
+        which = "refines one that was" if spec else "was"
         raise RunError(
-            f"the guide of {folder} was written by hand: build the same guide again and pass load(run, guide=...)"
+            f"the guide of {folder} {which} written by hand: build the same guide again and pass load(run, guide=...)"
         )
     try:
-        if config["guide"]["structure"] == "prior":
-            return PriorGuide(program)
-        return from_spec(config["guide"], encoder, program)
+        if given is not None:
+            guide = as_program(given)
+        else:
+            guide = PriorGuide(program) if spec["structure"] == "prior" else from_spec(spec, encoder, program)
+        for shapes in (spec or {}).get("refined", ()):
+            guide = of_shapes(guide, shapes).requires_grad_(False)
+        return guide
     except Exception as error:  # of any kind, if the specification is wrong
         raise RunError(f"the guide of {folder} cannot be rebuilt: {error}") from error
 

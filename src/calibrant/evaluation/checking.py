@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -16,13 +16,16 @@ from pyro.nn import PyroModule
 from calibrant.data.dataset import Data
 from calibrant.errors import CalibrantError
 from calibrant.evaluation.judgements.against_reference import verdicts
-from calibrant.evaluation.judgements.conclusion import Conclusion, conclude
+from calibrant.evaluation.judgements.conclusion import Conclusion
 from calibrant.evaluation.judgements.decisions import Verdict
 from calibrant.evaluation.judgements.on_contrast import contrast_verdicts
+from calibrant.evaluation.judgements.on_misreading import MISREAD
 from calibrant.evaluation.judgements.on_probabilities import probability_verdicts
+from calibrant.evaluation.remedying.next_steps import concluded
 from calibrant.evaluation.remedying.sentences import remedy_sentences
 from calibrant.evaluation.remedying.trying import RemedyPlan, remedies_of
 from calibrant.evaluation.reporting.page import report
+from calibrant.evaluation.reporting.pictures import drawn
 from calibrant.evaluation.results import RunResult
 from calibrant.evaluation.statistics.classifier import c2st
 from calibrant.evaluation.statistics.comparison import compare
@@ -36,14 +39,20 @@ from calibrant.evaluation.statistics.simulation_ranks import calibration_of
 from calibrant.evaluation.uncertainty.contrast import LEVELS, ContrastPlan, contrast_of
 from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.drawing import posterior_of
+from calibrant.inference.fitting.run_folder import guide_spec
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import ReferencePlan, has_latents, reference_of, structure_of
 from calibrant.inference.reweighting import weights
 from calibrant.memory import limited, peak_memory
+from calibrant.models.registry import name_of
 from calibrant.program.contract import Program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.settings import Effort
+from calibrant.shown import answers, badge, card, counted, details, following, paragraph, prose
 from calibrant.streams import stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Found = TypeVar("Found")
 Keep = Callable[[str, Any], None]
@@ -53,9 +62,12 @@ _PRIOR_DRAWS = 10  # draws of a prior guide that a result holds, which are not j
 _C2ST_DRAWS = 250  # draws of each side in the classifier test: half of its default, in an eighth of the time
 
 
-@dataclass
+@dataclass(repr=False)
 class Check:
     """The result of a check. `print` shows its conclusion and a line for every verdict.
+
+    Every picture of the report is a method, `plot_agreement()` for example, which returns a figure of matplotlib and
+    raises an `InferenceError` if the check has nothing to show there.
 
     Attributes:
         result: trees and statistics.
@@ -72,17 +84,122 @@ class Check:
         return report([self.result], path, command)
 
     def summary(self) -> str:
-        """The conclusion, a line for every verdict, and a line for every remedy that was tried."""
+        """The conclusion, a line for every verdict and every remedy that was tried, and the next line to paste."""
         rows = [
             ("" if verdict.answer == "describes" else verdict.answer, verdict.sentence) for verdict in self.verdicts
         ]
         width = max((len(status) for status, _ in rows), default=0)
         tried = remedy_sentences(self.result.remedies) if self.result.remedies is not None else []
         lines = [f"  {status:<{width}}  {sentence}" for status, sentence in rows]
-        return "\n".join([f"{self.result.name}: {self.conclusion}", *lines, *(f"  {sentence}" for sentence in tried)])
+        following = f"Next: {self.conclusion.remedy}\n  {self.conclusion.next_line}"
+        said = [f"{self.result.name}: {self.conclusion}", *lines, *(f"  {sentence}" for sentence in tried), following]
+        return "\n".join(said)
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        return (
+            f"Check({self.result.name}: {self.conclusion.status}; {counted(len(self.verdicts), 'verdict', 'verdicts')})"
+        )
+
+    def _repr_html_(self) -> str:
+        asked = [(verdict.answer, verdict.sentence) for verdict in self.verdicts if verdict.primary]
+        described = [verdict.sentence for verdict in self.verdicts if not verdict.primary]
+        tried = remedy_sentences(self.result.remedies) if self.result.remedies is not None else []
+        more = [details(f"{len(described)} more, which describe", "".join(map(paragraph, described)))]
+        return card(
+            f"{badge(self.conclusion.status)} <b>{prose(self.result.name)}</b>",
+            *map(paragraph, self.conclusion.sentences),
+            answers(asked),
+            *(more if described else ()),
+            *map(paragraph, tried),
+            following(self.conclusion.remedy, self.conclusion.next_line),
+        )
+
+    def plot_training(self) -> Figure:
+        """ELBO of training and held-out data over epochs."""
+        return drawn(self.result, "training")
+
+    def plot_contrast(self) -> Figure:
+        """Posterior widths and means of images over their contrast: the model and its guide."""
+        return drawn(self.result, "contrast")
+
+    def plot_samples(self) -> Figure:
+        """Data next to samples of the model's prior predictive."""
+        return drawn(self.result, "samples")
+
+    def plot_dictionary(self) -> Figure:
+        """Columns of a linear decoder as images."""
+        return drawn(self.result, "dictionary")
+
+    def plot_reliability(self) -> Figure:
+        """Observed shares over predicted probabilities."""
+        return drawn(self.result, "reliability")
+
+    def plot_prior_statistics(self) -> Figure:
+        """Statistics of the data, and of data that the model simulates."""
+        return drawn(self.result, "prior_statistics")
+
+    def plot_aggregate_posterior(self) -> Figure:
+        """Guide draws for all data together, and the prior."""
+        return drawn(self.result, "aggregate_posterior")
+
+    def plot_entry_coverage(self) -> Figure:
+        """Coverage and PIT of the entries of the data under the posterior predictive."""
+        return drawn(self.result, "entry_coverage")
+
+    def plot_classifier(self) -> Figure:
+        """How well a classifier tells guide from reference, for every datum."""
+        return drawn(self.result, "classifier")
+
+    def plot_agreement(self) -> Figure:
+        """Posterior means of guide and reference, and ratios of their sds."""
+        return drawn(self.result, "agreement")
+
+    def plot_pairs(self) -> Figure:
+        """Pairs of latents of the worst datum and of a typical one, guide over reference."""
+        return drawn(self.result, "pairs")
+
+    def plot_bands(self) -> Figure:
+        """Ranks of simulated latents among guide draws: differences from uniform, with bands."""
+        return drawn(self.result, "bands")
+
+    def plot_coverage(self) -> Figure:
+        """Coverage of the guide's regions and intervals over their level, on simulated data."""
+        return drawn(self.result, "coverage")
+
+    def plot_recovery(self) -> Figure:
+        """Sizes of z-scores of simulated latents over the contraction of their posterior."""
+        return drawn(self.result, "recovery")
+
+    def plot_importance(self) -> Figure:
+        """k-hat of every datum, and the gap that the guide's own draws show."""
+        return drawn(self.result, "importance")
+
+    def plot_gaps(self) -> Figure:
+        """Approximation and amortization gap of every datum."""
+        return drawn(self.result, "gaps")
+
+    def plot_worst(self) -> Figure:
+        """The data with the largest errors, and their worst marginals."""
+        return drawn(self.result, "worst")
+
+    def plot_dist(self) -> Figure:
+        """Posterior densities of a typical datum, guide and reference, by ArviZ."""
+        return drawn(self.result, "dist")
+
+    def plot_forest(self) -> Figure:
+        """Posterior intervals of a typical datum, guide and reference, by ArviZ."""
+        return drawn(self.result, "forest")
+
+    def plot_trace(self) -> Figure:
+        """Reference draws of a typical datum in order, by ArviZ."""
+        return drawn(self.result, "trace")
+
+    def plot_ecdf_pit(self) -> Figure:
+        """Where the reference falls among the guide's draws, over all data, by ArviZ."""
+        return drawn(self.result, "ecdf_pit")
 
 
 def check(
@@ -100,7 +217,7 @@ def check(
     memory: float | None = Effort.memory,
     train: Data | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Check:
     """Check whether a guide's uncertainty can be believed, and if not, what is wrong and what helps.
 
@@ -138,26 +255,31 @@ def check(
         memory: GiB that one run of model and guide may take, as in `inference.posterior`.
         train: data on which richer guides are trained; None for data simulated from the model.
         seed: random seed for all draws, simulations and trainings.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for settings that can't pass the gate, or a reference of other data or weights.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     effort = Effort(draws, chains, warmup, simulations, remedies=remedies, memory=memory)
+    name = name_of(problem.program)
+    given = {"draws": draws, "chains": chains, "warmup": warmup, "simulations": simulations, "seed": seed}
+    told = {"guide": guide_spec(problem.guide), "settings": given | ({"remedies": True} if remedies else {})}
     if judges_predictions(problem):
-        return _checked(predict(_name(problem.program), problem, effort, seed, progress))
+        return _checked(predict(name, problem, effort, seed, progress), told)
     if reference is None:
         plan = ReferencePlan(chains=chains, warmup=warmup, draws=draws, init=problem.guide)
         reference = reference_of(problem.program, problem.data, plan, seed=stream(seed, "reference"), progress=progress)
-    name = _name(problem.program)
-    return _checked(examine(name, problem, reference, effort, train=train, seed=seed, progress=progress))
+    return _checked(examine(name, problem, reference, effort, train=train, seed=seed, progress=progress), told)
 
 
-def _checked(result: RunResult) -> Check:
+def _checked(result: RunResult, config: Mapping[str, Any]) -> Check:
+    """The check that a result is, with what its report tells about guide and settings."""
+    result.config |= config
     found = judged(result)
-    return Check(result, found, conclude(found, result.comparison))
+    return Check(result, found, concluded(result, found))
 
 
 def judges_predictions(problem: Problem) -> bool:
@@ -182,7 +304,7 @@ def predict(
         keep("amortized", few)
         found = predicted_of(problem, effort.draws, stream(seed, "predictions"), progress)
         keep("probabilities", found)
-    config = {"notes": [], "peak_memory": peak_memory()}
+    config = {"notes": list(problem.data.notes), "peak_memory": peak_memory()}
     return RunResult(name, problem.program, config, few, probabilities=found)
 
 
@@ -191,7 +313,10 @@ def judged(result: RunResult) -> list[Verdict]:
     if result.probabilities is not None:
         return probability_verdicts(result.probabilities)
     contrast = contrast_verdicts(result.contrast) if result.contrast is not None else []
-    return [*verdicts(result.comparison, result.weights, result.calibration), *contrast]
+    found = verdicts(result.comparison, result.weights, result.calibration)
+    if (result.config.get("guide") or {}).get("sites"):  # of `amortize`, whose encoders nobody can misread
+        found = [verdict for verdict in found if verdict.quantity != MISREAD]
+    return [*found, *contrast]
 
 
 def examine(
@@ -222,9 +347,10 @@ def _examined(
     progress: Progress,
     keep: Keep,
 ) -> RunResult:
-    amortized = posterior_of(problem, effort.draws, seed=stream(seed, "posterior"), progress=progress)
+    wanted = ["log_likelihood"]  # for leave-one-out with ArviZ
+    amortized = posterior_of(problem, effort.draws, wanted, seed=stream(seed, "posterior"), progress=progress)
     keep("amortized", amortized)
-    notes: list[str] = []
+    notes = list(problem.data.notes)
     comparison = _compared(problem, amortized, reference, stream(seed, "c2st"), notes, progress)
     keep("comparison", comparison)
     result = RunResult(name, problem.program, {"notes": notes}, amortized, reference, comparison)
@@ -301,12 +427,6 @@ def _informed(problem: Problem, reference: xr.DataTree, notes: list[str]) -> xr.
     """The directions that the likelihood informs; None, with a note, where there are none."""
     without = "no directions that the likelihood informs"
     return _or_note(without, partial(informed_of, problem.program, problem.data, reference), notes)
-
-
-def _name(program: PyroModule) -> str:
-    recipe = getattr(program, "recipe", None)
-    target = getattr(program, "function", program)
-    return recipe.name if recipe is not None else getattr(target, "__name__", type(target).__name__)
 
 
 def _contrast(problem: Problem, effort: Effort, seed: int, progress: Progress) -> xr.Dataset:

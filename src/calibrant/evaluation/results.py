@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 from pyro.nn import PyroModule
+from torch import Tensor
+
+from calibrant.shown import Shown, counted
 
 
-@dataclass
-class RunResult:
+@dataclass(repr=False)
+class RunResult(Shown):
     """The results of one model's run.
 
     Attributes:
@@ -27,6 +32,7 @@ class RunResult:
         predictive: result of `predictive_check`.
         remedies: result of `remedies`.
         probabilities: result of `predicted_probabilities`; then the predictions are judged, and nothing else.
+        folder: the run folder, if the results are stored in one.
         history: one row per epoch: `epoch`, `train` and `validation` ELBO (nats per datum), `lr`.
     """
 
@@ -43,4 +49,17 @@ class RunResult:
     predictive: xr.Dataset | None = None
     remedies: xr.Dataset | None = None
     probabilities: xr.Dataset | None = None
+    folder: Path | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def facts(self) -> dict[str, str]:
+        """The name, the number of data, and which results there are."""
+        count = self.amortized["posterior"].sizes.get("data", 1)
+        parts = [one.name for one in fields(self) if isinstance(getattr(self, one.name), xr.Dataset | xr.DataTree)]
+        return {"": f"`{self.name}`, {counted(count, 'datum', 'data')}", "results": ", ".join(parts)}
+
+    def rows(self, group: str, count: int) -> dict[str, Tensor]:
+        """The first `count` data of "observed_data" or "constant_data" (the covariates), `(count, *event)` each."""
+        given = self.amortized[group].dataset if group in self.amortized.children else xr.Dataset()
+        variables = ((str(n), v.transpose("data", ...)) for n, v in given.data_vars.items() if "data" in v.dims)
+        return {name: torch.as_tensor(variable.values[:count]) for name, variable in variables}

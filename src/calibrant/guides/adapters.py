@@ -13,18 +13,23 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from calibrant.errors import ProgramError
+from calibrant.guides.describing import weights_of
 from calibrant.models.trained_decoder import as_module
 from calibrant.program.contract import PLATE, Program, arguments, as_program
 from calibrant.program.modules import check_modules
+from calibrant.shown import Shown
 
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "loc, scale": lambda scale: scale,
     "loc, log_scale": lambda log_scale: log_scale.exp(),
+    "loc, variance": lambda variance: variance.sqrt(),
     "loc, log_variance": lambda log_variance: (log_variance / 2).exp(),
+    "loc, precision": lambda precision: precision.rsqrt(),
+    "loc, log_precision": lambda log_precision: (-log_precision / 2).exp(),
 }
 
 
-class EncoderGuide(PyroModule):
+class EncoderGuide(Shown, PyroModule):
     """`latent ~ Normal(loc, scale)`, with loc and scale from `encoder(site, *covariates)`; see `from_encoder`."""
 
     encoder: Any
@@ -33,6 +38,11 @@ class EncoderGuide(PyroModule):
         super().__init__()
         self.encoder, self.output = encoder, output
         self.latent, self.site, self.covariates = latent, site, covariates
+
+    def facts(self) -> dict[str, str]:
+        inputs = ", ".join((self.site, *self.covariates))
+        encoder = f"{type(self.encoder).__name__} of {inputs}, read as {self.output}"
+        return {f"`{self.latent}`": "normal", "encoder": encoder, **weights_of(self)}
 
     def forward(self, observed: Mapping[str, Tensor], size: int, **covariates: Tensor) -> Tensor:
         inputs = observed[self.site], *(covariates[name] for name in self.covariates)
@@ -69,7 +79,9 @@ def from_encoder(
         encoder: a module, or a method of one (`vae.encode`), in `eval()`. It maps observations `(size, *event)` to a
             pair of tensors, each with the shape of the latents, or to one tensor whose halves along dimension 1 are
             that pair.
-        output: meaning of the pair: "loc, scale" (a standard deviation), "loc, log_scale" or "loc, log_variance".
+        output: meaning of the pair: "loc, scale" (a standard deviation), "loc, variance" (as the encoders of scvi-tools
+            return it), "loc, precision" (one over the variance), or "loc, log_scale", "loc, log_variance" and "loc,
+            log_precision" for their logs.
         latent: name of the latent site in the model.
         site: name of the observed site in the model.
         covariates: names of the covariates that the encoder takes after the observations, in its order.

@@ -12,15 +12,17 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence, register_kl
 
+from calibrant.guides.describing import facts_of_spec
 from calibrant.guides.encoders.choosing import encoder_of
 from calibrant.guides.families.heads import Head, Modulation
 from calibrant.program.contract import PLATE
+from calibrant.shown import Shown
 
 _CONSTANTS = 32  # constant features in the head of a shared latent, which its parents modulate
 _STATE = 128  # width of the top-down state
 
 
-class AmortizedGuide(PyroModule):
+class AmortizedGuide(Shown, PyroModule):
     """q(latents | observations): an encoder, and a head for every latent site, in the order of a structure.
 
     The head of a local latent sees the features of the encoder and the earlier latents that the structure names
@@ -66,6 +68,9 @@ class AmortizedGuide(PyroModule):
         widths = [heads[name].width_on_line for name in self.order[:-1]]  # no latent sees the last one
         self.top_down = TopDown(self.encoder.features, widths) if has_state else None
         self.register_buffer("constant", torch.ones(1, _CONSTANTS), persistent=False)
+
+    def facts(self) -> dict[str, str]:
+        return facts_of_spec(self.spec, self)
 
     def forward(self, observed: Mapping[str, Tensor], size: int, **covariates: Tensor) -> None:
         lines: dict[str, Tensor] = {}

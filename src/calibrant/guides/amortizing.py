@@ -15,7 +15,7 @@ from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import ProgramError
 from calibrant.guides.amortized import AmortizedGuide
-from calibrant.guides.encoders.choosing import default_encoder, encoder_of_a_scale, is_published, kinds_of
+from calibrant.guides.encoders.choosing import choice_told, default_encoder, encoder_of_a_scale, is_published, kinds_of
 from calibrant.guides.encoders.inputs import set_statistics
 from calibrant.guides.families.choosing import choose_family
 from calibrant.guides.structure import structure_of
@@ -70,9 +70,9 @@ def amortize(
             site → name of a family, one of `calibrant.guides.FAMILIES`.
         encoder: one of `calibrant.settings.ENCODERS`, `{"name": one of these, **options}`, or input → kind, as
             `guides.encoders.choosing.make_encoder` takes them; a module `dict of inputs → (size, features)` with an
-            attribute `features`; or None to choose by the shapes of the inputs. With the published networks of the
-            σ-VAE and the EA-VAE, "sigma-vae", "ea-vae-mlp" and "ea-vae-conv", Normal latents get the family
-            "log-variance" in place of "normal", as in these papers.
+            attribute `features`; or None to choose by the shapes of the inputs, as the guide's `repr` says. With the
+            published networks of the σ-VAE and the EA-VAE, "sigma-vae", "ea-vae-mlp" and "ea-vae-conv", Normal latents
+            get the family "log-variance" in place of "normal", as in these papers.
         covariates: keyword → tensor, leading dimension data; the encoder sees them too.
         seed: random seed for the initial weights.
 
@@ -109,6 +109,8 @@ def amortize(
         guide = from_spec(spec, encoder if isinstance(encoder, nn.Module) else None, program).to(*place)
         _set_statistics(guide, program, *(cast(part, *place) for part in rows))
         _narrow(guide, len(data))
+    shapes = {name: tuple(value.shape[1:]) for part in rows for name, value in part.items()}
+    guide.notes = choice_told(shapes) if encoder is None else ()
     return guide
 
 

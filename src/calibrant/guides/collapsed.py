@@ -23,6 +23,7 @@ from torch.distributions.transforms import ReshapeTransform
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calibrant.errors import ProgramError
+from calibrant.guides.describing import facts_of_spec
 from calibrant.guides.encoders.choosing import encoder_of
 from calibrant.guides.encoders.inputs import InRange
 from calibrant.guides.families.heads import Head
@@ -32,9 +33,10 @@ from calibrant.linear_gaussian.parameters import LinearGaussian
 from calibrant.linear_gaussian.spectrum import project, spectrum_of, weighted_scales
 from calibrant.program.contract import PLATE, Program, Values, as_program
 from calibrant.program.environment import is_recording
+from calibrant.shown import Shown
 
 
-class CollapsedGuide(PyroModule):
+class CollapsedGuide(Shown, PyroModule):
     """q(s | x) from an encoder and a head, and the exact p(z | s, x) under the current weights of the model.
 
     The model is not a submodule of the guide: its weights are neither saved, moved nor trained with the guide, and a
@@ -72,6 +74,9 @@ class CollapsedGuide(PyroModule):
         self._model = _Reference()
         self._probe: Probe | None = None
         self._fixed: _Conditional | None = None
+
+    def facts(self) -> dict[str, str]:
+        return facts_of_spec(self.spec, self)
 
     def attach(self, model: Program) -> CollapsedGuide:
         """Use the conditional of this model from now on; returns the guide."""

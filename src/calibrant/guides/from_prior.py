@@ -19,9 +19,10 @@ from calibrant.errors import ProgramError
 from calibrant.program.contract import Program, as_program
 from calibrant.program.supports import is_improper
 from calibrant.program.tracing import Hold, is_deterministic, is_factor
+from calibrant.shown import Shown
 
 
-class PriorGuide(PyroModule):
+class PriorGuide(Shown, PyroModule):
     """q(z) = p(z | covariates): latents are drawn by a run of the model, with the same modules and the same weights.
 
     Observed sites are held at their values and hidden, as are factors and recorded values; a latent whose distribution
@@ -39,6 +40,10 @@ class PriorGuide(PyroModule):
         super().__init__()
         self.shared = nn.ModuleList([as_program(model)])  # Pyro would rename the sites of a module of its own
         self.register_load_state_dict_pre_hook(_keep_weights)
+
+    def facts(self) -> dict[str, str]:
+        target = _function(self.model)
+        return {"": f"the prior of {getattr(target, '__name__', type(target).__name__)}"}
 
     @property
     def model(self) -> PyroModule:

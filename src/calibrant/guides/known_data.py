@@ -34,6 +34,11 @@ class KnownData(nn.Module):
         self.register_buffer("salt", (2 * salt + 1).to(next(iter(values.values())).device))
         self.register_buffer("keys", torch.unique(self._keys(values)))
 
+    @classmethod
+    def of_shape(cls, count: int, entries: int) -> KnownData:
+        """A number of data with this many entries each, whose values are to be loaded."""
+        return cls({"values": torch.arange(count)[:, None].expand(count, entries)})
+
     def __len__(self) -> int:
         return len(self.keys)
 

@@ -17,16 +17,18 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
+from calibrant.guides.describing import shape_text
 from calibrant.guides.known_data import KnownData
 from calibrant.program.contract import Program, Values
 from calibrant.program.supports import from_line, innermost, is_masked, is_on_a_line
 from calibrant.program.tracing import guide_trace, is_local, sampled
+from calibrant.shown import Shown, counted
 
 _DRAWS = 64  # guide draws per datum, from which the location and scale of its map are computed
 _ROWS = 16_384  # rows in one run of the guide
 
 
-class RefinedGuide(PyroModule):
+class RefinedGuide(Shown, PyroModule):
     """A guide whose continuous local sites pass through an elementwise affine map in unconstrained space.
 
     Each datum has its own map, which is the identity at first. Unconstrained space is that of
@@ -36,23 +38,39 @@ class RefinedGuide(PyroModule):
 
     Args:
         guide: the guide to start from.
-        observed: site → tensor, the data for which the guide is refined.
-        covariates: keyword → tensor, leading dimension data.
+        known: the data for which the guide is refined.
+        centres: site with a map → mean of the guide's draws in unconstrained space, a row for each of the known data.
+        spreads: the same for their standard deviation.
     """
 
-    def __init__(self, guide: PyroModule, observed: Values, covariates: Values) -> None:
+    def __init__(self, guide: PyroModule, known: KnownData, centres: Values, spreads: Values) -> None:
         super().__init__()
         self.start = nn.ModuleList(
             [guide]
         )  # Pyro would rename the parts of a module of its own, and refuses it after a run
-        self.known = KnownData({**observed, **covariates})
-        centres, spreads = _moments(guide, observed, covariates, self.known({**observed, **covariates}))
+        self.known = known
         self.sites = list(centres)
         self.shifts = nn.ParameterList(torch.zeros_like(centre) for centre in centres.values())
         self.log_scales = nn.ParameterList(torch.zeros_like(centre) for centre in centres.values())
         for number, name in enumerate(self.sites):
             self.register_buffer(f"centre_{number}", centres[name])
             self.register_buffer(f"spread_{number}", spreads[name])
+
+    def facts(self) -> dict[str, str]:
+        maps = {f"`{name}`{shape_text(shape)}": "moved and scaled" for name, shape in self.shapes["sites"].items()}
+        return {"": f"of {counted(len(self.known), 'datum', 'data')}", **maps, "refines": repr(self.refines)}
+
+    @property
+    def refines(self) -> PyroModule:
+        """The guide that this one started from."""
+        start: Any = self.start[0]
+        return start
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """What `of_shapes` rebuilds the maps from, JSON values: the shape of the known data, and those of the sites."""
+        sites = {name: list(shift.shape[1:]) for name, shift in zip(self.sites, self.shifts, strict=True)}
+        return {"known": [len(self.known), self.known.salt.shape[1]], "sites": sites}
 
     def forward(self, observed: Mapping[str, Tensor], size: int, **covariates: Tensor) -> None:
         rows = self.known({**observed, **covariates})
@@ -74,6 +92,26 @@ class RefinedGuide(PyroModule):
         centre, spread = (getattr(self, f"{name}_{number}")[rows] for name in ("centre", "spread"))
         scale = self.log_scales[number][rows].exp()
         return centre * (1 - scale) + spread * self.shifts[number][rows], scale
+
+
+def with_maps(guide: PyroModule, observed: Values, covariates: Values) -> RefinedGuide:
+    """The guide with a map for each of some data, all of them the identity.
+
+    Args:
+        guide: the guide to start from.
+        observed: site → tensor, the data for which the guide is refined.
+        covariates: keyword → tensor, leading dimension data.
+    """
+    values = {**observed, **covariates}
+    known = KnownData(values)
+    return RefinedGuide(guide, known, *_moments(guide, observed, covariates, known(values)))
+
+
+def of_shapes(guide: PyroModule, shapes: Mapping[str, Any]) -> RefinedGuide:
+    """A refined guide without its numbers, into which those of another one with these `shapes` can be loaded."""
+    count, entries = shapes["known"]
+    centres, spreads = ({n: torch.zeros(count, *shape) for n, shape in shapes["sites"].items()} for _ in range(2))
+    return RefinedGuide(guide, KnownData.of_shape(count, entries), centres, spreads)
 
 
 class _Moved(Messenger):

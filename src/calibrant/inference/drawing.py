@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,17 +14,18 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from calibrant.data.dataset import Data
+from calibrant.errors import InferenceError
 from calibrant.guides.many_draws import encoded_once, fixed
 from calibrant.inference.graphs.of_modules import Recorded
 from calibrant.inference.groups import add_groups
 from calibrant.inference.problem import Problem
 from calibrant.inference.references.sampling import refuse_without_latents
 from calibrant.inference.scoring import ROWS, scored
-from calibrant.inference.trees import build_tree, require_memory
+from calibrant.inference.trees import SAMPLE, add_group, build_tree, require_memory
 from calibrant.memory import in_blocks, limited, measured_rows
 from calibrant.program.contract import Program, Values
 from calibrant.program.environment import defaults, in_double, seeded
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 _RECORDED_FROM = 200  # least number of joint draws of all data for which a graph is recorded
@@ -39,7 +41,7 @@ def posterior(
     groups: Iterable[str] = (),
     memory: float | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.DataTree:
     """Draw independently from the guide for every datum, with log densities under model and guide.
 
@@ -58,7 +60,7 @@ def posterior(
             than 2 GiB are made in blocks anyway, so that draws depend on the seed alone; only if less is allowed, or
             an allocation fails, blocks are halved, and the draws come from the same stream in another order.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         A tree with `posterior`, `sample_stats` (`log_p`, `log_q` in nats, `(chain, draw, data)`; for programs with
@@ -68,10 +70,17 @@ def posterior(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for a program without latents, and if the draws would not fit into memory.
     """
+    progress = reporting(progress)
+    _check_draws(draws)
     problem = Problem.of(model, guide, observed, covariates)
     refuse_without_latents(problem.program, problem.data)
     with limited(memory):
         return posterior_of(problem, draws, groups, seed, progress)
+
+
+def _check_draws(draws: Any) -> None:
+    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 1:
+        raise InferenceError(f"draws={draws!r}: give a whole number, 1 or more")
 
 
 def posterior_of(
@@ -79,6 +88,8 @@ def posterior_of(
 ) -> xr.DataTree:
     """Draw from the guide, like `posterior`, for a problem that is already checked."""
     program, guide, data = problem.program, problem.guide, problem.data
+    groups = list(groups)
+    scored_sites = list(data.observed_names) if "log_likelihood" in groups else []
     few = torch.arange(min(len(data), 4))
     pair, given = (in_double(program), in_double(guide)), data.batch(few)[0]
     with torch.no_grad(), seeded(stream(seed, "posterior")), defaults(program, given, torch.float64) as (device, _):
@@ -89,39 +100,51 @@ def posterior_of(
         if set(probe.latents) <= set(probe.local):
             with fixed(guide):
                 rows = measured_rows(ROWS, len(few), partial(scored, *pair, *some))
-                values, stats = _draw_each(_Each(pair, guide, data, device), draws, rows, progress)
+                drawn = _draw_each(_Each(pair, guide, data, device, scored_sites), draws, rows, progress)
         else:
-            values, stats = _draw_jointly(pair, data, draws, device, progress)
+            drawn = _draw_jointly(pair, data, draws, device, scored_sites, progress)
     tree = build_tree(
-        values,
+        drawn.values,
         model=program,
         data=data,
         local=probe.local,
         latents=probe.latents,
         method="amortized",
         independent=True,
-        sample_stats=stats,
+        sample_stats=drawn.stats,
         settings={"draws": draws, "seed": seed},
     )
-    add_groups(tree, program, data, groups, seed)
+    if drawn.likelihood:
+        add_group(tree, "log_likelihood", drawn.likelihood, program, SAMPLE, drawn.likelihood)
+    add_groups(tree, program, data, [group for group in groups if group != "log_likelihood"], seed)
     return tree
 
 
 Pair = tuple[Program, Program]
-Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Values of sites, statistics, and log likelihoods of observed sites, each `(1, draws, …)`."""
+
+    values: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    likelihood: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class _Each:
     """Draws of a guide without shared latents, for some data: every datum is repeated along the plate.
 
-    A call returns the values of the local sites, log p and log q, `(draws, data, …)`, on the CPU.
+    A call returns the values of the local sites, log p, log q, and the log likelihoods of the sites in `likelihood`,
+    `(draws, data, …)`, on the CPU.
     """
 
     pair: Pair
     guide: PyroModule
     data: Data
     device: torch.device
+    likelihood: list[str]
     names: list[str] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
 
@@ -131,20 +154,25 @@ class _Each:
             score = scored(*self.pair, *self.data.batch(index, self.device, torch.float64), repeats)
         self.names[:] = score.local
         self.constants.update({name: value.cpu() for name, value in score.values.items() if name not in score.local})
-        rows = [*(score.values[name] for name in score.local), score.log_p.local, score.log_q.local]
+        densities = (score.log_p.local, score.log_q.local, *(score.log_p[name] for name in self.likelihood))
+        rows = [*(score.values[name] for name in score.local), *densities]
         return [row.reshape(len(index), repeats, *row.shape[1:]).transpose(0, 1).cpu() for row in rows]
 
 
-def _draw_each(each: _Each, draws: int, rows: int, progress: Progress) -> Drawn:
+def _draw_each(each: _Each, draws: int, rows: int, progress: Progress) -> _Drawn:
     """Draws of a guide without shared latents, at most `rows` rows in a run."""
     size = len(each.data)
     found = in_blocks(each, size, draws, rows, lambda done: progress("posterior", done, size))
-    *values, log_p, log_q = (value[None] for value in found)
+    names = [*each.names, "log_p", "log_q", *each.likelihood]
+    named = list(zip(names, (value[None] for value in found), strict=True))
+    sites = len(each.names)
     constants = {name: value.expand(1, draws, *value.shape) for name, value in each.constants.items()}
-    return {**dict(zip(each.names, values, strict=True)), **constants}, {"log_p": log_p, "log_q": log_q}
+    return _Drawn({**dict(named[:sites]), **constants}, dict(named[sites : sites + 2]), dict(named[sites + 2 :]))
 
 
-def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, progress: Progress) -> Drawn:
+def _draw_jointly(
+    pair: Pair, data: Data, draws: int, device: torch.device, likelihood: list[str], progress: Progress
+) -> _Drawn:
     """Draws of a guide with shared latents: one run over all data per draw, so that shared and local values match."""
     rows = data.batch(torch.arange(len(data), device="cpu"), device, torch.float64)
     names = list(scored(*pair, *rows, repeats=1).values)
@@ -152,7 +180,7 @@ def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, prog
     def run(observed: Values, covariates: Values) -> tuple[Tensor, ...]:
         score = scored(*pair, observed, covariates, repeats=1)
         densities = (score.log_p.local, score.log_q.local, score.log_p.shared, score.log_q.shared)
-        return *(score.values[name] for name in names), *densities
+        return *(score.values[name] for name in names), *densities, *(score.log_p[name] for name in likelihood)
 
     drawn, outputs = Recorded(nn.Module(), run), []
     if draws >= _RECORDED_FROM:
@@ -161,5 +189,7 @@ def _draw_jointly(pair: Pair, data: Data, draws: int, device: torch.device, prog
         outputs.append([output.cpu() for output in drawn(*rows)])
         progress("posterior", done + 1, draws)
     stacked = [torch.stack(parts)[None] for parts in zip(*outputs, strict=True)]
-    stats = ("log_p", "log_q", "log_p_shared", "log_q_shared")
-    return dict(zip(names, stacked, strict=False)), dict(zip(stats, stacked[len(names) :], strict=True))
+    stats = ["log_p", "log_q", "log_p_shared", "log_q_shared"]
+    named = list(zip([*names, *stats, *likelihood], stacked, strict=True))
+    sites, ends = len(names), len(names) + len(stats)
+    return _Drawn(dict(named[:sites]), dict(named[sites:ends]), dict(named[ends:]))

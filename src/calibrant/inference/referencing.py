@@ -30,7 +30,7 @@ from calibrant.inference.trees import SAMPLE, data_labels
 from calibrant.program.contract import Program
 from calibrant.program.latents import Site, sites
 from calibrant.program.supports import bounds, from_line, is_on_a_line
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 IMPORTANCE = ("importance", "importance-only")
@@ -63,7 +63,7 @@ def reference(
     pool: int = POOL,
     groups: Iterable[str] = (),
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.DataTree:
     """Draw `chains` × `draws` times from the exact posterior of every datum, and judge the draws by the gate.
 
@@ -101,7 +101,7 @@ def reference(
         covariates: keyword → tensor, leading dimension data.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         A tree like that of `posterior`, with the group `convergence` (dimension `data`): `is_reference`, `reason`,
@@ -121,6 +121,7 @@ def reference(
             settings with which no datum could pass the gate, and a program without latents.
         ProgramError, DataError: for a model or data that break the contract.
     """
+    progress = reporting(progress)
     plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile, starts, pool)
     if method not in IMPORTANCE:
         return reference_of(*checked(model, observed, covariates), plan, groups, seed, progress)

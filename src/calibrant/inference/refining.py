@@ -14,14 +14,14 @@ from torch import Tensor
 from calibrant.data.dataset import Data
 from calibrant.errors import ProgramError
 from calibrant.guides.many_draws import fixed
-from calibrant.guides.refined import RefinedGuide
+from calibrant.guides.refined import RefinedGuide, with_maps
 from calibrant.inference.fitting.objectives import path_derivative
 from calibrant.inference.graphs.of_modules import Gradient
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program, Values
 from calibrant.program.environment import defaults, on_tensors, seeded
 from calibrant.program.modules import copied
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 LR = 0.05  # initial learning rate, in sds of the guide
@@ -38,7 +38,7 @@ def refine(
     lr: float = LR,
     batch_size: int = 1024,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> RefinedGuide:
     """Refine a guide for a fixed set of data; the ELBO of each datum becomes higher, or stays about the same.
 
@@ -55,12 +55,13 @@ def refine(
         lr: initial learning rate, in sds of the guide for locations and in units of the log scale for scales.
         batch_size: number of data that are optimised together.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract, and for a guide without a
             continuous local site.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     return refined_of(problem, steps, lr, seed, progress, batch_size=batch_size)
 
@@ -75,9 +76,10 @@ def refined_of(
 
     quiet = pyro.validation_enabled(False)
     with seeded(stream(seed, "refine")), quiet, fixed(start), defaults(program, data.batch([0])[0]) as place:
-        refined = RefinedGuide(start, *data.tensors(*place))
+        refined = with_maps(start, *data.tensors(*place))
         if not refined.sites:
             raise ProgramError("the guide has no continuous local latent on a line: there is nothing to refine")
+        progress("refine", 0, len(data))
         for index in torch.arange(len(data), device="cpu").split(batch_size):
             rows, cols = data.batch(index, *place)
             with refined.trusting():

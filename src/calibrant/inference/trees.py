@@ -150,14 +150,35 @@ def build_tree(
     posterior = {name: _array(model, name, value.numpy(), SAMPLE, name in local) for name, value in kept.items()}
     stats = {name: _statistic(value) for name, value in sample_stats.items()}
     observed, covariates = data.tensors()
-    coords = {"data": data.coords["data"], **getattr(model, "coords", {})}
+    coords = {"data": data.coords["data"], **data.event_coords, **getattr(model, "coords", {})}
+    dims = {**_image_dims(model, data, {**observed, **covariates}), **data.dims}
     groups = {
         "posterior": xr.Dataset(posterior, attrs=attributes),
         "sample_stats": xr.Dataset(stats, attrs=attributes),
-        "observed_data": xr.Dataset({n: _array(model, n, _short(v), (), True) for n, v in observed.items()}),
-        "constant_data": xr.Dataset({n: _array(model, n, _short(v), (), True) for n, v in covariates.items()}),
+        "observed_data": xr.Dataset({n: _given(model, dims, n, v) for n, v in observed.items()}),
+        "constant_data": xr.Dataset({n: _given(model, dims, n, v) for n, v in covariates.items()}),
     }
     return xr.DataTree.from_dict({f"/{name}": with_coords(group, coords) for name, group in groups.items()})
+
+
+def _given(model: nn.Module, dims: Mapping[str, Sequence[str]], name: str, value: Tensor) -> xr.DataArray:
+    """An observation or covariate, with the names of dimensions that the model or the data give it."""
+    return _array(model, name, _short(value), (), True, tuple(dims.get(name, ())))
+
+
+_IMAGE_DIMS = ("channel", "height", "width")
+
+
+def _image_dims(model: nn.Module, data: Data, values: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Names of the dimensions of data that are images, `(data, 1 or 3, height, width)`, all of the first one's size.
+
+    If the model or the data use one of these names, there are none.
+    """
+    named = [*getattr(model, "dims", {}).values(), *data.dims.values()]
+    used = {name for names in named for name in names} | {*getattr(model, "coords", {}), *data.event_coords}
+    shapes = {n: value.shape[1:] for n, value in values.items() if value.ndim == 4 and value.shape[1] in (1, 3)}
+    first = next(iter(shapes.values()), None)
+    return {} if used & set(_IMAGE_DIMS) else {name: _IMAGE_DIMS for name, shape in shapes.items() if shape == first}
 
 
 def add_group(
@@ -169,9 +190,12 @@ def add_group(
     local: Iterable[str],
 ) -> None:
     """Add a group of arrays `(*leading, data, *event)` to a tree; arrays of shared sites have no `data` dimension."""
-    local = set(local)
-    group = xr.Dataset({n: _array(model, n, _short(v), leading, n in local) for n, v in values.items()})
-    coords = {"data": tree["observed_data"].coords["data"].values, **getattr(model, "coords", {})}
+    local, observed = set(local), tree["observed_data"].to_dataset()
+    dims = {str(n): tuple(map(str, array.dims[1:])) for n, array in observed.data_vars.items()}
+    arrays = {n: _array(model, n, _short(v), leading, n in local, dims.get(n, ())) for n, v in values.items()}
+    group = xr.Dataset(arrays)
+    known = {str(dim): values.values for dim, values in observed.coords.items()}
+    coords = {**known, **getattr(model, "coords", {})}
     tree[name] = xr.DataTree(with_coords(group, coords))
 
 
@@ -180,19 +204,21 @@ def with_coords(group: xr.Dataset, coords: Mapping[str, Any]) -> xr.Dataset:
     return group.assign_coords({n: coords.get(str(n), np.arange(size)) for n, size in group.sizes.items()})
 
 
-def _array(model: nn.Module, name: str, value: Any, leading: tuple[str, ...], local: bool) -> xr.DataArray:
+def _array(
+    model: nn.Module, name: str, value: Any, leading: tuple[str, ...], local: bool, dims: tuple[str, ...] = ()
+) -> xr.DataArray:
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     leading = (*leading, "data") if local else leading
-    return xr.DataArray(array, dims=(*leading, *event_dims(model, name, array.ndim - len(leading))))
+    return xr.DataArray(array, dims=(*leading, *event_dims(model, name, array.ndim - len(leading), dims)))
 
 
 def _short(value: Tensor) -> Tensor:
     return value.float() if value.dtype == torch.float64 else value
 
 
-def event_dims(model: nn.Module, name: str, count: int) -> list[str]:
-    """Names of the event dimensions of a site: those in `model.dims`, or `NAME_dim_0`, … without them."""
-    named = list(getattr(model, "dims", {}).get(name, ()))
+def event_dims(model: nn.Module, name: str, count: int, given: tuple[str, ...] = ()) -> list[str]:
+    """Names of the event dimensions of a site: those in `model.dims`, or of its data, or else `NAME_dim_0`, …"""
+    named = list(getattr(model, "dims", {}).get(name, given))
     return [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(count)]
 
 

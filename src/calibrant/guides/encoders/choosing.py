@@ -34,6 +34,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "ea-vae-mlp": EAVAEMLPEncoder,
     "ea-vae-conv": EAVAEConvEncoder,
 }
+_IMAGE_SIDE = 8  # pixels of a side from which an input with three dimensions is called an image
 _SETS, _IMAGES, _ANY = ("set", "sequence"), ("conv", "sigma-vae", "ea-vae-conv"), ("mlp", "ea-vae-mlp")
 _PUBLISHED = ("sigma-vae", "ea-vae-mlp", "ea-vae-conv")
 _OF_ONE_WIDTH = ("classes", *_PUBLISHED)  # kinds that are no narrower beside other inputs
@@ -48,6 +49,16 @@ def default_encoder(shapes: Shapes) -> str | dict[str, Any]:
     """
     kinds = _by_input({}, shapes)
     return kinds[next(iter(shapes))]["kind"] if len(shapes) == 1 else kinds
+
+
+def choice_told(shapes: Shapes) -> tuple[str, ...]:
+    """What `default_encoder` has chosen for images, and the alternative, in a phrase; nothing without images."""
+    words = {"conv": ("convolutions", "'mlp' is faster"), "mlp": ("an MLP", "'conv' has convolutions, and is slower")}
+    return tuple(
+        f"{words[kind['kind']][0]} for the image `{name}`, by its size (the encoder {words[kind['kind']][1]})"
+        for name, kind in _by_input({}, shapes).items()
+        if len(shapes[name]) == 3 and min(shapes[name][1:]) >= _IMAGE_SIDE and kind["kind"] in words
+    )
 
 
 def make_encoder(spec: str | Mapping[str, Any], shapes: Shapes) -> nn.Module:

@@ -16,7 +16,7 @@ from calibrant.inference.reweighting import MIN_DRAWS, diagnosis
 from calibrant.inference.scoring import Array, at_draws, averages, mean_and_error, scored
 from calibrant.inference.trees import model_sha256
 from calibrant.program.contract import Program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting, silent
 from calibrant.streams import stream
 
 _BLOCK = 256  # data whose weights are held at a time
@@ -31,7 +31,7 @@ def iwae_bound(
     covariates: Mapping[str, Any] | None = None,
     repeats: int = 10,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """The bound E log 1/K Σ p(x, z_k) / q(z_k | x) ≤ log p(x) with K draws of the guide, for every datum.
 
@@ -47,7 +47,7 @@ def iwae_bound(
         covariates: keyword → tensor, leading dimension data.
         repeats: number of independent bounds per datum that are averaged; their spread gives the standard error.
         seed: random seed for the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimension `data`, in nats: `bound` ± `bound_se`, and `elbo` ± `elbo_se` from the same draws; `pareto_k` and
@@ -59,6 +59,7 @@ def iwae_bound(
         ProgramError, DataError: for a model, guide or data that break the contract.
         InferenceError: for a program with shared latents, or for no particles, or fewer than two repeats.
     """
+    progress = reporting(progress)
     problem = Problem.of(model, guide, observed, covariates)
     return iwae_bound_of(problem, particles, repeats, seed, progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.errors import DataError, NonFiniteLoss, RunError
+from calibrant.folders.configuration import CONFIG
 from calibrant.guides.contract import check_guide, check_trainable
 from calibrant.inference.fitting.checkpoints import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
+from calibrant.inference.fitting.given import check_alike, check_device, check_numbers
 from calibrant.inference.fitting.held_out import (
     EVALUATED,
     SHARED_DRAWS,
@@ -36,6 +39,7 @@ from calibrant.inference.fitting.lengths import (
 )
 from calibrant.inference.fitting.noise import noise_of, settle_noise, start_noise, warn_of_late_noise
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE, check_objective
+from calibrant.inference.fitting.run_folder import finish_run, require_free, save_run, writing
 from calibrant.inference.fitting.scales import warn_of_far_data
 from calibrant.inference.fitting.state import (
     RECORDED_FROM,
@@ -52,7 +56,7 @@ from calibrant.program.environment import defaults, seeded
 from calibrant.program.latents import sites
 from calibrant.program.losses import has_training_loss
 from calibrant.program.refusals import check_program
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 _HELD_OUT, _SPLIT_FROM = 0.1, 20  # share of the data that is held out, and the least number of data to split
@@ -65,7 +69,7 @@ def fit(
     observed: Mapping[str, Any] | Data,
     *,
     covariates: Mapping[str, Any] | None = None,
-    validation: float | Data | None = None,
+    validation: float | Mapping[str, Any] | Data | None = None,
     epochs: int | None = None,
     batch_size: int = 256,
     lr: float = 2e-3,
@@ -79,7 +83,7 @@ def fit(
     run_dir: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> Fit:
     """Train model and guide in place on the ELBO, and restore the weights with the best held-out value.
 
@@ -95,7 +99,8 @@ def fit(
         guide: a guide `guide(observed, size, **covariates)`, for example from `calibrant.guides.amortize`.
         observed: site → tensor, or a `Data`.
         covariates: keyword → tensor, leading dimension data.
-        validation: the share that is held out (seeded), or the held-out data themselves; None for a tenth. Of fewer
+        validation: the share that is held out (seeded), or the held-out data themselves, in any form of `observed`,
+            with all covariates; None for a tenth. Of fewer
             than 20 data, None holds out none, since shared latents would be inferred without them: the held-out ELBO is
             then that of the training data.
         epochs: number of passes over the data; None for 100, or more where few data make short epochs, so that there
@@ -118,24 +123,32 @@ def fit(
         compile: "auto" records the first step as a graph, which later steps run without Python, if there are 500 steps
             or more, and discards the graph if the program turns out to change; True also compiles it, which takes some
             ten seconds; False runs the program in every step, which a program needs that counts its calls in Python.
-        run_dir: a folder for checkpoints, which are written every epoch, or every few epochs if an epoch has fewer than
-            ten steps; an interrupted training can be resumed with `resume=True`.
+        run_dir: a folder that keeps the result: `calibrant.load(run_dir)` loads model and guide with the best weights.
+            Checkpoints are written every epoch, or every few epochs if an epoch has fewer than ten steps; an
+            interrupted training can be resumed with `resume=True`.
         resume: continue from the checkpoint in `run_dir`; the result is that of a training without interruption.
         seed: random seed for the split, the minibatches and the draws.
-        progress: called with (stage, done, total, text).
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Raises:
         ProgramError, DataError: for a model, guide or data that break the contract.
-        InferenceError: for an unknown objective, `kl_weights` that cannot be used, or if there is nothing to train.
+        InferenceError: for numbers of the wrong kind, a device that cannot be used here, an unknown objective,
+            `kl_weights` that cannot be used, or if there is nothing to train.
         NonFiniteLoss: for a loss or gradient that is not finite; the error has the labels of the minibatch. The best
             weights are restored (`run_dir` holds those of the last checkpoint).
-        RunError: for a checkpoint that would be overwritten, or that is missing, damaged, or of another training.
+        RunError: for a run or checkpoint that would be overwritten, a folder that cannot be written, and for a
+            checkpoint that is missing, damaged, or of another training.
     """
+    progress = reporting(progress)
+    numbers = {"epochs": epochs, "batch_size": batch_size, "particles": particles, "patience": patience}
+    check_numbers({**numbers, "lr": lr, "clip": clip, "seed": seed, "compile": compile})
+    if device is not None:
+        check_device(device)
+    folder = _folder(run_dir, resume)
     modules = Modules(as_program(model), as_program(guide))
+    train, held = _split(model, bind(model, observed, covariates), validation, seed)
     if device is not None:
         modules.to(device)
-    data = bind(model, observed, covariates)
-    train, held = (data, bind(model, validation)) if isinstance(validation, Data) else _split(data, validation, seed)
     batch_size = min(batch_size, len(train))
     epochs = epochs_for(len(train) // batch_size, batch_size) if epochs is None else epochs
     patience = patient_epochs(epochs, patience, len(train) // batch_size)
@@ -146,11 +159,13 @@ def fit(
     state = initial_state(modules, plan, train, held)
     state.fit.kl_weights = schedules
     state.fit.is_elbo = not has_training_loss(modules.model, *train.batch([0], modules.device))
-    if run_dir is not None:  # a checkpoint belongs to these data
-        values = {"training": train, "held-out": held}
-        state.settings |= {f"sha256 of the {part} data": data.fingerprint()[:16] for part, data in values.items()}
-    _train(state, plan, train, held, _start(state, run_dir, resume), progress)
-    state.fit.held_out = [] if isinstance(validation, Data) or held is train else held.labels().tolist()
+    if folder is not None:
+        _start(state, plan, train, held, folder, resume)
+    _train(state, plan, train, held, folder, progress)
+    is_share = validation is None or isinstance(validation, int | float)
+    state.fit.held_out = held.labels().tolist() if is_share and held is not train else []
+    if folder is not None:
+        finish_run(folder, modules.model, modules.guide, state.fit)
     return state.fit
 
 
@@ -171,6 +186,7 @@ def _check(modules: Modules, plan: Plan, train: Data, held: Data) -> None:
 def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Path | None, progress: Progress) -> None:
     """Train for all remaining epochs, restore the best weights, and evaluate their held-out ELBO."""
     modules, given = state.modules, train.batch([0], state.modules.device)[0]
+    progress("fit", state.fit.epochs, plan.epochs)
     with defaults(modules, given), pyro.validation_enabled(False):
         try:
             if plan.records(plan.steps(len(train))):
@@ -178,7 +194,7 @@ def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Pa
             while state.fit.epochs < plan.epochs and state.fit.stopped == FINISHED:
                 _epoch(state, plan, train, held)
                 if folder is not None and plan.saves(state.fit.epochs, len(train)):
-                    save_checkpoint(folder, state)
+                    save_checkpoint(folder / CHECKPOINTS, state)
                 progress("fit", state.fit.epochs, plan.epochs, str(state.fit))
         except KeyboardInterrupt:
             state.fit.stopped = INTERRUPTED
@@ -192,7 +208,9 @@ def _train(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Pa
         state.fit.elbo, state.fit.elbo_se, _ = held_out_elbo(state, held, plan, len(train), limit, "last")
     if state.fit.stopped == FINISHED and still_rises(state.fit.history, plan):
         state.fit.stopped = STILL_RISING
-        progress("fit", state.fit.epochs, plan.epochs, f"{state.fit}, still rising")
+    if state.fit.stopped != INTERRUPTED:
+        rising = ", still rising" if state.fit.stopped == STILL_RISING else ""
+        progress("fit", state.fit.epochs, state.fit.epochs, f"{state.fit}{rising}")
 
 
 def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
@@ -210,20 +228,35 @@ def _record(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
         state.evaluation.record(rows, rows)
 
 
-def _start(state: TrainingState, run_dir: str | Path | None, resume: bool) -> Path | None:
-    """Load or write the first checkpoint; returns the folder of the checkpoints, or None without `run_dir`."""
+def _folder(run_dir: str | Path | None, resume: bool) -> Path | None:
+    """The folder of a training, which must be free for a new one, and must have a checkpoint to resume from."""
     if run_dir is None:
         if resume:
             raise RunError("resume=True needs the folder of the training: give run_dir=")
         return None
-    folder = Path(run_dir) / CHECKPOINTS
-    if resume:
-        load_checkpoint(folder, state)
-    elif has_checkpoint(folder):
-        raise RunError(f"there is a checkpoint in {folder}: continue it with resume=True, or give another folder")
-    else:
-        save_checkpoint(folder, state)
+    folder = Path(run_dir)
+    if not resume:
+        if has_checkpoint(folder / CHECKPOINTS):
+            raise RunError(
+                f"there is a checkpoint in {folder / CHECKPOINTS}: continue it with resume=True (or take its result, "
+                "if it has ended), or give another folder"
+            )
+        require_free(folder)
     return folder
+
+
+def _start(state: TrainingState, plan: Plan, train: Data, held: Data, folder: Path, resume: bool) -> None:
+    """Load or write the first checkpoint, and write a configuration, unless a command has written it."""
+    values = {"training": train, "held-out": held}  # a checkpoint belongs to these data
+    state.settings |= {f"sha256 of the {part} data": data.fingerprint()[:16] for part, data in values.items()}
+    if resume:
+        load_checkpoint(folder / CHECKPOINTS, state)
+    with writing(folder):
+        if not resume:
+            save_checkpoint(folder / CHECKPOINTS, state)
+        if not (folder / CONFIG).is_file():
+            data = {"name": train.name, "observed": list(train.observed_names), "covariates": [*train.covariate_names]}
+            save_run(folder, state.modules.model, state.modules.guide, data=data, settings=asdict(plan))
 
 
 def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
@@ -300,8 +333,12 @@ def _keep_best(state: TrainingState, elbo: float, elbo_se: float, score: float) 
         state.waited += 1
 
 
-def _split(data: Data, validation: float | None, seed: int) -> tuple[Data, Data]:
+def _split(model: Program, data: Data, validation: Any, seed: int) -> tuple[Data, Data]:
     """The training data and the held-out data: the same ones where a few data are not to be split."""
+    if validation is not None and not isinstance(validation, int | float):
+        held = bind(model, validation)
+        check_alike("validation", held, data)
+        return data, held
     if validation is None and len(data) < _SPLIT_FROM:
         return data, data
     share = _HELD_OUT if validation is None else validation

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyro.nn import PyroModule
@@ -16,22 +16,33 @@ from torch import Tensor, nn
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.guides.many_draws import fixed
+from calibrant.inference.fitting.curves import training_figure
 from calibrant.inference.fitting.kl_weights import Schedules, last_weights, weights_at
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE, OBJECTIVES, ElboTerms, elbo_terms
 from calibrant.inference.graphs.of_modules import Gradient, Recorded
 from calibrant.program.contract import Values
 from calibrant.program.modules import is_frozen, settled_parts
+from calibrant.shown import Shown, counted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _RISE = 0.03  # share of all steps in which the learning rate rises
 RECORDED_FROM = 500  # least number of steps, or of passes over the held-out data, for which a graph is recorded
 _SAVED = 10  # steps between checkpoints; in longer epochs, one per epoch
 _EVALUATED = 10  # steps between evaluations of the held-out ELBO; in longer epochs, one per epoch
 
+WHY = {
+    "finished": "all of them",
+    "early": "stopped early, since the held-out ELBO rose no more",
+    "interrupted": "interrupted",
+    "still rising": "and the held-out ELBO was still rising: give more `epochs`",
+}
 HELD_OUT = {True: "held-out ELBO", False: "held-out value of a training loss, no ELBO:"}
 
 
-@dataclass
-class Fit:
+@dataclass(repr=False)
+class Fit(Shown):
     """The result of a training.
 
     Attributes:
@@ -63,6 +74,32 @@ class Fit:
     epochs: int = 0
     stopped: str = "finished"
     held_out: list[Any] = field(default_factory=list)
+
+    def facts(self) -> dict[str, str]:
+        """The held-out ELBO, how the training went and why it ended."""
+        error = "" if math.isnan(self.elbo_se) else f" ± {self.elbo_se:.2f}"
+        found = {HELD_OUT[self.is_elbo].rstrip(":"): f"{self.elbo:.2f}{error} nats per datum"}
+        found["epochs"] = f"{self.epochs}, {WHY.get(self.stopped, self.stopped)}"
+        if self.history:
+            ends = (self.history[0], self.history[-1])
+            found |= {key: " → ".join(f"{row[key]:.2f}" for row in ends) for key in ("train", "validation")}
+        if self.kl_weights:
+            found["weights of the KL divergences"] = ", ".join(f"`{name}`" for name in self.kl_weights)
+        if self.held_out:
+            found["held out"] = counted(len(self.held_out), "datum", "data")
+        return found
+
+    def plot(self) -> Figure:
+        """ELBO of training and held-out data over epochs, and the noise scale where one is learned or measured.
+
+        Raises:
+            InferenceError: for a training of fewer than two epochs.
+        """
+        from calibrant.evaluation.reporting.style import COLOURS
+
+        if len(self.history) < 2:
+            raise InferenceError(f"a training of {counted(len(self.history), 'epoch', 'epochs')} has no curve to draw")
+        return training_figure([("", COLOURS[0], self.history)])
 
     def __str__(self) -> str:
         weighted = f", trained with weights of the KL divergences of {', '.join(self.kl_weights)}"

@@ -139,7 +139,7 @@ class _Run:
         self.lost = torch.zeros(units, dtype=torch.bool, device=device)
         self.moved = torch.zeros(units, dtype=torch.int64, device=device)
         self.complete = torch.zeros(units, dtype=torch.bool, device=device)
-        self.divergences = 0
+        self.divergences = self.tenths = 0
         self.plan = nuts.Plan(
             schedule=adaptation.schedule(settings.warmup, settings.windows),
             iterations=settings.warmup + draws,
@@ -176,9 +176,18 @@ class _Run:
         self._store(over)
         running = (self.state.lanes.phase != nuts.OVER).reshape(-1, self.settings.chains).any(1)
         if running.all():
+            self._tell_share()
             return True
         self._retire(~running)
         return self._refill(running)
+
+    def _tell_share(self) -> None:
+        """Report every tenth of the iterations of the first chains: until these are over, no datum is complete."""
+        tenths = int(10 * float(self.state.lanes.iteration.double().mean()) / self.plan.iterations)
+        if tenths > self.tenths:
+            self.tenths = tenths
+            text = f"{10 * tenths}% of the iterations"
+            self.progress(self.stage, int(self.complete.sum()), len(self.keys), text)
 
     def _capacity(self) -> int:
         windows, candidates = max(self.plan.schedule.windows, 1), 3 if len(self.target.pairs) else 1

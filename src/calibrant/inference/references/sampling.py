@@ -40,6 +40,7 @@ from calibrant.streams import stream
 
 METHODS = ("auto", "exact", "importance", "importance-only", "nuts", "pyro-nuts")
 POOL = 10_000  # draws of a guide per datum, of which importance keeps some
+_FEW = 4  # data that show whether a program has a reference at all
 _COMPILED_FROM = 1000  # iterations per chain from which on the step is compiled: compiling takes about as long as these
 
 
@@ -91,14 +92,14 @@ def reference_of(
     chains, draws = plan.chains, plan.draws
     refuse_without_latents(program, data)
     exact = _exact_solution(program, data, plan.method)
-    entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
-    require_memory(chains * draws * len(data) * entries, f"{chains} × {draws} draws of {len(data)} data", width=8)
+    _require_memory(program, data, plan)
     if exact is not None:
         tree = _exact(program, exact, data, chains, draws, seed)
         progress("reference", len(data), len(data))
     else:
         require_passable(chains, draws)
         settings = plan.nuts
+        progress("reference", 0, len(data))
         if plan.method == "pyro-nuts":
             tree = _one_by_one(program, data, settings, seed, progress)
         else:
@@ -165,6 +166,28 @@ def has_latents(program: PyroModule, data: Data) -> bool:
 def is_exact(program: PyroModule, data: Data) -> bool:
     """Whether the reference of a program with data that are already bound is exact, so that no chains are needed."""
     return finite_latents(program, data) is not None or structure_of(program, data) is not None
+
+
+def _require_memory(program: PyroModule, data: Data, plan: ReferencePlan) -> None:
+    entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
+    what = f"{plan.chains} × {plan.draws} draws of {len(data)} data"
+    require_memory(plan.chains * plan.draws * len(data) * entries, what, width=8)
+
+
+def require_reference(program: PyroModule, data: Data, plan: ReferencePlan) -> None:
+    """Refuse a program that a reference cannot take, before it is trained: neither weights nor most values take part.
+
+    Raises:
+        InferenceError: with what there is in its place.
+    """
+    few = data[:_FEW]
+    discrete = finite_latents(program, few)
+    _require_memory(program, data, plan)
+    if discrete:
+        sum_out(program, few, discrete)
+    elif discrete is None and structure_of(program, few) is None:
+        with target_of(program, few):
+            return
 
 
 def _exact_solution(program: PyroModule, data: Data, method: str) -> ExactPosterior | FinitePosterior | None:
