@@ -177,7 +177,7 @@ def test_memmap_is_read_row_by_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_values_that_are_not_finite(value, as_tensor, monkeypatch):
-    monkeypatch.setattr("calibrant.data.dataset.CHECKED_AT_ONCE", 8)  # so that the search goes through several blocks
+    monkeypatch.setattr("calibrant.data.arrays.CHECKED_AT_ONCE", 8)  # so that the search goes through several blocks
     array = np.zeros((9, 2, 2))
     array[5, 1, 0] = array[7] = value
     with pytest.raises(DataError, match=r"mask holds NaN or infinity, first at data index 5: leave .* mask"):
@@ -199,7 +199,9 @@ def test_values_that_are_not_finite(value, as_tensor, monkeypatch):
         ({"x": np.zeros(2, complex)}, {}, "x has dtype complex128"),
         ({"x": torch.zeros(2, dtype=torch.complex64)}, {}, "x has dtype torch.complex64"),
         ({"x": torch.zeros(2, 2).to_sparse()}, {}, "x is a sparse tensor"),
-        ({"x": [1.0, 2.0]}, {}, r"x is a list: give a tensor or a numpy array"),
+        ({"x": [[1.0], [1.0, 2.0]]}, {}, r"x is a list whose rows differ in length"),
+        ({"x": ["a", "b"]}, {}, r"x is a list of text: give numbers"),
+        ({"x": [1.0, None]}, {}, r"x holds values that are no numbers, such as None"),
         ({"x": torch.tensor(1.0)}, {}, r"x has shape \(\)"),
         ({3: np.zeros(2)}, {}, "called 3: names are strings"),
     ],
@@ -278,8 +280,8 @@ def test_refused_datasets():
         Data(Stream())
     with pytest.raises(DataError, match="Items is empty"):
         Data(Items(0))
-    with pytest.raises(DataError, match="item 0 of the Dataset is a tuple"):
-        Data(Items(spoil={0: (1, 2)}))
+    with pytest.raises(DataError, match="item 0 of the Items has a str at its first place"):
+        Data(Items(spoil={0: ("image", 2)}))
     with pytest.raises(DataError, match="beside a Dataset"):
         Data(Items(), {"c": np.zeros(12)})
     with pytest.raises(DataError, match="x has dtype <U1"):

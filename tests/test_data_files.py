@@ -108,7 +108,7 @@ def test_user_function(tmp_path):
     [
         ("mine.py:absent", "absent"),
         ("mine.py:constant", "constant is a int: name a function"),
-        ("mine.py:number", "returned a int: return a dict of arrays, a Data"),
+        ("mine.py:number", "returned a int: return a dict of arrays, a table, a Dataset, a Data"),
         ("mine.py:needs", "cannot be called with no arguments: missing a required argument: 'path'"),
         ("mine.py", "say which function of .*mine.py"),
         ("none.py:whole", "there is no file .*none.py"),

@@ -1,27 +1,39 @@
 """`Data`: observations and covariates of a program, kept as they are stored and made into tensors batch by batch."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
+from calibrant.data.arrays import (
+    Index,
+    checked_array,
+    first_nonfinite,
+    listed,
+    not_finite,
+    positions_of,
+    row_blocks,
+    take,
+    tensor_of,
+)
+from calibrant.data.grey_values import grey_values
+from calibrant.data.sources import Source, grey_names, grey_note, source_of, with_rows
 from calibrant.errors import DataError
 from calibrant.folders.tensors import bytes_of
+from calibrant.shown import Shown, counted
+from calibrant.streams import stream
 
-Array = Tensor | np.ndarray
 Batch = dict[str, Tensor]
 Transform = Callable[[Batch], Batch]
-Index = slice | Sequence[int] | np.ndarray | Tensor
-
-CHECKED_AT_ONCE = 2**22  # numbers searched for NaN at a time, which keeps the memory below some tens of MB
 _ROWS_READ = 1024  # rows that `values` reads at a time
 
 
-class Data:
+class Data(Shown):
     """Observations and covariates with one row per datum, and a label for every datum.
 
     Values stay as they are stored (integer images as integers, memmaps on disk) until `batch` makes tensors of the
@@ -30,18 +42,24 @@ class Data:
     masks) keep their dtype.
 
     Args:
-        observed: site name → tensor, array or memmap, leading dimension data; or one map-style torch `Dataset` whose
-            items are dicts without that dimension. All its keys are observations until `split_keys` separates them
-            from the covariates.
+        observed: site name → tensor, array or memmap, leading dimension data; or another form that `as_data` takes: a
+            table, or a map-style torch `Dataset` whose items have no such dimension. All keys of a `Dataset` are
+            observations until `split_keys` separates them from the covariates.
         covariates: keyword of the program → tensor, array or memmap, leading dimension data. They cannot be given with
             a `Dataset`, whose items hold all keys.
-        coords: name → labels, one per datum, which `subset` keeps. `data` is the index in the original data set (0, 1,
-            … unless given here) and must be unique, because results are joined on it.
+        coords: name → labels, one per datum, which `subset` keeps. `data` is the index in the original data set (that
+            of a table, or else 0, 1, …, unless given here) and must be unique, because results are joined on it.
         transform: a function of a whole batch, observations and covariates together in one dict, under the names and
             in the dtypes that they are stored in. It runs on the device and returns a dict with the same keys and the
             same leading dimension; the other dimensions, dtypes and values are its own. It is the only place where
-            values change.
+            values change. Without it, 8-bit images are read as k/255, as `notes` says.
         name: name of the data set in reports.
+
+    Attributes:
+        dims: site or covariate → names of its dimensions after that of the data, where it came with names.
+        event_coords: one of these dimensions → labels along it.
+        notes: what was done to the data, in sentences: how grey values are read, the codes of categories.
+        optional: keys that a program without them ignores (labels of a labelled data set).
 
     Raises:
         DataError: for anything but dicts of real-valued arrays with one common, nonzero leading dimension, or for
@@ -50,27 +68,32 @@ class Data:
 
     def __init__(
         self,
-        observed: Mapping[str, Array] | Dataset,
-        covariates: Mapping[str, Array] | None = None,
+        observed: Any,
+        covariates: Any = None,
         coords: Mapping[str, Any] | None = None,
         transform: Transform | None = None,
         name: str = "",
     ) -> None:
-        covariates = {} if covariates is None else covariates
         self.name = name
         self.transform = transform
-        self._source: dict[str, Array] | Dataset
-        if isinstance(observed, Dataset):
-            keys, size = _inspect_dataset(observed, covariates)
-            self._source, self._covariates = observed, {}
-        else:
-            self._source, size = _checked_arrays(observed, covariates)
-            keys, self._covariates = list(observed), {key: key for key in covariates}
-        self._stored = (*keys, *self._covariates)
+        source = observed if isinstance(observed, Source) else source_of(observed, covariates)
+        if transform is None and not isinstance(observed, Source):
+            source, self.transform = _with_grey_values(source)
+        self._source = source.stored
+        self._stored = source.keys
         # Names that the program sees, each with the key that it is stored under: `select` may rename.
-        self._observed = {key: key for key in keys}
-        self._rows = np.arange(size)
-        self.coords = _checked_coords({} if coords is None else coords, size)
+        self._observed = {key: key for key in source.observed}
+        self._covariates = {key: key for key in source.covariates}
+        self._rows = np.arange(source.size)
+        labels = {} if source.labels is None else {"data": source.labels}
+        self.coords = _checked_coords({**labels, **(coords or {})}, source.size)
+        self.dims, self.event_coords = dict(source.dims), dict(source.event_coords)
+        self.notes, self.optional = source.notes, source.optional
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all values are stored arrays, which no reading can change; the items of a Dataset may be random."""
+        return not isinstance(self._source, Dataset)
 
     @property
     def observed_names(self) -> tuple[str, ...]:
@@ -93,9 +116,28 @@ class Data:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __repr__(self) -> str:
-        names = f"observed={list(self._observed)}, covariates={list(self._covariates)}"
-        return f"Data({self.name!r}, {len(self)} data, {names})"
+    def facts(self) -> dict[str, str]:
+        """The count, every key with its event shape and dtype as they are stored, and the coordinates."""
+        found = {"": f"{f'`{self.name}`, ' if self.name else ''}{counted(len(self), 'datum', 'data')}"}
+        for role, names in (("observed", self._observed), ("covariates", self._covariates)):
+            if names:
+                found[role] = ", ".join(f"`{name}` {self._kind(name, key)}".strip() for name, key in names.items())
+        if labels := [name for name in self.coords if name != "data"]:
+            found["coordinates"] = ", ".join(labels)
+        if self.notes:
+            found["notes"] = "; ".join(self.notes)
+        elif self.transform is not None:
+            found["values"] = "transformed when they are read"
+        return found
+
+    def _kind(self, name: str, key: str) -> str:
+        """Event shape and dtype of a key as it is stored; nothing for the items of a Dataset, which are not read."""
+        if isinstance(self._source, Dataset):
+            return ""
+        values, dims = self._source[key], self.dims.get(name, ())
+        shape = list(map(str, values.shape[1:]))
+        named = [f"{dim}: {size}" for dim, size in zip(dims, shape, strict=False)]
+        return f"({', '.join(named or shape)}) {str(values.dtype).removeprefix('torch.')}"
 
     def __getitem__(self, index: Index) -> "Data":
         return self.subset(index)
@@ -110,7 +152,7 @@ class Data:
         Raises:
             DataError: for an index that is empty, out of range, repeated (labels must be unique), or not 1-d.
         """
-        positions = _positions(index, len(self))
+        positions = positions_of(index, len(self))
         if len(np.unique(positions)) < len(positions):
             raise DataError(
                 "subset: the index names a datum twice, but results are joined on its label: repeat it in batch()"
@@ -134,7 +176,7 @@ class Data:
             DataError: for a bad index, for values that are not finite, for Dataset items that differ in keys or
                 shapes, or for a `transform` that changes the keys or the leading dimension.
         """
-        positions = _positions(index, len(self))
+        positions = positions_of(index, len(self))
         batch = self._read(positions)
         if device is not None:
             batch = {key: value.to(device) for key, value in batch.items()}
@@ -160,10 +202,10 @@ class Data:
         """
         stored = {**self._observed, **self._covariates}
         if name not in stored:
-            raise DataError(f"the data have no {name!r}; there are: {_listed(stored)}")
+            raise DataError(f"the data have no {name!r}; there are: {listed(stored)}")
         part = self._copy()
         part._observed, part._covariates = {}, {name: stored[name]}
-        positions = _positions(index, len(self))
+        positions = positions_of(index, len(self))
         blocks = np.array_split(positions, -(-len(positions) // _ROWS_READ))
         return torch.cat([part.batch(block, device)[1][name] for block in blocks])
 
@@ -191,8 +233,8 @@ class Data:
         for name, key in sorted({**self._observed, **self._covariates}.items()):
             values = self._source[key]
             found.update(f"{name} {values.dtype} {tuple(values.shape[1:])}".encode())
-            for block in _row_blocks(len(self), int(np.prod(values.shape[1:]))):
-                found.update(bytes_of(_take(values, self._rows[block])))
+            for block in row_blocks(len(self), int(np.prod(values.shape[1:]))):
+                found.update(bytes_of(take(values, self._rows[block])))
         return found.hexdigest()
 
     def select(self, names: Collection[str] | Mapping[str, str]) -> "Data":
@@ -209,6 +251,8 @@ class Data:
             known = ", ".join([*self._observed, *self._covariates])
             raise DataError(f"the data have no {', '.join(map(repr, missing))}; there are: {known}")
         part = self._copy()
+        part.dims = {new: self.dims[old] for new, old in wanted.items() if old in self.dims}
+        part.optional = frozenset(new for new, old in wanted.items() if old in self.optional)
         part._observed = {new: self._observed[old] for new, old in wanted.items() if old in self._observed}
         part._covariates = {new: self._covariates[old] for new, old in wanted.items() if old in self._covariates}
         if not part._observed:
@@ -234,7 +278,7 @@ class Data:
             )
         stored = {**self._observed, **self._covariates}
         other = [key for key in stored if key not in observed_names and key not in covariate_names]
-        allowed = f"observed sites: {_listed(observed_names)}; covariates: {_listed(covariate_names)}"
+        allowed = f"observed sites: {listed(observed_names)}; covariates: {listed(covariate_names)}"
         if other:
             raise DataError(
                 f"the program has no place for {', '.join(map(repr, other))} ({allowed}): "
@@ -244,7 +288,7 @@ class Data:
         part._observed = {key: stored[key] for key in stored if key in observed_names}
         part._covariates = {key: stored[key] for key in stored if key in covariate_names}
         if not part._observed:
-            raise DataError(f"the data hold no observation, only {_listed(stored)} ({allowed})")
+            raise DataError(f"the data hold no observation, only {listed(stored)} ({allowed})")
         return part
 
     def _copy(self) -> "Data":
@@ -260,98 +304,85 @@ class Data:
         if isinstance(self._source, Dataset):
             batch = unchecked = _collate(self._source, rows, keys)
         else:
-            batch = {key: _take(self._source[key], rows) for key in keys}
+            batch = {key: take(self._source[key], rows) for key in keys}
             unchecked = {key: value for key, value in batch.items() if isinstance(self._source[key], np.memmap)}
         for key, value in unchecked.items():
-            bad = _first_nonfinite(value)
+            bad = first_nonfinite(value)
             if bad is not None:
-                raise DataError(_not_finite(key, self.labels()[positions[bad]]))
+                raise DataError(not_finite(key, self.labels()[positions[bad]]))
         return batch
 
 
-def as_data(observed: Mapping[str, Array] | Dataset | Data, covariates: Mapping[str, Array] | None = None) -> Data:
-    """Make a `Data` of observations in any accepted form; a `Data` is returned unchanged.
+def as_data(
+    observed: Any,
+    covariates: Any = None,
+    *,
+    names: Sequence[str] | None = None,
+    values: str | None = None,
+    seed: int = 0,
+) -> Data:
+    """Make a `Data` of observations in any form that people have them in; a `Data` is returned unchanged.
+
+    Every public function that takes data calls this function.
+
+    Args:
+        observed: one of
+
+            - a dict: site name → tensor, array, memmap, list, pandas Series, DataFrame (a vector with an entry for
+              each column) or xarray DataArray, leading dimension data;
+            - a DataFrame or xarray Dataset, with a key for every column or variable; a Series or DataArray with a name;
+            - a torch Dataset, such as those of torchvision, or a part of one. Items are dicts, single values, or pairs
+              of an observation and a label. A DataLoader stands for its Dataset.
+
+            An index of pandas, a coordinate of xarray along the data, and the places in a `Subset` are the labels of
+            the data; names of columns and dimensions become coordinates of results. Categories become their codes.
+        covariates: the same for keywords of the program; not beside a torch Dataset, whose items hold all keys.
+        names: names of the parts of an item of a Dataset; "x" and "y" if None. Programs without "y" ignore it.
+        values: what 8-bit grey values k become: "unit" (k/255), "dequantised", "binarised" or "thresholded" as in
+            `load`; "stored" keeps them. If None, arrays of the shape of images, with one, three or four channels and at
+            least 8×8 pixels, are "unit", unless all values are 0 or 1, and all other integers stay as they are.
+        seed: random seed for "dequantised" and "binarised".
 
     Raises:
-        DataError: for observations or covariates that `Data` refuses, and for covariates that are given in addition to
-            a `Data`, which has its own.
+        DataError: for everything else, for missing values, text and dates, and for options or covariates that are given
+            in addition to a `Data`. The message says what to do.
     """
-    if not isinstance(observed, Data):
-        return Data(observed, covariates)
-    if covariates:
-        raise DataError("covariates were given beside a Data: put them into it, Data(observed, covariates=...)")
-    return observed
+    if isinstance(observed, Data):
+        if covariates is not None and len(covariates):
+            raise DataError("covariates were given beside a Data: put them into it, Data(observed, covariates=...)")
+        if names is not None or values is not None:
+            raise DataError("names= and values= were given beside a Data: give them where the Data is made")
+        return observed
+    source, transform = _with_grey_values(source_of(observed, covariates, names), values, seed)
+    return Data(source, transform=transform)
 
 
-def _inspect_dataset(dataset: Dataset, covariates: Mapping[str, Array]) -> tuple[list[str], int]:
-    """Keys and length of a map-style Dataset of dicts, from its first item."""
-    if covariates:
-        raise DataError("covariates were given beside a Dataset: return them in its items, under the names of forward")
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        kind = type(dataset).__name__
-        raise DataError(f"{kind} has no length: give a map-style Dataset, with __len__ and __getitem__")
-    if len(dataset) == 0:
-        raise DataError(f"the {type(dataset).__name__} is empty: at least one datum is needed")
-    item = dataset[0]
-    if not isinstance(item, Mapping):
-        raise DataError(f"item 0 of the Dataset is a {type(item).__name__}: return a dict, such as {{'x': image}}")
-    if not item:
-        raise DataError("item 0 of the Dataset is an empty dict: return at least one observation, such as {'x': image}")
-    return list(item), len(dataset)
+def _with_grey_values(source: Source, values: str | None = None, seed: int = 0) -> tuple[Source, Transform | None]:
+    """The data with a note on their grey values, and the transform that changes these; None if nothing is changed."""
+    names = grey_names(source, values)
+    if not names:
+        return source, None
+    values = values or "unit"
+    source = replace(source, notes=(*source.notes, grey_note(names, values)))
+    if values in ("dequantised", "binarised"):
+        source = with_rows(source)
+    return source, _Stated(values, stream(seed, "grey values"), names)
 
 
-def _checked_arrays(observed: Mapping[str, Array], covariates: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-    """All arrays in one dict, and their common leading dimension."""
-    for role, values in (("observed", observed), ("covariates", covariates)):
-        if not isinstance(values, Mapping):
-            raise DataError(
-                f"{role} is a {type(values).__name__}: give a dict from names to arrays, such as {{'x': array}}"
-            )
-    if not observed:
-        raise DataError("observed is empty: give at least one observed site, such as {'x': array}")
-    twice = sorted(set(observed) & set(covariates))
-    if twice:
-        raise DataError(
-            f"{', '.join(map(repr, twice))}: given both as an observation and as a covariate: leave one out"
-        )
-    arrays = {name: _checked_array(name, value) for name, value in {**observed, **covariates}.items()}
-    sizes = {name: len(value) for name, value in arrays.items()}
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise DataError(f"leading dimensions differ: {found}; give every site and covariate one row per datum")
-    size = next(iter(sizes.values()))
-    if size == 0:
-        raise DataError(f"the data are empty: {_listed(arrays)} with 0 rows; at least one datum is needed")
-    for name, value in arrays.items():
-        if isinstance(value, Tensor) and value.is_meta:
-            raise DataError(f"{name!r} is on the device 'meta', where it has no values: make it on another device")
-        bad = None if isinstance(value, np.memmap) else _first_nonfinite(value)
-        if bad is not None:
-            raise DataError(_not_finite(name, bad))
-    return arrays, size
+@dataclass(frozen=True)
+class _Stated:
+    """A transform of grey values that is a part of the fingerprint of the data."""
 
+    values: str
+    key: int
+    names: tuple[str, ...]
 
-def _checked_array(name: object, value: object) -> Array:
-    """Check that a value is a tensor or array of real numbers with a leading dimension, and return it."""
-    if not isinstance(name, str):
-        raise DataError(f"a site or covariate is called {name!r}: names are strings")
-    if isinstance(value, np.ma.MaskedArray):
-        raise DataError(
-            f"{name} is a masked array: give its values with a value inside the support in every masked entry, "
-            f"{name}.filled(VALUE), and the mask as a covariate that the program takes, ~numpy.ma.getmaskarray({name})"
-        )
-    if isinstance(value, Data):
-        raise DataError(f"{name} is a split of a data set: give one split alone, such as data[{name!r}]")
-    if not isinstance(value, Tensor | np.ndarray):
-        raise DataError(f"{name} is a {type(value).__name__}: give a tensor or a numpy array, numpy.asarray({name})")
-    real = value.dtype.kind in "biuf" if isinstance(value, np.ndarray) else not value.dtype.is_complex
-    if not real:
-        raise DataError(f"{name} has dtype {value.dtype}: give real numbers (float, integer or bool)")
-    if isinstance(value, Tensor) and value.layout is not torch.strided:
-        raise DataError(f"{name} is a sparse tensor: give a dense one, {name}.to_dense()")
-    if value.ndim == 0:
-        raise DataError(f"{name} has shape (): its leading dimension must be the data")
-    return value.detach() if isinstance(value, Tensor) else value
+    def __call__(self, batch: Batch) -> Batch:
+        return grey_values(self.values, self.key, self.names)(batch)
+
+    def fingerprint(self) -> str:
+        key = self.key if self.values in ("dequantised", "binarised") else 0
+        return f"{self.values} {key} {sorted(self.names)}"
 
 
 def _checked_coords(coords: Mapping[str, Any], size: int) -> dict[str, np.ndarray]:
@@ -361,46 +392,24 @@ def _checked_coords(coords: Mapping[str, Any], size: int) -> dict[str, np.ndarra
         array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
         if array.shape != (size,):
             raise DataError(f"coords[{name!r}] has shape {array.shape}: give one label per datum, shape ({size},)")
-        labels[name] = array
+        labels[name] = _storable(array) if name == "data" else array
     if "data" in coords and len(set(labels["data"].tolist())) < size:
         raise DataError("coords['data'] repeats a label: results are joined on it, so every datum needs its own")
     return labels
 
 
-def _positions(index: Index, size: int) -> np.ndarray:
-    """An index as nonnegative positions, 1-d and not empty."""
-    if isinstance(index, slice):
-        array = np.arange(size)[index]
-    else:
-        array = index.cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-        if array.ndim != 1:
-            raise DataError(f"the index has shape {array.shape}: give a slice, 1-d integers or a boolean mask")
-        if array.dtype == bool:
-            if len(array) != size:
-                raise DataError(f"the boolean index has length {len(array)}, the data {size}: they must agree")
-            array = np.flatnonzero(array)
-    if len(array) == 0:
-        raise DataError(f"the index selects none of the {size} data")
-    if array.dtype.kind not in "iu":
-        raise DataError(f"the index has dtype {array.dtype}: give a slice, 1-d integers or a boolean mask")
-    outside = array[(array < -size) | (array >= size)]
-    if len(outside):
-        raise DataError(f"index {outside[0]} is out of range: there are {size} data")
-    return np.where(array < 0, array + size, array).astype(np.int64)
-
-
-def _take(value: Array, rows: np.ndarray) -> Tensor:
-    """Copy rows of an array or tensor into a tensor, on the device that holds them."""
-    if isinstance(value, Tensor):
-        return value[torch.from_numpy(rows).to(value.device)]
-    return _tensor(value[rows])
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """A numpy array as a tensor; byte orders and widths that torch lacks are converted."""
-    if array.dtype == np.longdouble:
-        array = array.astype(np.float64)
-    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+def _storable(labels: np.ndarray) -> np.ndarray:
+    """Labels that results can be joined on and stored with: numbers or strings; dates become strings."""
+    if labels.dtype.kind == "M":
+        return np.datetime_as_string(labels, unit="auto")
+    if labels.dtype.kind != "O" or all(isinstance(label, str) for label in labels):
+        return labels
+    if all(hasattr(label, "__index__") for label in labels):
+        return labels.astype(np.int64)
+    kinds = ", ".join(sorted({type(label).__name__ for label in labels}))
+    raise DataError(
+        f"coords['data'] holds labels of the kind {kinds}: give whole numbers, or strings: list(map(str, labels))"
+    )
 
 
 def _collate(dataset: Dataset, rows: np.ndarray, keys: Collection[str]) -> Batch:
@@ -408,10 +417,8 @@ def _collate(dataset: Dataset, rows: np.ndarray, keys: Collection[str]) -> Batch
     items = [dataset[int(row)] for row in rows]
     for row, item in zip(rows, items, strict=True):
         if not isinstance(item, Mapping) or not set(keys) <= set(item):
-            found = (
-                f"the keys {_listed(item)}" if isinstance(item, Mapping) else f"no dict, but a {type(item).__name__}"
-            )
-            raise DataError(f"item {row} of the Dataset has {found}: every item must be a dict with {_listed(keys)}")
+            found = f"the keys {listed(item)}" if isinstance(item, Mapping) else f"no dict, but a {type(item).__name__}"
+            raise DataError(f"item {row} of the Dataset has {found}: every item must be a dict with {listed(keys)}")
     return {key: _stack(key, rows, [item[key] for item in items]) for key in keys}
 
 
@@ -424,16 +431,16 @@ def _stack(key: str, rows: np.ndarray, values: Sequence[Any]) -> Tensor:
                 f"{key} has shape {tuple(array.shape)} and dtype {array.dtype} in item {row} of the Dataset, but "
                 f"{tuple(arrays[0].shape)} and {arrays[0].dtype} in item {rows[0]}: they must agree"
             )
-        _checked_array(key, array[None])
-    return torch.stack([array if isinstance(array, Tensor) else _tensor(array) for array in arrays])
+        checked_array(key, array[None])
+    return torch.stack([array if isinstance(array, Tensor) else tensor_of(array) for array in arrays])
 
 
 def _transformed(batch: Batch, transform: Transform, size: int) -> Batch:
     """Transform a batch, and check that the result has the same keys and rows."""
     result = transform(dict(batch))
     if not isinstance(result, Mapping) or set(result) != set(batch):
-        found = f"the keys {_listed(result)}" if isinstance(result, Mapping) else f"a {type(result).__name__}"
-        raise DataError(f"transform returned {found}: return a dict with the keys {_listed(batch)}")
+        found = f"the keys {listed(result)}" if isinstance(result, Mapping) else f"a {type(result).__name__}"
+        raise DataError(f"transform returned {found}: return a dict with the keys {listed(batch)}")
     for key, value in result.items():
         if not isinstance(value, Tensor) or value.shape[:1] != (size,):
             found = str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -441,33 +448,3 @@ def _transformed(batch: Batch, transform: Transform, size: int) -> Batch:
                 f"transform returned {key} with shape {found}: a tensor with leading dimension {size} is needed"
             )
     return dict(result)
-
-
-def _row_blocks(size: int, row_numbers: int) -> Iterator[np.ndarray]:
-    """Blocks of consecutive rows, each with at most `CHECKED_AT_ONCE` numbers (or one row)."""
-    step = max(1, CHECKED_AT_ONCE // max(1, row_numbers))
-    for start in range(0, size, step):
-        yield np.arange(start, min(size, start + step))
-
-
-def _first_nonfinite(value: Array) -> int | None:
-    """The first row that holds NaN or infinity."""
-    floating = value.dtype.is_floating_point if isinstance(value, Tensor) else value.dtype.kind == "f"
-    if not floating:
-        return None
-    for rows in _row_blocks(len(value), int(np.prod(value.shape[1:]))):
-        finite = torch.isfinite(_take(value, rows)).reshape(len(rows), -1).all(1)
-        if not finite.all():
-            return int(rows[0] + (~finite).nonzero()[0, 0])
-    return None
-
-
-def _not_finite(name: str, label: object) -> str:
-    return (
-        f"{name} holds NaN or infinity, first at data index {label}: leave such data out (Data.subset), or give "
-        "missing entries a value inside the support, and the program a mask as a covariate"
-    )
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(map(str, names)) or "none"

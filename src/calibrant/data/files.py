@@ -1,4 +1,4 @@
-"""Data in a user's own files: FILE.npy, FILE.npz, and FILE.py:function."""
+"""Data in a user's own files: FILE.npy, FILE.npz, FILE.csv, FILE.parquet, and FILE.py:function."""
 
 import inspect
 import os
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from calibrant.data.dataset import Data, as_data
 from calibrant.data.splits import SPLITS, random_splits
+from calibrant.data.tables import is_table
 from calibrant.errors import CalibrantError, DataError
 from calibrant.userfile import load_object
 
@@ -78,13 +80,37 @@ def _archive(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def load_table(path: Path, seed: int) -> dict[str, Data]:
+    """Seeded 80/10/10 splits of a table, with a key for every column. A first column without a name is the index.
+
+    Raises:
+        DataError: for a file that is missing or damaged, and for columns that `as_data` refuses.
+    """
+    import pandas as pd  # type: ignore[import-untyped]  # xarray brings it
+
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    try:
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except ImportError as error:
+        raise DataError(f"{path} takes a package that reads parquet: pip install pyarrow, or save a .csv") from error
+    except Exception as error:  # a damaged file raises errors of any kind in pandas and its parsers
+        raise DataError(f"{path} cannot be read as a table: {type(error).__name__}: {error}") from error
+    if str(frame.columns[0]).startswith("Unnamed: 0"):
+        frame = frame.set_index(frame.columns[0])
+    try:
+        return random_splits(Data(frame, name=path.stem), seed)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 def load_function(path: Path, function_name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Data]:
     """Import a user's file, call a function of it, and split the data that it returns unless they are split already.
 
     Raises:
         DataError: for a missing file or function, a file that does not import, options that the function does not take,
-            an error of the function's own (which is the cause of this one), or a result that is neither a `Data`, nor a
-            dict of arrays, nor a dict of the splits train, validation and test.
+            an error of the function's own (which is the cause of this one), or a result that is neither in a form that
+            `as_data` takes, nor a dict of the splits train, validation and test.
     """
     if not function_name:
         raise DataError(f"say which function of {path} returns the data: {path}:FUNCTION")
@@ -113,11 +139,14 @@ def load_function(path: Path, function_name: str, seed: int, options: Mapping[st
         raise DataError(
             f"{label} raises {type(error).__name__}: {error} (in line {at.lineno} of {at.filename})"
         ) from error
-    if isinstance(result, Mapping) and not set(result) & set(SPLITS):
-        result = as_data(result)
-    if isinstance(result, Data):
-        return random_splits(result, seed)
-    return as_splits(result, label)
+    if isinstance(result, dict) and set(result) & set(SPLITS):
+        return as_splits(result, label)
+    if not isinstance(result, Data | Mapping | Dataset | DataLoader) and not is_table(result):
+        return as_splits(result, label)
+    try:
+        return random_splits(as_data(result), seed)
+    except DataError as error:
+        raise DataError(f"{label}: {error}") from error
 
 
 def as_splits(result: object, label: str) -> dict[str, Data]:
@@ -126,7 +155,7 @@ def as_splits(result: object, label: str) -> dict[str, Data]:
     Raises:
         DataError: for anything else; the message names the function by `label`.
     """
-    wanted = f"return a dict of arrays, a Data, or a dict with the keys {', '.join(SPLITS)}"
+    wanted = f"return a dict of arrays, a table, a Dataset, a Data, or a dict with the keys {', '.join(SPLITS)}"
     if not isinstance(result, Mapping):
         raise DataError(f"{label} returned a {type(result).__name__}: {wanted}")
     if set(result) != set(SPLITS):

@@ -6,22 +6,18 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from calibrant.data.dataset import Batch, Data
+from calibrant.data.dataset import Data
+from calibrant.data.grey_values import ROW, VALUES, grey_values
 from calibrant.errors import DataError
 from calibrant.streams import stream
 
-VALUES = ("unit", "dequantised", "binarised", "thresholded")
 Size = int | tuple[int, int] | None
-_ROW = "row of the stored images"  # the key under which the place of every image is stored, which no program sees
-_BITS = 16  # bits of the uniform number of a pixel
 _KEPT = 2**28  # bytes of resized images that are kept
 _RESIZED: OrderedDict[tuple[str, tuple[int, ...], tuple[int, int]], np.ndarray] = OrderedDict()
 
@@ -86,26 +82,14 @@ class Images:
         """
         arrays = {"x": self.resized(images), **(labels or {})}
         rows = np.arange(first, first + len(arrays["x"]))
-        return Data({**arrays, _ROW: rows}, transform=self._transform(), name=self.name).select(list(arrays))
+        return Data({**arrays, ROW: rows}, transform=self._transform(), name=self.name).select(list(arrays))
 
     def lazily(self, images: Lazy, coords: Mapping[str, Any] | None = None) -> Data:
         """The images of a `Lazy` data set as the observation `x`, each read when it is needed, beside their labels."""
         return Data(images, None, coords, self._transform(), self.name).select(["x", *images.labels])
 
-    def _transform(self) -> Callable[[Batch], Batch]:
-        key = stream(self.seed, "grey values")
-
-        def transform(batch: Batch) -> Batch:
-            grey = batch["x"]
-            if self.values == "unit":
-                x = grey.float() / 255
-            elif self.values == "thresholded":
-                x = (grey >= 128).float()
-            else:
-                x = _with_noise(grey, uniform(key, batch[_ROW], grey.shape[1:]).to(grey.device), self.values)
-            return {**batch, "x": x}
-
-        return transform
+    def _transform(self) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        return grey_values(self.values, stream(self.seed, "grey values"))
 
 
 class Lazy(Dataset):
@@ -127,7 +111,7 @@ class Lazy(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
-        return {"x": self.read(row), **{key: values[row] for key, values in self.labels.items()}, _ROW: row}
+        return {"x": self.read(row), **{key: values[row] for key, values in self.labels.items()}, ROW: row}
 
 
 def _all_resized(images: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
@@ -158,27 +142,6 @@ def _resized(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).resize(sides[::-1], Image.Resampling.BILINEAR))
-
-
-def uniform(key: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uniform whole numbers from 0 to 2^16 − 1, `(len(rows), *shape)`, which depend on the key and the row alone.
-
-    They are the bits of numpy's counter-based generator Philox, the same in every batch and on every machine.
-    """
-    words = -(-prod(shape) * _BITS // 64)
-    drawn = [np.random.Philox(key=key, counter=[0, 0, 0, row]).random_raw(words) for row in rows.tolist()]
-    bits = np.stack(drawn).astype("<u8").view("<u2")[:, : prod(shape)]
-    return torch.from_numpy(bits.astype(np.int32)).reshape(-1, *shape)
-
-
-def _with_noise(grey: Tensor, noise: Tensor, values: str) -> Tensor:
-    """Grey values k as (k + u)/256, or as 1 with probability k/255, where u is the noise divided by 2^16.
-
-    The integer 2^16·k + noise has 24 bits, which float32 holds exactly: no value is rounded to the next grey value.
-    """
-    if values == "binarised":
-        return (255 * noise < grey.int() * 2**_BITS).float()
-    return (grey.int() * 2**_BITS + noise).float() / 2 ** (8 + _BITS)
 
 
 def _is_side(side: Any) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from calibrant.data.dataset import Data
-from calibrant.data.files import as_splits, load_arrays, load_function
+from calibrant.data.files import as_splits, load_arrays, load_function, load_table
 from calibrant.data.image_folders import load_folder
+from calibrant.data.splits import Splits
 from calibrant.errors import DataError
 from calibrant.registries import Case, Registry
 
@@ -62,7 +63,9 @@ class DataSet:
         return "to download" if self.downloads else "absent"
 
 
-DATA_SETS: Registry[DataSet] = Registry("data set", DataError, "Files: FILE.npz, FILE.npy, FOLDER/ or FILE.py:function")
+DATA_SETS: Registry[DataSet] = Registry(
+    "data set", DataError, "Files: FILE.npz, FILE.npy, FILE.csv, FOLDER/ or FILE.py:function"
+)
 
 
 def register_data(
@@ -109,11 +112,11 @@ def load(
     """Load a data set as the splits `train`, `validation` and `test`.
 
     Args:
-        name_or_path: a registered name; FILE.npy (read as `x`) or FILE.npz; FOLDER/ with photographs CLASS/NAME.jpg,
-            .jpeg or .png, of which the middle square is resized, and which are read when they are needed; or
-            FILE.py:function, a function that returns a `Data`, a dict of arrays, or a dict of the three splits. Data
-            without splits are split 80/10/10 at random. Only FILE.py:function imports a file, and arrays are read
-            without unpickling.
+        name_or_path: a registered name; FILE.npy (read as `x`) or FILE.npz; FILE.csv or FILE.parquet, with a key for
+            every column; FOLDER/ with photographs CLASS/NAME.jpg, .jpeg or .png, of which the middle square is resized,
+            and which are read when they are needed; or FILE.py:function, a function that returns data in any form that
+            `as_data` takes, or a dict of the three splits. Data without splits are split 80/10/10 at random. Only
+            FILE.py:function imports a file, and arrays are read without unpickling.
         root: folder of the files of registered sets, see `data_root`.
         download: whether to download a registered set that is missing.
         seed: random seed for the split, and for other random choices of the data set.
@@ -128,7 +131,10 @@ def load(
     Raises:
         DataError: for an unknown name, missing files, unknown options, or a function with a wrong result.
     """
-    text = str(name_or_path)
+    return Splits(_load(str(name_or_path), root, download, seed, options))
+
+
+def _load(text: str, root: str | Path | None, download: bool, seed: int, options: dict[str, Any]) -> dict[str, Data]:
     file, _, function = text.rpartition(":") if ".py:" in text else (text, "", "")
     path = Path(file).expanduser()
     if path.suffix == ".py":
@@ -137,6 +143,10 @@ def load(
         if options:
             raise DataError(f"{path} takes no options, but got {', '.join(options)}")
         return load_arrays(path, seed)
+    if path.suffix in (".csv", ".parquet"):
+        if options:
+            raise DataError(f"{path} takes no options, but got {', '.join(options)}")
+        return load_table(path, seed)
     if text.endswith("/") or (text not in DATA_SETS and path.is_dir()):
         return load_folder(path, seed, options)
     return _load_registered(DATA_SETS[text], data_root(root), download, seed, options)

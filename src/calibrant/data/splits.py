@@ -6,9 +6,22 @@ import numpy as np
 
 from calibrant.data.dataset import Data
 from calibrant.errors import DataError
+from calibrant.shown import card, table
 
 SPLITS = ("train", "validation", "test")
 SMALLEST = 10  # with fewer data, one of the three parts of an 80/10/10 split would be empty
+
+
+class Splits(dict[str, Data]):
+    """The splits of a data set by name: a dict of `Data` with a short `repr`."""
+
+    def __repr__(self) -> str:
+        return "\n  ".join(["Splits:", *(f"{name}: {data!r}" for name, data in self.items())])
+
+    def _repr_html_(self) -> str:
+        heads = list(dict.fromkeys(head for data in self.values() for head in data.facts()))
+        rows = [(name, *(data.facts().get(head, "") for head in heads)) for name, data in self.items()]
+        return card("<b>Splits</b>", table(rows, ("split", *(head or "data" for head in heads))))
 
 
 def interleaved(size: int) -> dict[str, np.ndarray]:
