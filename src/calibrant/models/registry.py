@@ -79,6 +79,13 @@ def register_model(
     return register
 
 
+def name_of(program: PyroModule) -> str:
+    """The name with which a model was created, or that of its class or function."""
+    recipe: Recipe | None = getattr(program, "recipe", None)
+    target = getattr(program, "function", program)
+    return recipe.name if recipe is not None else getattr(target, "__name__", type(target).__name__)
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted."""
     return MODELS.names(pattern)
@@ -156,7 +163,8 @@ def create(name: str, preset: str | None = None, **arguments: Any) -> PyroModule
     `load(run, model=…)`.
 
     Args:
-        name: a name of `list_models()`, or `FILE.py:Class` for a model of your own.
+        name: a name of `list_models()`, or `FILE.py:Class` for a model of your own; a function of the file that returns
+            a `PyroModule`, such as one of `from_pyro`, serves too.
         preset: a name of `list_presets(name)`, which gives all arguments that are not given here. Numbers of latents
             that a paper's model has per pixel follow `shape`.
         arguments: arguments of the constructor: numbers, strings, lists and dicts (tensors are stored as lists).
@@ -169,8 +177,11 @@ def create(name: str, preset: str | None = None, **arguments: Any) -> PyroModule
     elif preset is not None:
         arguments["preset"] = preset
     cls, sha256 = load_object(name) if is_user_spec(name) else (card(name).cls, "")
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise ProgramError(f"{name} is not a PyroModule class: name a class that derives from pyro.nn.PyroModule")
+    if not (inspect.isfunction(cls) or (inspect.isclass(cls) and issubclass(cls, nn.Module))):
+        raise ProgramError(
+            f"{name} is no class of modules: name a class that derives from pyro.nn.PyroModule, or a function that "
+            "returns a program, def program(): return calibrant.from_pyro(model, x, y)"
+        )
     signature = inspect.signature(cls)
     try:
         signature.bind(**arguments)
@@ -183,19 +194,24 @@ def create(name: str, preset: str | None = None, **arguments: Any) -> PyroModule
         raise (
             error if isinstance(error, ProgramError) else ProgramError(f"{name} could not be built: {error}")
         ) from error
+    if not isinstance(model, PyroModule) and inspect.isfunction(cls):
+        raise ProgramError(
+            f"{name} returns {type(model).__name__}, not a module: name a function that returns a program, def "
+            "program(): return calibrant.from_pyro(model, x, y)"
+        )
     plain = _as_json(arguments)
     model.recipe = None if plain is None else Recipe(name, plain, sha256)
     return model
 
 
-def check_values(name: str, cls: type[nn.Module], arguments: Mapping[str, Any]) -> None:
+def check_values(name: str, cls: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of another type than their annotation, where it is one of the usual ones.
 
     Raises:
         ProgramError: naming the argument, its value and the value wanted.
     """
     try:
-        hints = get_type_hints(cls.__init__)
+        hints = get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
     except Exception:  # annotations of a user's class may name what only a type checker knows
         return
     defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}

@@ -65,15 +65,17 @@ def from_decoder(
     The decoder is used as it is, neither copied nor trained. Its training loss determines the likelihood. If the loss
     of a datum with D entries is a reconstruction error plus the KL divergence summed over the latents, choose:
 
-    | reconstruction error                              | likelihood                                                 |
-    |---------------------------------------------------|------------------------------------------------------------|
-    | binary cross-entropy of logits                    | `"bernoulli"`                                              |
-    | binary cross-entropy of probabilities             | `lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)`        |
-    | squared error, summed over the entries            | `"beta"`: a Gaussian of fixed scale ½^½                    |
-    | squared error, averaged over the entries          | `{"name": "beta", "beta": D}`                              |
-    | either squared error, the KL multiplied by β      | that of its row, with β or β·D as `"beta"`                 |
-    | half the squared error                            | that of its row, with `"error": "half-sse"` beside it      |
-    | Gaussian, the decoder returns (mean, log variance)| `lambda o: dist.Normal(o[0], (o[1] / 2).exp()).to_event(1)`|
+    ==================================================  ===========================================================
+    reconstruction error                                likelihood
+    ==================================================  ===========================================================
+    binary cross-entropy of logits                      `"bernoulli"`
+    binary cross-entropy of probabilities               `lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)`
+    squared error, summed over the entries              `"beta"`: a Gaussian of fixed scale ½^½
+    squared error, averaged over the entries            `{"name": "beta", "beta": D}`
+    either squared error, the KL multiplied by β        that of its row, with β or β·D as `"beta"`
+    half the squared error                              that of its row, with `"error": "half-sse"` beside it
+    Gaussian, the decoder returns (mean, log variance)  `lambda o: dist.Normal(o[0], (o[1] / 2).exp()).to_event(1)`
+    ==================================================  ===========================================================
 
     Cross-entropy is summed over the entries. For grey values it is not a log likelihood, and such data are refused:
     train on binary data, or use `dist.ContinuousBernoulli`, which adds the missing constant.
@@ -84,8 +86,9 @@ def from_decoder(
         prior: a number of latents or their event shape, for standard Normals; a Pyro distribution, whose tensors become
             buffers of the model; or a function or module without arguments that returns one (a module if it has
             weights).
-        likelihood: "gaussian" (a learned scale), "bernoulli", or `{"name": …, **arguments}`; or a function or module (a
-            module if it has weights) that maps the output to a Pyro distribution with batch shape `(size,)`.
+        likelihood: "bernoulli", "beta" (see the table), "gaussian" (a scale that `inference.fit` still has to learn),
+            or `{"name": …, **arguments}`; or a function or module (a module if it has weights) that maps the output to
+            a Pyro distribution with batch shape `(size,)`.
         latent: name of the latents.
         site: name of the observations.
         covariates: names of the tensors that the decoder takes after the latents, in the decoder's order.
@@ -99,6 +102,7 @@ def from_decoder(
         parts = _as_prior(prior, place), _as_likelihood(likelihood)
     model = _class_with(tuple(covariates))(module, *parts, latent, site)
     check_modules(model)
+    _warn_of_untrained_noise(parts[1])
     with torch.no_grad(), seeded(0), defaults(model, {}):
         z = _prior_draws(model)
         if not covariates:
@@ -230,6 +234,17 @@ def _as_likelihood(likelihood: Likelihood) -> Any:
     return make_likelihood(likelihood) if isinstance(likelihood, str | dict) else likelihood
 
 
+def _warn_of_untrained_noise(likelihood: Any) -> None:
+    """Warn of a noise scale that waits for a training: a decoder that is only checked was trained with another."""
+    if not getattr(likelihood, "is_started", True):
+        warnings.warn(
+            f"the noise scale of the likelihood {type(likelihood).__name__} is learned, and is not that of your "
+            "training: inference.fit sets it. To check a trained decoder without that, state the noise of its loss: "
+            'likelihood="beta" for a squared error, or {"name": "gaussian", "scale": SCALE, "learn": False}',
+            stacklevel=4,
+        )
+
+
 def _run_decoder(model: DecoderModel, z: Tensor) -> Any:
     try:
         output = model.decoder(z)
@@ -243,7 +258,7 @@ def _run_decoder(model: DecoderModel, z: Tensor) -> Any:
         warnings.warn(
             f"the decoder's outputs all lie between 0 and 1, and {type(model.likelihood).__name__} takes them as "
             "logits: after a sigmoid, give likelihood=lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)",
-            stacklevel=3,
+            stacklevel=4,
         )
     return output
 

@@ -81,7 +81,9 @@ def covariate_names(model: Program) -> tuple[str, ...]:
 
 
 def arguments(program: PyroModule) -> list[inspect.Parameter]:
-    """The arguments of a program, `size` first."""
+    """The arguments of a program, `size` first; a program may tell them by `__signature__`."""
+    if (told := getattr(program, "__signature__", None)) is not None:
+        return list(told.parameters.values())
     target = _bare(program.function if isinstance(program, _Function) else program.forward)
     target = _bare(target.forward) if isinstance(target, nn.Module) else target
     return list(inspect.signature(target).parameters.values())
@@ -123,6 +125,11 @@ def check_arguments(program: PyroModule, covariates: Values) -> None:
     given = arguments(program)
     if not given or given[0].name in covariates:
         raise size_error(program, covariates)
+    if given[0].name == "observed":
+        raise ProgramError(
+            f"{type(module).__name__} takes the observed data, as a guide does, and stands where the model is wanted: "
+            "give the model first, then its guide"
+        )
     if any(p.kind is p.VAR_KEYWORD for p in given):
         raise ProgramError(f"the program takes **{given[-1].name}: name each covariate, def forward(self, size, label)")
     names = {p.name for p in given[1:]}
@@ -155,5 +162,6 @@ def size_error(program: PyroModule, covariates: Collection[str], reason: str = "
     return ProgramError(
         f"a program takes the number of data as its first argument and never sees observations, but this one takes "
         f'{found}{reason}: write {head} with pyro.plate("{PLATE}", size) and no obs=; observations are given as '
-        "observed={site: tensor}, and inputs, the arguments after size, as covariates={argument: tensor}"
+        "observed={site: tensor}, and inputs, the arguments after size, as covariates={argument: tensor}; or keep the "
+        f"model as it is, calibrant.from_pyro(model, {', '.join(argument.name for argument in given)})"
     )

@@ -1,7 +1,7 @@
 """The check that the density has a gradient wherever it moves with a continuous latent.
 
 Python control flow on a latent (`while`, `if`, `.item()`) and comparisons give a density that moves in steps, with a
-gradient of zero: a guide would be trained to a wrong answer without a word. Only latents whose gradient is zero at
+gradient of zero: a guide would be trained to a wrong answer without a warning. Only latents whose gradient is zero at
 draws from the prior are looked at further. They are moved to other draws, and where the density moves too, the step is
 narrowed down by bisection. Kinks, dead units and saturated functions are not refused, since the search ends in a place
 where their gradient is not zero.

@@ -107,6 +107,21 @@ def copied(module: Module) -> Module:
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
 
 
+@contextmanager
+def unchanging(module: nn.Module) -> Iterator[None]:
+    """Let no training change a module: its weights get no gradients, and it stays in `eval()`, without dropout and new
+    batch statistics."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    module.requires_grad_(False).eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.train
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
 def settled_parts(program: nn.Module) -> dict[str, Any]:
     """The modules that take their noise scale from the whole training set, and in `train()` from a minibatch."""
     return {name: module for name, module in program.named_modules() if _settles_noise(module)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
+from math import prod
 from typing import Any
 
 import pyro
@@ -273,13 +275,37 @@ def _check_observed(run: Trace, observed: Values) -> None:
                 "computed, and name no observed site in the config of poutine.reparam"
             )
         if name not in found:
-            raise ProgramError(
-                f"the program never samples {name!r}; its sites are {sorted(found)}: give its observed sites alone, as "
-                "data.select(NAMES) does"
-            )
+            raise ProgramError(_unknown_site(name, observed, found))
         wanted = tuple(found[name]["value"].shape[1:])
         if tuple(value.shape[1:]) != wanted:
-            raise DataError(f"{name!r} has shape {tuple(value.shape[1:])} per datum, the program samples {wanted}")
+            shape = tuple(value.shape[1:])
+            raise DataError(
+                f"{name!r} has shape {shape} per datum, the program samples {wanted}{_in_shape(shape, wanted)}"
+            )
+
+
+def _unknown_site(name: str, observed: Values, found: Mapping[str, Any]) -> str:
+    """What is wrong with data under a name that no site has, and how they get the name of a site."""
+    told = f"the program never samples {name!r}; its sites are {sorted(found)}"
+    for site, node in found.items():
+        if tuple(node["value"].shape[1:]) == (len(observed),) and all(value.dim() == 1 for value in observed.values()):
+            return f"{told}: if your {len(observed)} columns are the entries of {site!r}, give {{{site!r}: frame}}"
+    near = get_close_matches(name, found, n=1)
+    if near and observed[name].shape[1:] == found[near[0]]["value"].shape[1:]:
+        return f"{told}: did you mean {near[0]!r}? Give the data under that name"
+    return (
+        f"{told}: give its observed sites alone, as data.select(NAMES) does, or rename it, "
+        f"calibrant.data.as_data(data).select({{'SITE': {name!r}}})"
+    )
+
+
+def _in_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """How values of one shape get the other, where that can be told."""
+    if len(found) == 3 and found != wanted == (found[2], *found[:2]):
+        return ": its channels are last, so give torch.as_tensor(x).permute(0, 3, 1, 2)"
+    if prod(found) == prod(wanted):
+        return f": if only the shape differs, give x.reshape({', '.join(map(str, (-1, *wanted)))})"
+    return ""
 
 
 def _check_masks(program: PyroModule, masked: list[str], observed: Values, covariates: Values) -> None:
@@ -316,7 +342,9 @@ def check_support(program: Program, observed: Values, covariates: Values, labels
         allowed = inside(site["fn"], value).reshape(size, -1).all(1)
         if not allowed.all():
             support = base_support(site["fn"].support)
-            usual = "transform the data to 0 and 1" if support is constraints.boolean else "transform the data"
+            usual = "transform the data"
+            if support is constraints.boolean:
+                usual += f" to 0 and 1, such as {name} > 0.5, or values='binarised' for images"
             remedy = getattr(support, "remedy", usual)
             raise DataError(
                 f"{name!r} is outside the support of its {type(innermost(site['fn'])).__name__} likelihood, "

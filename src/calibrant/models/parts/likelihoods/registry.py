@@ -38,7 +38,9 @@ class LikelihoodCard:
     cases: tuple[Case, ...]
 
 
-LIKELIHOODS: Registry[LikelihoodCard] = Registry("likelihood", ProgramError, "A likelihood of yours: a module.")
+LIKELIHOODS: Registry[LikelihoodCard] = Registry(
+    "likelihood", ProgramError, 'For a squared error: "beta". A likelihood of yours: a module.'
+)
 
 
 def register_likelihood(
