@@ -104,7 +104,10 @@ def test_groups_dimensions_and_coordinates(tree):
 
 def test_event_dimensions_have_names(trees):
     assert trees["exact"]["posterior"]["z"].dims == ("chain", "draw", "data", "feature")
-    assert trees["exact"]["observed_data"]["x"].dims == ("data", "x_dim_0", "x_dim_1", "x_dim_2")
+    assert trees["exact"]["observed_data"]["x"].dims == ("data", "channel", "height", "width")
+    for group in ("prior_predictive", "posterior_predictive"):
+        assert trees["exact"][group]["x"].dims == ("chain", "draw", "data", "channel", "height", "width")
+    assert trees["nuts"]["observed_data"]["x"].dims == ("data", "x_dim_0")
     weights = trees["nuts"]["posterior"]["weights"]
     assert weights.dims == ("chain", "draw", "data", "term")
     assert weights["term"].values.tolist() == ["slope", "square"]
@@ -179,6 +182,7 @@ def wide() -> xr.DataTree:
     return cal.inference.posterior(conjugate, guide, observed, 2_000, groups=["log_likelihood"])
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # of leave-one-out without the correction
 def test_log_weights_correct_the_guide_in_leave_one_out(wide):
     """With the datum left out, its local latent has the prior: the predictive density is the evidence, N(0, √1.25)."""
     stats = wide["sample_stats"].dataset
@@ -190,9 +194,40 @@ def test_log_weights_correct_the_guide_in_leave_one_out(wide):
     assert np.abs(uncorrected.elpd_i - wanted).max() > 0.1
 
 
+def test_log_likelihoods_come_with_the_draws(wide):
+    assert wide["log_likelihood"]["x"].dims == ("chain", "draw", "data")
+    wanted = norm.logpdf(wide["observed_data"]["x"].values, wide["posterior"]["z"].values, 0.5)
+    np.testing.assert_allclose(wide["log_likelihood"]["x"], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_leave_one_out_of_a_shared_latent():
+    """mu ~ N(0, 2), x ~ N(mu, 1): the other data leave a Normal for each; the guide is 1.4 times too wide."""
+
+    def model(size):
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", size):
+            pyro.sample("x", dist.Normal(mu, 1.0))
+
+    def guide(observed, size):
+        precision = 0.25 + size
+        pyro.sample("mu", dist.Normal(observed["x"].sum() / precision, 1.4 * precision**-0.5))
+
+    x = torch.linspace(-1.0, 2.0, 8)
+    tree = cal.inference.posterior(model, guide, {"x": x}, 2_000, groups=["log_likelihood"])
+    stats = tree["sample_stats"].dataset
+    log_p, log_q = (stats[f"{name}_shared"] + stats[name].sum("data") for name in ("log_p", "log_q"))
+    found = arviz_stats.loo_approximate_posterior(tree, log_p=log_p, log_q=log_q, pointwise=True)
+    precision = 0.25 + 7
+    wanted = norm.logpdf(x, (x.sum() - x) / precision, np.sqrt(1 + 1 / precision))
+    np.testing.assert_allclose(found.elpd_i, wanted, atol=0.05)
+    assert abs(arviz_stats.loo(tree, pointwise=True).elpd_i - wanted).max() > 0.05
+
+
 # -- arviz-plots -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error")
 def test_khat_of_every_datum_is_drawn(wide):
     drawn(arviz_plots.plot_khat(weights(wide), backend="matplotlib"))
 
@@ -207,16 +242,56 @@ def test_ranks_of_a_calibration_are_drawn_as_they_are():
     drawn(arviz_plots.plot_ecdf_pit(tree, var_names=["hpd"], coverage=True, backend="matplotlib"))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("plot", ["plot_dist", "plot_trace", "plot_forest"])
 def test_plots_of_one_datum(plot, tree):
     latents = json.loads(tree["posterior"].attrs["latents"])
     drawn(getattr(arviz_plots, plot)(tree, var_names=latents, coords={"data": [7]}, backend="matplotlib"))
 
 
-def test_plots_of_guide_and_reference_together(trees):
-    reference = trees["exact"].isel(chain=[0])  # ArviZ overlays trees of one shape
-    both = {"guide": trees["amortized"].isel(draw=slice(25)), "reference": reference}
-    drawn(arviz_plots.plot_forest(both, var_names=["z"], coords={"data": [3]}, backend="matplotlib"))
+TOGETHER = {
+    "forest": lambda both: arviz_plots.plot_forest(both, var_names=["z"], coords={"data": [3]}, backend="matplotlib"),
+    "dist": lambda both: arviz_plots.plot_dist(
+        both, var_names=["scale"], coords={"data": [3, 11]}, backend="matplotlib"
+    ),
+    "ppc": lambda both: arviz_plots.plot_ppc_dist(both["guide"], backend="matplotlib"),
+    "ppc of the reference": lambda both: arviz_plots.plot_ppc_dist(both["reference"], backend="matplotlib"),
+    "ecdf": lambda both: arviz_plots.plot_ecdf_pit(
+        pit(both["guide"], both["reference"], draws=20),
+        group="pit",
+        var_names=["z"],
+        sample_dims=["chain", "draw", "data"],
+        backend="matplotlib",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("plot", TOGETHER)
+def test_plots_of_guide_and_reference_together(plot, trees):
+    drawn(TOGETHER[plot](cal.evaluation.side_by_side(trees["amortized"], trees["exact"])))
+
+
+def test_guide_and_reference_side_by_side(trees):
+    both = cal.evaluation.side_by_side(trees["amortized"], trees["exact"])
+    for tree, name in ((both["guide"], "amortized"), (both["reference"], "exact")):
+        assert tree["posterior"].sizes == {"chain": 4, "draw": 25, "data": 3, "feature": 3}
+        assert tree["posterior"]["z"].dims == trees[name]["posterior"]["z"].dims
+        given = trees[name]["posterior"]["z"].values.reshape(100, 3, 3)
+        np.testing.assert_array_equal(tree["posterior"]["z"].values.reshape(100, 3, 3), given)  # each draw once
+        assert tree["log_likelihood"]["x"].sizes == {"chain": 4, "draw": 25, "data": 3}
+        assert tree["posterior"].attrs == trees[name]["posterior"].attrs
+    gate = trees["exact"]["convergence"].to_dataset()
+    failed = trees["exact"].copy()
+    failed["convergence"] = xr.DataTree(gate.assign(is_reference=("data", np.array([True, False, True]))))
+    fewer = cal.evaluation.side_by_side(trees["amortized"].isel(data=[2, 1, 0]), failed)
+    assert all(tree["posterior"]["data"].values.tolist() == [11, 7] for tree in fewer.values())
+    np.testing.assert_array_equal(
+        fewer["guide"]["posterior"]["z"].sel(data=7), both["guide"]["posterior"]["z"].sel(data=7)
+    )
+    failed["convergence"] = xr.DataTree(gate.assign(is_reference=("data", np.zeros(3, dtype=bool))))
+    with pytest.raises(InferenceError, match="none of the data has a reference posterior"):
+        cal.evaluation.side_by_side(trees["amortized"], failed)
 
 
 def test_energy_of_nuts(trees):
@@ -230,6 +305,49 @@ def test_ecdf_of_pit_values(trees, sample_dims, coords):
     values = pit(trees["amortized"], trees["exact"], draws=20)
     options = {"group": "pit", "sample_dims": sample_dims, "coords": coords, "backend": "matplotlib"}
     drawn(arviz_plots.plot_ecdf_pit(values, var_names=["z"], **options))
+
+
+# -- what runs write, and guides of ours in the converter for plain Pyro ---------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter", "ignore:The point-wise LOO")
+def test_leave_one_out_takes_what_a_run_writes(made_runs):
+    file = next((made_runs / "whole").rglob("amortized.nc"))
+    tree = cal.store.load_tree(file)
+    assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "data")
+    stats = tree["sample_stats"].dataset
+    found = arviz_stats.loo_approximate_posterior(tree, log_p=stats["log_p"], log_q=stats["log_q"])
+    assert np.isfinite(found.elpd)
+    assert np.isfinite(arviz_stats.loo(tree).elpd)
+
+
+def test_the_converter_takes_guides_of_ours(tmp_path):
+    torch.manual_seed(0)
+    model = cal.models.create("ppca", shape=[1, 3, 3], latents=2).eval()
+    x = torch.randn(4, 1, 3, 3)
+    guide = cal.guides.amortize(model, {"x": x}, structure="full").eval()
+
+    def conditioned(observed, size):
+        return pyro.poutine.condition(model, data=observed)(size)
+
+    call = {"model": conditioned, "model_args": ({"x": x}, 4), "log_likelihood": True, "num_samples": 200}
+    tree = cal.to_datatree(guide, event_dims={"x": ["channel", "height", "width"]}, **call)
+    pyro.clear_param_store()  # which holds what a user calls
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "data", "z_dim_0")
+    assert tree["observed_data"]["x"].dims == ("data", "channel", "height", "width")
+    ours = cal.inference.posterior(model, guide, {"x": x}, 2000)
+    errors = ours["posterior"]["z"].std(("chain", "draw")).values / np.sqrt(200)
+    off = (
+        tree["posterior"]["z"].mean(("chain", "draw")).values - ours["posterior"]["z"].mean(("chain", "draw"))
+    ) / errors
+    assert float(abs(off).max()) < norm.isf(1e-5 / 16) * np.sqrt(1.1)
+    for name in ("log_p", "log_q"):
+        mean, per_datum = (t["sample_stats"][name].mean(("chain", "draw")) for t in (tree, ours))
+        spread = float(tree["sample_stats"][name].std()) / np.sqrt(200)
+        assert abs(float(mean) - float(per_datum.sum())) < 5 * spread
+    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as found:
+        xr.testing.assert_identical(found.load(), tree)
 
 
 # -- PIT values --------------------------------------------------------------------------------------------------------
