@@ -10,7 +10,7 @@ ARGS ?=
 # Two processes with one thread each: more threads than cores are slower than one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test truth parts papers check format clean FORCE
+.PHONY: help demo test truth docs package parts papers check format clean FORCE
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -24,6 +24,15 @@ test: $(VENV)/.stamp-test ## run the default tests
 
 truth: $(VENV)/.stamp-test ## run the tests of statistical truth, which take longer than the default ones
 	$(PYTEST) -m truth $(ARGS)
+
+docs: $(VENV)/.stamp-docs ## build the documentation site: docs/_build/html/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+	$(BIN)/python docs/check_site.py docs/_build/html
+
+package: $(VENV)/.stamp-test ## build wheel and source distribution into dist/, and check what they hold
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python .ci/packages.py
 
 parts: $(VENV)/.stamp-test ## write the page of models, likelihoods and data sets from their cards
 	$(BIN)/python docs/make_parts.py
@@ -42,21 +51,38 @@ format: $(VENV)/.stamp-test ## let ruff format, and correct what it can
 	$(BIN)/ruff check --fix
 
 clean: ## remove the virtual environments and caches; runs/ stays
-	rm -rf .venv .venv312 .local/data build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-wheel .local/data build dist docs/_build docs/reference *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An installed environment is as new as its stamp, so that pip runs only where pyproject.toml changed.
-install = $(BIN)/python -m pip install --disable-pip-version-check --editable
+# An installed environment is as new as its stamp, so that pip runs only where pyproject.toml changed. pip tells errors
+# alone; a line before it says that it takes minutes, and one after it what was installed.
+define install
+@echo "Installing calibrant$(2) into $(VENV): PyTorch is large, the first time takes minutes."
+@begun=$$(date +%s) && $(BIN)/python -m pip install -qq --disable-pip-version-check $(1) && \
+	echo "Installed $$($(BIN)/calibrant --version):" \
+	"$$($(BIN)/python -c 'from importlib.metadata import distributions; print(len(list(distributions())))') packages," \
+	"$$(du -sh $(VENV) | cut -f1) in $(VENV), after $$(($$(date +%s) - begun)) seconds."
+endef
 
 $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-venv
-	@echo "Installing calibrant into $(VENV): PyTorch is large, the first time takes minutes."
-	@$(install) .
+	$(call install,--editable .)
 	@touch $@
 
 $(VENV)/.stamp-test: pyproject.toml $(VENV)/.stamp-venv
-	@echo "Installing calibrant and its test tools into $(VENV): PyTorch is large, the first time takes minutes."
-	@$(install) '.[test,features]'
+	$(call install,--editable '.[test$(comma)features]', and its test tools)
 	@touch $(VENV)/.stamp-demo $@
+
+# The wheel of `make package`, as users install it. A wheel of the same version would not replace the installed one.
+$(VENV)/.stamp-wheel: $(wildcard dist/*.whl) $(VENV)/.stamp-venv
+	@$(BIN)/python -m pip uninstall -qq --yes calibrant
+	$(call install,"$(firstword $(wildcard dist/*.whl))[test$(comma)features]", from its wheel$(comma))
+	@touch $@
+
+$(VENV)/.stamp-docs: pyproject.toml $(VENV)/.stamp-venv
+	$(call install,--editable '.[docs]', and what builds its documentation)
+	@touch $(VENV)/.stamp-demo $@
+
+comma := ,
 
 $(VENV)/.stamp-venv:
 	$(eval python := $(find_python))
