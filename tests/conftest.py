@@ -52,7 +52,7 @@ def same_global_state() -> Iterator[None]:
 # -- runs of the commands ----------------------------------------------------------------------------------------------
 
 
-def _write_shortly(results: Any, path: Any, command: str = "") -> Path:
+def _write_shortly(results: Any, path: Any, command: str = "", story: Any = (), pictures: Any = ()) -> Path:
     Path(path).write_text(f"{command}: {[result.name for result in results]}")
     return Path(path)
 
@@ -75,6 +75,7 @@ def short_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_check(short_gap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are about files and messages: reports are one line, and gaps are split in a few steps."""
     monkeypatch.setattr("calibrant.workflow.running.report", _write_shortly)
+    monkeypatch.setattr("calibrant.workflow.running.pictures_of", lambda result: {})
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +88,7 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("calibrant.workflow.running.report", _write_shortly)
+        patch.setattr("calibrant.workflow.running.pictures_of", lambda result: {})
         refine_hardly(patch)
         write_files(folder)
         fit_rows("fitted", "--batch-size", "40")
@@ -113,20 +115,18 @@ def small_check() -> Iterator[None]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ArviZ's pictures and those of the check, which take most of the time."""
-    from calibrant.evaluation.reporting import check_plots, predictive_plots, run_plots
+    from calibrant.evaluation.reporting import pictures, predictive_plots, run_plots
 
     monkeypatch.setattr(run_plots, "arviz_pictures", lambda result: {})
-    for module, names in ((check_plots, CHECKED), (predictive_plots, predictive_plots.CAPTIONS)):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda result: None)
+    for name in (*CHECKED, *predictive_plots.CAPTIONS):
+        monkeypatch.setitem(pictures.OF_ONE, name, lambda result: None)
 
 
 @pytest.fixture
 def bare(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any picture."""
-    from calibrant.evaluation.reporting import image_plots, run_plots
+    from calibrant.evaluation.reporting import pictures
 
-    runs, images = ("training_curves", "contrast_curves", "agreement", "gaps"), ("dictionary", "samples", "worst_data")
-    for module, names in ((run_plots, runs), (image_plots, images)):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda result: None)
+    for drawn in (pictures.OF_ALL, pictures.OF_ONE):
+        for name in drawn:
+            monkeypatch.setitem(drawn, name, lambda result: None)

@@ -20,7 +20,7 @@ from calibrant.evaluation.uncertainty.contrast import ContrastPlan, contrast_of
 from calibrant.inference.problem import Problem
 
 SHAPE, SIMULATIONS = (1, 5, 5), 100
-CHECKED = ("calibration_bands", "coverage_curves", "recovery", "importance", "classifier", "pairs")
+CHECKED = ("bands", "coverage", "recovery", "importance", "classifier", "pairs")  # pictures
 
 
 def build(name: str, **arguments: Any) -> PyroModule:

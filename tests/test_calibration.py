@@ -321,9 +321,10 @@ def test_verdict_on_k_hat(large, status):
     table["ess"] = ("data", np.where(np.arange(128) < 100, 50.0, 199.0))
     found = {verdict.quantity: verdict for verdict in verdicts(None, table)}
     assert found["k-hat"].status == status
-    head = f"importance weights are unreliable for {large} of 128 data (k-hat above 0.57)"
+    unreliable = f"importance weights are unreliable for {large} of 128 data (k-hat above 0.57)"
+    head = unreliable if large else "importance weights are reliable for all 128 data (k-hat at most 0.57)"
     assert found["k-hat"].sentence.startswith(head)
     assert found["evidence gap"].status == "describes"
     assert not found["evidence gap"].primary
     nearly_equal = verdicts(None, table.assign(ess=("data", np.full(128, 199.0))))[0]
-    assert "for 0 of 128 data" in nearly_equal.sentence, "k-hat knows no scale"
+    assert "reliable for all 128 data" in nearly_equal.sentence, "k-hat knows no scale"

@@ -48,7 +48,7 @@ def check_of_an_exact_guide(**size: int) -> Check:
     assert float(np.abs(found.result.gap["approximation"]).max()) < 0.05
     lines = str(found).splitlines()
     assert lines[0] == f"ppca: {found.conclusion}"
-    assert len(lines) == 1 + len(found.verdicts)
+    assert len(lines) == 3 + len(found.verdicts)
     return found
 
 

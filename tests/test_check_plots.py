@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 import xarray as xr
 from agreement import limit
+from matplotlib.figure import Figure
 from pyro.nn import PyroModule
 from scipy.stats import norm
 
 from calibrant.evaluation import RunResult, compare, uniformity
 from calibrant.evaluation.reporting import check_plots
 from calibrant.evaluation.reporting.check_plots import ecdf_band
+from calibrant.evaluation.reporting.style import data_uri
 
 RNG = np.random.default_rng
 
 
-def drawn(uri: str | None) -> bool:
-    assert uri is not None
-    return base64.b64decode(uri.partition(",")[2]).startswith(b"\x89PNG")
+def drawn(figure: Figure | None) -> bool:
+    assert figure is not None
+    return base64.b64decode(data_uri(figure).partition(",")[2]).startswith(b"\x89PNG")
 
 
 def leaves(values: np.ndarray, band: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

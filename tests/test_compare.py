@@ -214,7 +214,7 @@ def test_biased_guide_fails_with_its_sign(shift: float) -> None:
         verdict = found(result, site, "mean")
         assert verdict.status == "fail"
         assert verdict.effect == pytest.approx(shift, abs=limit(4) * verdict.se)
-        assert verdict.sentence.startswith(f"posterior mean of `{site}`: off by {'-' if shift < 0 else ''}0.")
+        assert verdict.sentence.startswith(f"posterior mean of `{site}`: too {'low' if shift < 0 else 'high'} by 0.")
         assert verdict.sentence.endswith(" posterior sd")
         assert found(result, site, "sd").status == "pass"
 

@@ -183,7 +183,7 @@ def test_a_guide_without_any_spread_fails():
     target = model("vae")
     result = experiment(target, PlainGuide(flat(1e-30), scale=False), draws=50)
     assert statuses(result)["guide", "posterior_sd"] == "fail"
-    assert "too small by up to 100%" in contrast_verdicts(result)[1].sentence
+    assert "too small by up to 100.00%" in contrast_verdicts(result)[1].sentence
 
 
 def test_a_guide_with_draws_that_are_not_finite_is_refused():

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from site_pages import exists
 
 import calibrant
 
@@ -190,7 +191,7 @@ def test_files_that_are_named_exist():
         f"{page.relative_to(ROOT)}: {path}"
         for page in pages
         for path in (next(filter(None, found)) for found in PATH.findall(page.read_text()))
-        if not any((base / path).exists() for base in (ROOT, PACKAGE, page.parent))
+        if not any(exists(base / path) for base in (ROOT, PACKAGE, page.parent))
     ]
     assert missing == []
 

@@ -10,7 +10,8 @@ from scipy.special import ndtri
 from scipy.stats import kstest
 
 from calibrant.data import Data, load
-from calibrant.data.images import VALUES, Images, Lazy, resize_image, uniform
+from calibrant.data.grey_values import VALUES, uniform
+from calibrant.data.images import Images, Lazy, resize_image
 from calibrant.errors import DataError
 
 GREYS = np.random.default_rng(0).integers(0, 256, (40, 3, 12, 8), np.uint8)
@@ -79,7 +80,9 @@ def test_dequantised_values_lie_between_their_grey_value_and_the_next(dtype):
 
 def test_the_extreme_random_numbers_stay_inside(monkeypatch):
     for noise in (0, 2**16 - 1):
-        monkeypatch.setattr("calibrant.data.images.uniform", lambda key, rows, shape, n=noise: torch.tensor(n).int())
+        monkeypatch.setattr(
+            "calibrant.data.grey_values.uniform", lambda key, rows, shape, n=noise: torch.tensor(n).int()
+        )
         greys = np.array([0, 1, 127, 255], np.uint8).reshape(1, 1, 2, 2)
         found = values_of(made("dequantised", images=greys), dtype=torch.float32)
         assert np.array_equal(np.floor(found * 256), greys)

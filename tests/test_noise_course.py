@@ -14,6 +14,7 @@ from test_optimal_noise import SHAPE, images
 import calibrant as cal
 from calibrant.errors import ProgramError
 from calibrant.evaluation.reporting.run_plots import training_curves
+from calibrant.evaluation.reporting.style import data_uri
 from calibrant.program.environment import seeded
 
 LATE = "noise scale of 'likelihood'"
@@ -158,7 +159,7 @@ def test_the_picture_of_a_training_shows_the_scale_of_models_that_have_one():
     rows = [{"epoch": i, "train": -1.0 / i, "validation": -1.1 / i, "lr": 1e-3} for i in range(1, 6)]
     with_noise = [{**row, "noise": 1.0 / row["epoch"]} for row in rows]
     plain, below, both = (
-        training_curves([SimpleNamespace(name=str(i), history=history) for i, history in enumerate(shown)])
+        data_uri(training_curves([SimpleNamespace(name=str(i), history=history) for i, history in enumerate(shown)]))
         for shown in ([rows], [with_noise], [rows, with_noise])
     )
     assert len({plain, below, both}) == 3

@@ -279,10 +279,10 @@ def test_a_callback_runs_in_the_modes_of_the_caller(mode, positional, global_sta
     seen = []
 
     def function(data, progress):
-        progress(global_state(), torch.is_autocast_enabled("cpu"))
+        progress("stage", 0, 1, (global_state(), torch.is_autocast_enabled("cpu")))
 
-    def report(*state):
-        seen.append((*state, global_state(), torch.is_autocast_enabled("cpu")))
+    def report(stage, done, total, text):
+        seen.append((*text, global_state(), torch.is_autocast_enabled("cpu")))
 
     call = own_call(function, "tests")
     with mode():

@@ -194,4 +194,4 @@ def test_levels_outside_the_unit_interval_are_refused():
 def test_the_picture_shows_both(found):
     figure = cal.evaluation.coverage_figure(found)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["the model's own data", "data"]
+    assert labels == ["simulated data", "data"]

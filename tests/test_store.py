@@ -279,7 +279,7 @@ DAMAGE = {
         "cannot be rebuilt: unknown model 'ppcb'",
     ),
     "odd guide": (lambda f: edit(f, guide={"structure": "faithful"}), "guide .* cannot be rebuilt"),
-    "unfinished": (lambda f: edit(f, fit=None), "--resume"),
+    "unfinished": (lambda f: edit(f, fit=None), "no result yet: continue it with fit"),
     "several": (lambda f: edit(f, runs=["a", "b"]), "several runs"),
     "gone": (lambda f: f.rename(f.with_name("elsewhere")), "no run in"),
 }

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         reproductions,
         store,
     )
-    from calibrant.store import load
+    from calibrant.io_pyro import to_datatree
+    from calibrant.pyro_models import from_pyro
+    from calibrant.store import load, save
 
 __all__ = [
     "__version__",
@@ -28,6 +30,7 @@ __all__ = [
     "distributions",
     "errors",
     "evaluation",
+    "from_pyro",
     "guides",
     "inference",
     "load",
@@ -35,14 +38,23 @@ __all__ = [
     "program",
     "representations",
     "reproductions",
+    "save",
     "store",
+    "to_datatree",
 ]
+
+_FUNCTIONS = {
+    "from_pyro": "calibrant.pyro_models",
+    "load": "calibrant.store",
+    "save": "calibrant.store",
+    "to_datatree": "calibrant.io_pyro",
+}  # name → the module that it is imported from
 
 
 def __getattr__(name: str) -> Any:
     """Import submodules when they are first used, so that `calibrant --help` needs no torch."""
-    if name == "load":
-        return importlib.import_module("calibrant.store").load
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in __all__:
         return importlib.import_module(f"calibrant.{name}")
     raise AttributeError(f"module 'calibrant' has no attribute {name!r}")

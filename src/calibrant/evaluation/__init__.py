@@ -50,6 +50,7 @@ from calibrant.evaluation.statistics.gaps import gap
 from calibrant.evaluation.statistics.informed import informed_directions
 from calibrant.evaluation.statistics.label_probabilities import predicted_probabilities
 from calibrant.evaluation.statistics.mutual_information import information
+from calibrant.evaluation.statistics.overlaying import side_by_side
 from calibrant.evaluation.statistics.posterior_ranks import posterior_calibration
 from calibrant.evaluation.statistics.predictive_tests import predictive_check
 from calibrant.evaluation.statistics.ranks import pit
@@ -166,6 +167,7 @@ __all__ = [
     "second_view_experiment",
     "second_view_posterior",
     "shuffled_across_images",
+    "side_by_side",
     "uncertainty_pair",
     "uniformity",
     "verdicts",
