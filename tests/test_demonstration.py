@@ -66,7 +66,7 @@ def test_the_pictures_are_small():
         assert (ROOT / "docs" / name).stat().st_size < 300_000
 
 
-@pytest.mark.truth
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_demonstration_gives_these_verdicts(made, stored, tmp_path, seed):
     settings = {"seed": seed} if seed else {}

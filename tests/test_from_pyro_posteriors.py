@@ -44,7 +44,6 @@ def by_pyro(model, args, draws, **options):
     return {name: np.stack([chain[name].numpy() for chain in chains]) for name in chains[0]}
 
 
-@pytest.mark.truth
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "options"),
