@@ -5,6 +5,7 @@ from functools import cache
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 import xarray as xr
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
@@ -13,6 +14,16 @@ from scipy.stats import norm
 SIGMA = torch.tensor([1.5, 1.0, 1.6, 1.1, 0.9])
 Y = torch.tensor([2.8, 0.8, -0.3, 0.7, 1.8])
 NAMES = {"school": ["A", "B", "C", "D", "E"]}
+
+
+@pytest.fixture(autouse=True)
+def own_parameters():
+    """Warnings are errors, and nothing is left in the parameter store."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "num_chains=", UserWarning)
+        yield
+    pyro.clear_param_store()
 
 
 def schools(sigma, y=None):

@@ -1,7 +1,5 @@
 """`to_datatree`: guides, `Predictive`, what is refused."""
 
-import warnings
-
 import arviz_stats
 import numpy as np
 import pyro
@@ -27,6 +25,7 @@ from pyro_runs import (
     by_hand,
     chains,
     mixture,
+    own_parameters,  # noqa: F401  a fixture of every test
     regression,
     run_of_schools,
     saved,
@@ -36,16 +35,6 @@ from pyro_runs import (
 from scipy.stats import norm
 
 from calibrant import to_datatree
-
-
-@pytest.fixture(autouse=True)
-def _own_parameters():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "num_chains=", UserWarning)
-        yield
-    pyro.clear_param_store()
-
 
 # -- guides ------------------------------------------------------------------------------------------------------------
 

@@ -63,8 +63,8 @@ def shown(monkeypatch, capsys) -> Callable[..., str]:
     def show(*summaries: Summary, story: list[str] | None = None) -> str:
         named = {one.name: one for one in summaries}
         monkeypatch.setattr("calibrant.workflow.summary.summarise", named.get)
-        monkeypatch.setattr("calibrant.workflow.telling.told", lambda results: story or [])
-        printing.show(Outcome(Path("run"), list(named), Path("run/report.html"), ["a note", "a note"]))  # type: ignore[arg-type]
+        notes = ["a note", "a note"]
+        printing.show(Outcome(Path("run"), list(named), Path("run/report.html"), notes, story or []))  # type: ignore[arg-type]
         return capsys.readouterr().out
 
     return show

@@ -42,14 +42,12 @@ def interruption(message: str) -> str:
 def show(outcome: Outcome) -> None:
     """Print the summary of a run: numbers, what was found, notes, the next thing to do, where the report is."""
     from calibrant.workflow.summary import summarise
-    from calibrant.workflow.telling import told
 
     summaries = [summarise(result) for result in outcome.results]
     _show_numbers(summaries)
-    story = told(outcome.results)
-    for sentence in story:
+    for sentence in outcome.story:
         typer.echo(wrapped(sentence, "", "  "))
-    for row in summaries if not story else ():
+    for row in summaries if not outcome.story else ():
         typer.echo(wrapped(f"{row.name}: {row.conclusion}", "", "  "))
         for detail in row.details[:_TOLD]:
             typer.echo(wrapped(detail, "  - "))

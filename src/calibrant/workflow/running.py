@@ -62,12 +62,16 @@ _PREPARING, _STARTING = "preparing data and models", "starting"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a command: a result for each model, and the path of the report (None if there is none)."""
+    """The outcome of a command: a result for each model, and the path of the report (None if there is none).
+
+    `story` has the sentences with which a report of several models opens.
+    """
 
     folder: Path
     results: list[RunResult]
     report: Path | None = None
     notes: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
 
 
 def run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
@@ -215,9 +219,11 @@ def _report(
     folder: Path, results: list[RunResult], command: str, progress: Progress, pictures: Sequence[Pictures] = ()
 ) -> Outcome:
     progress("report", 0, 1)
-    path = report(results, folder / store.REPORT, command, told(results), pictures)
+    story = told(results)
+    path = report(results, folder / store.REPORT, command, story, pictures)
     progress("report", 1, 1)
-    return Outcome(folder, results, path, [note for result in results for note in result.config.get("notes", [])])
+    notes = [note for result in results for note in result.config.get("notes", [])]
+    return Outcome(folder, results, path, notes, story)
 
 
 def _train(job: Job, progress: Progress) -> None:
