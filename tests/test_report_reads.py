@@ -78,7 +78,7 @@ def test_the_first_screen_says_what_against_what_and_what_next(page):
     assert "z ~ Normal(3)" in card
     assert "known by quadrature" in card or "known in closed form" in card
     assert "<strong>Next.</strong>" in card
-    assert "A guide is the network that reads a posterior" in page[: page.index('<section id="answer">')]
+    assert "A guide is the network that returns a posterior for a datum" in page[: page.index('<section id="answer">')]
 
 
 @pytest.mark.parametrize("term", ["k-hat", "The log joint is", "The ELBO is"])
