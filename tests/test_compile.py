@@ -1,5 +1,8 @@
 """Recorded and compiled functions give what the function gives, and fall back to it."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -61,9 +64,38 @@ def test_what_cannot_be_compiled_runs_as_recorded(inputs, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fail)
     with pytest.warns(RuntimeWarning, match="could not be compiled.*no compiler here"):
         function = compiled(value_and_slope, *inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(function(*inputs)[0], value_and_slope(*inputs)[0])
+
+
+IN_A_PROCESS = """
+import torch
+from torch._dynamo.utils import counters
+from calibrant.inference.graphs.recording import compiled
+
+torch.manual_seed({seed})
+network, scale = torch.nn.Linear(3, 3), torch.rand(())
+x = torch.randn(5, 3)
+function = lambda x: ((torch.tanh(network(x)) * scale).sum(1),)
+torch.testing.assert_close(compiled(function, x)(-x), function(-x))
+print(counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_another_process_finds_the_compiled_graph_for_other_weights(tmp_path):
+    hits = []
+    for seed in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS.format(seed=seed)],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        hits.append(int(done.stdout))
+    assert hits == [0, 1]

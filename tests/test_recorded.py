@@ -9,12 +9,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from cases import ModelCase, model_cases
 from pyro.nn import PyroModule
 from torch import nn
 
 import calibrant as cal
+from calibrant.errors import CalibrantError
 from calibrant.inference import drawing
 from calibrant.inference.fitting import loop, state
+from calibrant.inference.fitting.objectives import OBJECTIVES, check_objective
+from calibrant.program.environment import defaults
 
 DATA = {"x": torch.randn(200, 3, generator=torch.Generator().manual_seed(0))}
 
@@ -166,6 +170,56 @@ def test_the_layout_of_weights_and_gradients_is_no_matter(model, compile, record
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda *args, **options: adam(*args, **{**options, "fused": False}))
     assert_same(ours, fitted(False, model))
+
+
+def assert_same_gradients(case, objective, structure="faithful"):
+    """Objective, ELBO, norm and gradients of a minibatch that the graph was not recorded on."""
+    model = case.build()
+    data = case.data(model, 12)
+    try:
+        guide = cal.guides.amortize(model, data, structure)
+        check_objective(objective, model, guide, *data.batch(range(6)))
+    except CalibrantError as refusal:  # discrete latents, shared ones, no closed form, …
+        pytest.skip(f"this model does not take this objective or structure: {refusal}")
+    modules = state.Modules(model, guide)
+    plan = state.Plan(objective, 3, 10, 6, 1e-3, 10.0, 5, "auto", 0)
+    training = state.initial_state(modules, plan, data, data)
+    found = []
+    with defaults(modules, data.batch([0])[0]), pyro.validation_enabled(False):
+        for is_graph in (False, True):
+            if is_graph:
+                loop._record(training, plan, data, data)
+            assert training.gradient.is_graph == is_graph
+            modules.train()
+            torch.manual_seed(5)
+            found.append(training.gradient(*data.batch(range(3, 9)), {}))
+    largest = max(float(one.abs().max()) for one in found[0])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("case", model_cases(first=True))
+def test_the_gradient_of_every_model_is_that_of_the_program(case):
+    assert_same_gradients(case, "stl")
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"stl"}))
+def test_the_gradient_of_every_objective_is_that_of_the_program(objective):
+    arguments = {"shape": (1, 8, 8), "latents": 3}
+    assert_same_gradients(ModelCase("ea-vae", cal.registries.Case(arguments, {"x": (1, 8, 8)})), objective)
+
+
+@pytest.mark.parametrize("structure", ["mean-field", "full", "program", "collapsed"])
+def test_the_gradient_of_every_structure_is_that_of_the_program(structure):
+    arguments = {"shape": (1, 8, 8), "latents": 3}
+    assert_same_gradients(ModelCase("ea-vae", cal.registries.Case(arguments, {"x": (1, 8, 8)})), "stl", structure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("case", model_cases())
+def test_all_gradients_are_those_of_the_program(case, objective):
+    assert_same_gradients(case, objective)
 
 
 class Shared(PyroModule):

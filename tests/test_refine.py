@@ -2,6 +2,8 @@
 
 import copy
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pyro
@@ -237,3 +239,26 @@ def test_angles_points_and_masked_sites_stay(fn):
 def test_nothing_to_refine():
     with pytest.raises(ProgramError, match="nothing to refine"):
         refine(coin, coin_guide, {"x": torch.zeros(3)})
+
+
+def test_the_encoder_sees_data_that_stay_the_same_once(monkeypatch):
+    model = cal.models.create("ea-vae", shape=(16,), latents=2).eval()
+    observed = {"x": cal.program.sample_prior(model, 4, seed=1)["x"]}
+    guide = cal.guides.amortize(model, observed, seed=0).eval()
+    kind, runs = type(guide.encoder), list[int]()
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, given: runs.append(1) or forward(self, given))
+
+    def refined(steps: int) -> tuple[Any, int]:
+        before = len(runs)
+        return refine(model, guide, observed, steps=steps), len(runs) - before
+
+    _, without_steps = refined(0)
+    once, with_steps = refined(5)
+    assert with_steps == without_steps  # the moments of its draws, and once before the steps
+    assert "forward" not in vars(guide.encoder)
+    monkeypatch.setattr("calibrant.inference.refining.encoded_before", lambda *given: nullcontext())
+    plain, in_every_step = refined(5)
+    assert in_every_step >= without_steps + 4
+    for one, other in zip(once.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)

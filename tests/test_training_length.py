@@ -74,6 +74,11 @@ def test_passes_after_a_short_training_are_few(rows, held, draws):
     assert last_draws(rows, held) == (16, draws)
 
 
+@pytest.mark.parametrize(("held", "draws"), [(16_000, 16), (100_000, 3), (10**6, 1)])
+def test_many_held_out_data_get_fewer_draws_each(held, draws):
+    assert last_draws(10**7, held)[0] == draws
+
+
 def centred(size):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     with pyro.plate("data", size):

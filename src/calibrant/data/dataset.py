@@ -153,7 +153,9 @@ class Data(Shown):
             DataError: for an index that is empty, out of range, repeated (labels must be unique), or not 1-d.
         """
         positions = positions_of(index, len(self))
-        if len(np.unique(positions)) < len(positions):
+        named = np.zeros(len(self), dtype=bool)
+        named[positions] = True
+        if named.sum() < len(positions):
             raise DataError(
                 "subset: the index names a datum twice, but results are joined on its label: repeat it in batch()"
             )

@@ -28,7 +28,7 @@ class KnownData(nn.Module):
 
     def __init__(self, values: Values) -> None:
         super().__init__()
-        self._trusting = False
+        self._place: Tensor | None = None
         entries = _bits(values).shape[1]
         salt = torch.randint(-(2**62), 2**62, (2, entries), generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("salt", (2 * salt + 1).to(next(iter(values.values())).device))
@@ -43,13 +43,17 @@ class KnownData(nn.Module):
         return len(self.keys)
 
     @contextmanager
-    def trusting(self) -> Iterator[None]:
-        """Skip the check that the data are known, since control flow that depends on values cannot be recorded."""
-        self._trusting = True
+    def always(self, values: Values) -> Iterator[None]:
+        """Inside, `forward` is called with these data alone, each row once or repeated equally often on the spot.
+
+        Their rows are found once: a hash in every step takes longer, and control flow that depends on values cannot be
+        recorded.
+        """
+        self._place = self(values)
         try:
             yield
         finally:
-            self._trusting = False
+            self._place = None
 
     def forward(self, values: Values) -> Tensor:
         """The row of every datum, `(data,)`.
@@ -57,10 +61,12 @@ class KnownData(nn.Module):
         Raises:
             ProgramError: for a datum that is not known.
         """
+        if self._place is not None:
+            return self._place.repeat_interleave(len(next(iter(values.values()))) // len(self._place))
         keys = self._keys(values)
         place = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
         unknown = self.keys[place] != keys
-        if not self._trusting and unknown.any():
+        if unknown.any():
             raise ProgramError(
                 f"this guide was refined for {len(self.keys)} data, and the datum in row {int(unknown.nonzero()[0])} "
                 "is none of them: refine the guide for these data, or use the one that it started from"

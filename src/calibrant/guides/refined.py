@@ -78,9 +78,9 @@ class RefinedGuide(Shown, PyroModule):
             self.start[0](observed, size, **covariates)
 
     @contextmanager
-    def trusting(self) -> Iterator[None]:
-        """Skip the check that the data are known, since control flow that depends on values cannot be recorded."""
-        with self.known.trusting():
+    def always(self, observed: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the guide is run on these data alone, whose rows are found once (`KnownData.always`)."""
+        with self.known.always({**observed, **covariates}):
             yield
 
     def _map(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:

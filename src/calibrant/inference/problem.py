@@ -17,7 +17,8 @@ from calibrant.program.contract import Program, as_program
 from calibrant.program.environment import defaults, seeded
 from calibrant.program.latents import sites
 from calibrant.program.losses import refuse_training_losses
-from calibrant.program.refusals import check_program, check_support
+from calibrant.program.refusals import check_program, refuse_outside, supports_are_fixed
+from calibrant.program.tracing import trace
 
 _LOOKED_AT = 16  # data, where their values take no part
 _FEW = 4  # data that a guide is run on
@@ -121,13 +122,19 @@ def checked(
 def check_supports(program: PyroModule, *parts: Data) -> None:
     """Refuse data outside the support of their site; all of them are looked at, some at a time.
 
+    The program runs for all of them only if the support of a site may depend on parameters, and so on covariates.
+
     Raises:
         DataError: naming the site and the first such datum.
     """
     with torch.no_grad(), seeded(0), defaults(program, {}) as (device, _):
         for data in parts:
+            run = None
             for index in torch.arange(len(data), device="cpu").split(_ROWS):
-                check_support(program, *data.batch(index, device), labels=data.labels()[index])
+                observed, covariates = data.batch(index, device)
+                if run is None or not supports_are_fixed(run, observed):
+                    run = trace(program, len(index), covariates)
+                refuse_outside(run, observed, data.labels()[index])
 
 
 def _checked_guide(program: PyroModule, guide: Program, data: Data) -> PyroModule:

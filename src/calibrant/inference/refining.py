@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calibrant.data.dataset import Data
 from calibrant.errors import ProgramError
-from calibrant.guides.many_draws import fixed
+from calibrant.guides.many_draws import encoded_before, fixed
 from calibrant.guides.refined import RefinedGuide, with_maps
 from calibrant.inference.fitting.objectives import path_derivative
 from calibrant.inference.graphs.of_modules import Gradient
@@ -21,6 +21,7 @@ from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program, Values
 from calibrant.program.environment import defaults, on_tensors, seeded
 from calibrant.program.modules import copied
+from calibrant.program.tracing import guide_trace
 from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
@@ -82,8 +83,10 @@ def refined_of(
         progress("refine", 0, len(data))
         for index in torch.arange(len(data), device="cpu").split(batch_size):
             rows, cols = data.batch(index, *place)
-            with refined.trusting():
-                _climb(Gradient(refined, partial(_elbo, model_as_it_is, refined)), rows, cols, steps, lr)
+            told = partial(_told, progress, int(index[0]), len(index), steps, len(data))
+            encoded = partial(guide_trace, start, rows, len(index), cols)
+            with refined.always(rows, cols), encoded_before(start, encoded):
+                _climb(Gradient(refined, partial(_elbo, model_as_it_is, refined)), rows, cols, steps, lr, told)
             progress("refine", int(index[-1]) + 1, len(data))
     return refined.requires_grad_(False).eval()
 
@@ -94,16 +97,24 @@ def _elbo(model: Program, refined: RefinedGuide, observed: Values, covariates: V
     return (path_derivative(model, refined, observed, size, covariates).local.sum(),)
 
 
-def _climb(gradient: Gradient, observed: Values, covariates: Values, steps: int, lr: float) -> None:
+def _told(progress: Progress, before: int, size: int, steps: int, total: int, step: int) -> None:
+    """Report the steps of a batch as the number of data that would be done if they came one after the other."""
+    progress("refine", before + size * step // steps, total)
+
+
+def _climb(
+    gradient: Gradient, observed: Values, covariates: Values, steps: int, lr: float, told: Callable[[int], None]
+) -> None:
     """Maximise with a new Adam optimiser, which does not move the maps of data without gradient."""
     weights = list(gradient.weights.values())
-    optimizer = gradient.adam(lr, betas=(0.9, 0.99), maximize=True)
+    optimizer = gradient.adam(lr, betas=(0.9, 0.99))
     if steps >= _RECORDED_FROM:
         gradient.record((observed, covariates), (observed, covariates), False)
     for step in range(steps):
+        told(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        _, *slopes = gradient(observed, covariates)
+        _, _, *slopes = gradient(observed, covariates)
         for weight, slope in zip(weights, slopes, strict=True):
             weight.grad = slope.nan_to_num(0.0, 0.0, 0.0)  # an overflow for one datum does not affect other data
         optimizer.step()

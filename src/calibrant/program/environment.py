@@ -109,12 +109,22 @@ _recordings: list[None] = []  # one for each recording that is going on
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Say that what runs inside is recorded as a graph, where no control flow may depend on values."""
+    """Say that what runs inside is recorded as a graph, where no control flow may depend on values.
+
+    Distributions do not validate values inside, not even those that were made elsewhere, with validation on.
+    """
+    validate = Distribution._validate_sample
+    Distribution._validate_sample = _accept  # type: ignore[method-assign, assignment]
     _recordings.append(None)
     try:
         yield
     finally:
         _recordings.pop()
+        Distribution._validate_sample = validate  # type: ignore[method-assign]
+
+
+def _accept(distribution: Distribution, value: Tensor) -> None:
+    """Validate nothing."""
 
 
 def is_recording() -> bool:

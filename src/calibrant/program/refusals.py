@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
 from math import prod
@@ -17,7 +17,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from calibrant.errors import DataError, ProgramError
+from calibrant.errors import DataError, ProgramError, warn
 from calibrant.program.contract import (
     PLATE,
     Program,
@@ -51,6 +51,7 @@ from calibrant.program.supports import (
     innermost,
     inside,
     is_made_from_angles,
+    undressed,
 )
 from calibrant.program.tracing import (
     TERM,
@@ -111,10 +112,9 @@ def check_program(model: Program, observed: Values, covariates: Values | None = 
 
 def _warn_of_copies(observed: Values, covariates: Values) -> None:
     if found := covariate_with_data(observed, covariates):
-        warnings.warn(
+        warn(
             f"the covariate {found[0]!r} holds the data of {found[1]!r}: simulated data would keep these data, so that "
             "calibration and predictive checks are left out",
-            stacklevel=3,
         )
 
 
@@ -333,13 +333,24 @@ def check_support(program: Program, observed: Values, covariates: Values, labels
             program draws. A support with an attribute `remedy` says there what to do with the data.
     """
     size = len(next(iter(observed.values())))
-    run = trace(program, size, covariates)
-    labels = range(size) if labels is None else labels
+    refuse_outside(trace(program, size, covariates), observed, range(size) if labels is None else labels)
+
+
+def supports_are_fixed(run: Trace, names: Collection[str]) -> bool:
+    """Whether the supports of these sites are those of their distributions' classes, whatever the parameters are."""
+    plain = [undressed(sampled(run)[name]["fn"]) for name in names]
+    supports = [inspect.getattr_static(type(fn), "support", None) for fn in plain]
+    known = all(isinstance(one, constraints.Constraint) and not constraints.is_dependent(one) for one in supports)
+    return known and not any(has_fixed_total(fn) for fn in plain)
+
+
+def refuse_outside(run: Trace, observed: Values, labels: Sequence[Any]) -> None:
+    """As `check_support`, for a run of the program with these data, or with others if the supports are fixed."""
     for name, value in observed.items():
         site = sampled(run)[name]
         if has_fixed_total(site["fn"]):
             _check_totals(name, site, value, labels)
-        allowed = inside(site["fn"], value).reshape(size, -1).all(1)
+        allowed = inside(site["fn"], value).reshape(len(value), -1).all(1)
         if not allowed.all():
             support = base_support(site["fn"].support)
             usual = "transform the data"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from calibrant.errors import ProgramError
+from calibrant.errors import ProgramError, warn
 from calibrant.program.contract import Program, Values, as_program, check_arguments
 from calibrant.program.copied_data import covariate_with_data
 from calibrant.program.environment import cast, defaults, seeded
@@ -56,7 +54,7 @@ def sample_prior(
     if improper := [name for name, site in drawn.items() if is_improper(site["fn"])]:
         raise ProgramError(f"site {improper[0]!r} has an improper prior: this program can't be simulated")
     if weighted := [name for name in scaled(run) if name not in held]:
-        warnings.warn(f"the draws of {weighted} ignore the scale around the site", stacklevel=2)
+        warn(f"the draws of {weighted} ignore the scale around the site")
     return {name: site["value"] for name, site in messages(run).items()}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from calibrant.calls import parameters_in_modules
 from calibrant.errors import DataError, ProgramError
 from calibrant.program.contract import PLATE, Program, Values
+from calibrant.program.normal_density import log_prob
 from calibrant.program.supports import anywhere, innermost, is_improper, layers, single_entry
 
 
@@ -128,7 +129,7 @@ def site_log_prob(name: str, site: Mapping[str, Any], size: int) -> Tensor:
     if not is_factor(site) and value.shape != fn.shape():
         raise DataError(f"site {name!r} has a value of shape {tuple(value.shape)}, wanted {tuple(fn.shape())}")
     try:
-        term = fn.log_prob(value)
+        term = log_prob(fn, value)
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"site {name!r}: {type(innermost(fn)).__name__} can't take this value ({reason})") from error

@@ -14,7 +14,8 @@ from calibrant.program.environment import seeded
 from calibrant.streams import stream
 
 SHARED_DRAWS = 8  # with shared latents, number of draws for each draw that local latents alone would need
-_LAST_DRAWS = 16  # number of draws of each datum after training
+_LAST_DRAWS = 16  # number of draws of each datum after training, of few data
+_LAST_ROWS = 2**18  # draws of all data together from which on there are fewer for each: their noise is averaged out
 EVALUATED = 4096  # number of held-out data that are evaluated at a time
 
 
@@ -35,7 +36,8 @@ def last_draws(rows: int, held: int) -> tuple[int, int]:
             data see no more, so that they take less time than the training, unless this is very short.
         held: number of held-out data.
     """
-    return _LAST_DRAWS, min(SHARED_DRAWS * _LAST_DRAWS, max(_LAST_DRAWS, rows // held))
+    local = min(_LAST_DRAWS, -(-_LAST_ROWS // held))
+    return local, min(SHARED_DRAWS * _LAST_DRAWS, max(_LAST_DRAWS, rows // held))
 
 
 def held_out_elbo(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from pyro.nn import PyroModule
 
+from calibrant.errors import warn
 from calibrant.guides.from_prior import PriorGuide
 from calibrant.inference.fitting.objectives import MULTI_SAMPLE
 from calibrant.program.contract import Values
@@ -40,11 +39,10 @@ def warn_of_other_loss(
     averages_logs = objective not in MULTI_SAMPLE or particles == 1
     if averages_logs == (kind == "marginal"):
         trained = _LOSSES["elbo"] if averages_logs else _LOSSES["marginal"]
-        warnings.warn(
+        warn(
             f"the loss of {type(model).__name__} is −{_LOSSES[kind]} (loss_kind={kind!r}), and objective={objective!r} "
             f"with particles={particles} trains −{trained}: give {_REMEDIES[kind]}, or leave it if you mean this loss",
             UserWarning,
-            stacklevel=4,
         )
 
 

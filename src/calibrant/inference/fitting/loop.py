@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
@@ -60,6 +61,7 @@ from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 _HELD_OUT, _SPLIT_FROM = 0.1, 20  # share of the data that is held out, and the least number of data to split
+_NEVER_ZERO = 1e-6  # added to the norm by which a gradient is divided
 _VERIFIED = 40  # steps between comparisons of a graph with the program; in longer epochs, once per epoch
 
 
@@ -298,31 +300,41 @@ def _epoch(state: TrainingState, plan: Plan, train: Data, held: Data) -> None:
 
 def _step(state: TrainingState, plan: Plan, train: Data, index: Tensor, progress: float) -> float:
     """One step; `progress` is the number of epochs at its end."""
-    bound, elbo, *slopes = state.gradient(*train.batch(index, state.modules.device), plan.kl_weights_at(progress))
+    batch = train.batch(index, state.modules.device)
+    bound, elbo, norm, *slopes = state.gradient(*batch, plan.kl_weights_at(progress))
+    found = torch.stack([bound, elbo, norm]).tolist()  # read together, since a GPU is waited for each time
+    if not all(map(math.isfinite, (found[0], found[2]))):
+        raise _non_finite(state, plan, list(train.coords["data"][index]))
+    slopes = _clipped(state, plan, slopes, norm, found[2])
     for weight, slope in zip(state.gradient.weights.values(), slopes, strict=True):
-        weight.grad = -slope
-    norm = nn.utils.get_total_norm(slopes)
-    if not (bound.isfinite() and norm.isfinite()):
-        batch = list(train.coords["data"][index])
-        some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
-        raise NonFiniteLoss(
-            f"the ELBO or its gradient isn't finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the "
-            f"last good weights are restored. Look at these data, or lower lr ({plan.lr:g}) or clip ({plan.clip:g})",
-            batch,
-        )
-    _clip(state, plan, norm)
+        weight.grad = slope
     for group in state.optimizer.param_groups:
         group["lr"] = plan.learning_rate(progress / plan.epochs)
     state.optimizer.step()
-    return float(elbo)
+    return found[1]
 
 
-def _clip(state: TrainingState, plan: Plan, norm: Tensor) -> None:
-    """Shorten a gradient that is much longer than usual; no fixed limit would suit all models."""
-    usual = state.gradient_norm or float(norm)
+def _non_finite(state: TrainingState, plan: Plan, batch: list[Any]) -> NonFiniteLoss:
+    some = ", ".join(str(label) for label in batch[:8]) + (f", … ({len(batch)} in all)" if len(batch) > 8 else "")
+    return NonFiniteLoss(
+        f"the ELBO or its gradient isn't finite in epoch {state.fit.epochs + 1}, minibatch of the data {some}; the "
+        f"last good weights are restored. Look at these data, or lower lr ({plan.lr:g}) or clip ({plan.clip:g})",
+        batch,
+    )
+
+
+def _clipped(state: TrainingState, plan: Plan, slopes: list[Tensor], norm: Tensor, length: float) -> list[Tensor]:
+    """Shorten a gradient that is much longer than usual; no fixed limit would suit all models.
+
+    Args:
+        norm, length: the norm of the gradient, as a tensor and as a number.
+    """
+    usual = state.gradient_norm or length
     longest = plan.clip * usual
-    nn.utils.clip_grads_with_norm_(state.modules.parameters(), longest, norm)
-    state.gradient_norm = 0.98 * usual + 0.02 * min(float(norm), longest)
+    state.gradient_norm = 0.98 * usual + 0.02 * min(length, longest)
+    if length + _NEVER_ZERO <= longest:
+        return slopes
+    return [longest / (norm + _NEVER_ZERO) * slope for slope in slopes]
 
 
 def _keep_best(state: TrainingState, elbo: float, elbo_se: float, score: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import log
@@ -14,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from calibrant.data.dataset import Data
-from calibrant.errors import ProgramError
+from calibrant.errors import ProgramError, warn
 from calibrant.inference.fitting.state import Modules
 from calibrant.program.contract import Values
 from calibrant.program.environment import defaults, seeded
@@ -105,12 +104,11 @@ def warn_of_late_noise(modules: Modules, data: Data, seed: int) -> None:
         scales = parts[name].scale.detach(), parts[name].optimal_scale(squares)
         ours, best = (scale.double().square().mean().sqrt().item() for scale in scales)
         if best > 0 and abs(log(ours / best)) > log(_LATE):
-            warnings.warn(
+            warn(
                 f"the noise scale of {name!r} is {ours:.3g} after the training, where {best:.3g} fits the errors of "
                 f"the training data: train for longer, give {best:.2g} as its first value, or use the likelihood "
                 "'gaussian-optimal'",
                 UserWarning,
-                stacklevel=4,
             )
 
 

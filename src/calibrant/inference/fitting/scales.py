@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from math import floor, log10
 
 import torch
@@ -10,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from calibrant.data.dataset import Data
-from calibrant.errors import CalibrantError
+from calibrant.errors import CalibrantError, warn
 from calibrant.inference.fitting.state import Modules
 from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.simulation import refuse_weights, sample_prior
@@ -38,7 +37,7 @@ def warn_of_far_data(modules: Modules, data: Data, seed: int) -> None:
     except CalibrantError:  # a program that can't be simulated
         return
     if far is not None:
-        warnings.warn(_sentence(*far), UserWarning, stacklevel=4)
+        warn(_sentence(*far), UserWarning)
 
 
 def _farthest(model: PyroModule, data: Data, device: torch.device) -> tuple[str, Tensor, float, float] | None:

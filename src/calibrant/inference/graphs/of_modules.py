@@ -8,13 +8,13 @@ recorded on, and again during training. If the results differ, the modules run w
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from calibrant.errors import warn
 from calibrant.inference.graphs.recording import Outputs, TensorFunction, compiled, record
 from calibrant.program.contract import Values
 from calibrant.program.environment import on_tensors
@@ -81,11 +81,10 @@ class Recorded:
                 outputs.append(function(*self._inputs(*given)))
         if not _agree(*outputs):
             self._graph = None
-            warnings.warn(
+            warn(
                 "the program or its guide does not do the same each time (something changes in Python, or draws "
                 "numbers that are not torch's), so that it runs anew each time and takes about twice as long",
                 RuntimeWarning,
-                stacklevel=4,
             )
 
     def _inputs(self, *given: Values) -> list[Tensor]:
@@ -110,7 +109,8 @@ class Recorded:
 class Gradient(Recorded):
     """An objective on a minibatch, with its gradient.
 
-    A call returns the outputs of the objective, and then the gradients of the first output with respect to the weights.
+    A call returns the outputs of the objective, the norm of all gradients together, and the gradients of minus the
+    first output with respect to the weights, as an optimiser takes them. Gradients may share memory with each other.
 
     Args:
         modules: the modules that the objective runs.
@@ -134,8 +134,12 @@ class Gradient(Recorded):
     def _run(self, weights: Values, *given: Values) -> Outputs:
         weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         outputs = super()._run(weights, *given)
-        slopes = torch.autograd.grad(outputs[0], list(weights.values()), allow_unused=True, materialize_grads=True)
-        return *(output.detach() for output in outputs), *slopes
+        downwards = -torch.ones_like(outputs[0])  # the sign costs nothing here, and a pass over all gradients later
+        slopes = torch.autograd.grad(
+            outputs[0], list(weights.values()), downwards, allow_unused=True, materialize_grads=True
+        )
+        norm = nn.utils.get_total_norm(slopes, foreach=False)
+        return *(output.detach() for output in outputs), norm, *slopes
 
 
 class _Inner(nn.Module):

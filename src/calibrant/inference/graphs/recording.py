@@ -8,18 +8,24 @@ constants, too: each batch size needs its own graph.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from calibrant.errors import warn
+from calibrant.inference.graphs.passes import simplify
 from calibrant.program.environment import recording, validation_kept
 
 Outputs = tuple[Tensor, ...]
@@ -40,20 +46,20 @@ def compiled(function: TensorFunction, *example: Tensor) -> TensorFunction:
     """Record the function as `record` does, and compile the graph with torch's inductor.
 
     If compiling fails, the recorded graph is used, after a warning. Compiling takes some ten seconds, and saves most of
-    the time of a call. The graph is passed to inductor directly: `torch.compile` would trace it again and check its
-    inputs before every call, which takes as long as the arithmetic of a hundred lanes.
+    the time of a call. What was compiled is kept in torch's cache on disk (`TORCHINDUCTOR_CACHE_DIR`), so that a later
+    call or process with the same graph and shapes needs only a second or two; numbers in tensors that the function
+    closes over, such as the weights of a network, may differ.
     """
     graph = _graph(function, *example)
     if graph is None:
         return function
     try:
         with _quiet(), validation_kept(), torch.no_grad():  # the first use of the compiler turns off validation
-            contiguous: list[Any] = [tensor.contiguous() for tensor in example]
-            fast = torch._inductor.compile(graph, contiguous, {"fallback_random": True})  # use torch's random numbers
+            fast = _inductor(graph, [tensor.contiguous() for tensor in example])
 
         def run(*tensors: Tensor) -> Outputs:
             with torch.no_grad():
-                return fast(*(tensor.contiguous() for tensor in tensors))
+                return fast(*[tensor.contiguous() for tensor in tensors])
 
         run(*example)
         return run
@@ -62,10 +68,25 @@ def compiled(function: TensorFunction, *example: Tensor) -> TensorFunction:
         return _without_python(graph, *example)
 
 
+def _inductor(graph: GraphModule, inputs: list[Tensor]) -> TensorFunction:
+    """The graph as compiled by inductor, or as found in its cache.
+
+    The graph is passed to inductor directly: `torch.compile` would trace it again and check its inputs before every
+    call, which takes as long as the arithmetic of a hundred lanes. Without a tracing context that has a `ShapeEnv`,
+    inductor neither reads nor writes its cache.
+    """
+    from torch._inductor.compile_fx import compile_fx  # importing it takes two seconds
+
+    options = {"fallback_random": True}  # use torch's random numbers
+    with _without_collection(), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        return cast("TensorFunction", compile_fx(graph, inputs, config_patches=options, ignore_shape_env=True))
+
+
 def _graph(function: TensorFunction, *example: Tensor) -> GraphModule | None:
     try:
-        with recording(), pyro.validation_enabled(False), torch.enable_grad():
-            return make_fx(function)(*example)
+        shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))  # else made anew by each operator
+        with recording(), pyro.validation_enabled(False), torch.enable_grad(), _without_collection(), shapes:
+            return simplify(make_fx(function)(*example))
     except Exception as error:  # a user's program may make the tracer raise anything
         _warn("recorded", error)
         return None
@@ -83,7 +104,19 @@ def _without_python(graph: GraphModule, *example: Tensor) -> TensorFunction:
 
 def _warn(what: str, error: Exception) -> None:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    warnings.warn(f"the program could not be {what} and runs more slowly: {first[:200]}", RuntimeWarning, stacklevel=4)
+    warn(f"the program could not be {what} and runs more slowly: {first[:200]}", RuntimeWarning)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause Python's search for reference cycles, which takes more than half of the time of tracing and compiling."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager
