@@ -1,13 +1,19 @@
 """Reference posteriors: effective draws per second of batched NUTS, Pyro's NUTS, and NumPyro's, one by one and vmapped.
 
-    python -m benchmarks.reference [--quick] [--posteriors 64 1024] [--problems mlp ea-vae] [--sides …] [--json FILE]
+    python -m benchmarks.reference [--quick] [--posteriors 1 64] [--problems mlp ea-vae] [--sides …] [--json FILE]
 
 Every side samples the same posteriors with 4 chains, as many warm-up iterations and draws, the same target acceptance
-and the same number of threads. What counts is the smallest effective sample size of a posterior's latents (bulk and
-tail) over the seconds of the whole call, summed over the posteriors that pass the convergence gate; one that fails
-counts zero on every side. Times of compilation stand apart. Pyro's NUTS and NumPyro one by one take each posterior in
-turn, so that a few of them tell the rate; on a CPU, NumPyro vmapped is given 64 posteriors at a time: with more it
-waits longer for the longest tree.
+and the same number of threads; ours with the defaults of `cal.inference.reference`,
+which compile only where that saves time, and also always compiled, as NumPyro is. What counts is the smallest
+effective sample size of a posterior's latents (bulk and tail) over the seconds of the whole call, summed over the
+posteriors that pass the convergence gate; one that fails counts zero on every side. Times of compilation stand apart.
+Pyro's NUTS and NumPyro one by one take each posterior in turn, so that a few of them tell the rate; on a CPU, NumPyro
+vmapped is given 64 posteriors at a time: with more it waits longer for the longest tree.
+
+`arithmetic` is the share of our seconds that the compiled gradient alone takes for as many leapfrogs of as many lanes:
+1 is the limit of any sampler that makes these leapfrogs. With `--cpu-time`, seconds are those of the processor, for a
+machine that also does other work. JAX keeps to one thread with
+XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +36,14 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import calibrant as cal
+from calibrant.inference.graphs.recording import compiled
 from calibrant.inference.references import lanes
 from calibrant.inference.references.gate import mcmc_convergence
-from calibrant.inference.references.lanes import NutsSettings
+from calibrant.inference.references.sampling import ReferencePlan
 
 CHAINS, TARGET = 4, 0.8
-SIDES = ("calibrant", "pyro", "numpyro-each", "numpyro-vmap", "numpyro-vmap-float32")
+now = time.perf_counter
+SIDES = ("calibrant", "calibrant-compiled", "pyro", "numpyro-each", "numpyro-vmap", "numpyro-vmap-float32")
 
 
 class ScaleTimesMLP(PyroModule):
@@ -78,6 +87,7 @@ class Row:
     min_ess: float
     leapfrogs: float
     rate: float
+    arithmetic: float | None = None
 
 
 @dataclass
@@ -90,6 +100,8 @@ class Drawn:
     leapfrogs: float
     seconds: float
     compiling: float
+    subchains: int = 1
+    arithmetic: float | None = None
 
 
 def measure(name: str, posteriors: int, side: str, lengths: tuple[int, int], device: str) -> Row:
@@ -99,7 +111,8 @@ def measure(name: str, posteriors: int, side: str, lengths: tuple[int, int], dev
         few |= {"numpyro-vmap": 64, "numpyro-vmap-float32": 64}
     model, x = problem(name, min(few.get(side, posteriors), posteriors), device)
     found = SAMPLERS[side](name, model, x, *lengths)
-    posterior = xr.Dataset({"q": (("chain", "draw", "data", "latent"), found.draws)})
+    names = {"latents": json.dumps(["q"]), "subchains": found.subchains}
+    posterior = xr.Dataset({"q": (("chain", "draw", "data", "latent"), found.draws)}, attrs=names)
     plate = ("chain", "draw", "data")
     stats = xr.Dataset({"diverging": (plate, found.diverging), "energy": (plate, found.energy)})
     verdict = mcmc_convergence(posterior, stats)
@@ -116,39 +129,82 @@ def measure(name: str, posteriors: int, side: str, lengths: tuple[int, int], dev
         float(np.median(ess)),
         found.leapfrogs,
         float(ess[passed].sum() / found.seconds),
+        found.arithmetic,
     )
 
 
 # -- the sides ---------------------------------------------------------------------------------------------------------
 
 
-def ours(name: str, model: PyroModule, x: torch.Tensor, warmup: int, draws: int) -> Drawn:
-    """`sample_nuts` alone: no gate, no repair, as on the other sides; recording and compiling timed apart."""
-    compiling: list[float] = []
-    record = lanes._Run._record
+class Meter:
+    """Times recording and compiling the step apart from sampling, and counts the leapfrogs of all lanes."""
 
-    def timed(run: Any, compile_it: bool) -> Any:
-        begin = time.perf_counter()
-        step = record(run, compile_it)
-        compiling.append(time.perf_counter() - begin)
-        return step
+    def __init__(self) -> None:
+        self.compiling = self.apart = self.gradient = self.leapfrogs = 0.0
+        self.record = lanes._Run._record
 
-    lanes._Run._record = timed  # type: ignore[method-assign]
-    start = time.perf_counter()
-    plan = NutsSettings(CHAINS, warmup, draws, TARGET, compile=True)
-    found, _ = lanes.sample_nuts(model, cal.data.Data({"x": x}), plan, 0, cal.progress.silent)
-    seconds = time.perf_counter() - start - sum(compiling)
-    lanes._Run._record = record  # type: ignore[method-assign]
-    values = [found.draws[site].reshape(CHAINS, draws, len(x), -1).numpy() for site in found.latents]
-    stats = found.stats
-    return Drawn(
-        np.concatenate(values, -1),
-        stats["diverging"].numpy(),
-        stats["energy"].numpy(),
-        float(stats["n_steps"].float().mean()),
-        seconds,
-        sum(compiling),
-    )
+    def __call__(self, run: Any, compile_it: bool) -> Any:
+        """What `_Run._record` returns, with a count of its calls."""
+        begin = time.perf_counter(), now()
+        step = self.record(run, compile_it)
+        self.compiling += time.perf_counter() - begin[0]  # with the C++ compiler, which is another process
+        count = len(run.state.key)
+        self.gradient = self.gradient or seconds_of_gradient(run) / count
+        self.apart += now() - begin[1]
+
+        def counted(*tensors: torch.Tensor) -> Any:
+            self.leapfrogs += count
+            return step(*tensors)
+
+        return counted
+
+
+def seconds_of_gradient(run: Any) -> float:
+    """Seconds that the compiled log density of all lanes takes with its gradient."""
+    fixed, names = run.state.fixed, tuple(run.state.fixed.rows)
+
+    def value_and_slope(q: torch.Tensor, powers: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q = q.detach().requires_grad_()
+        value = run.density(q, powers, dict(zip(names, rows, strict=True)))
+        return value.detach(), *torch.autograd.grad(value.sum(), q)
+
+    inputs = run.state.lanes.q, fixed.powers, *fixed.rows.values()
+    fast = compiled(value_and_slope, *inputs)
+    times = []
+    while len(times) < 200 and sum(times) < 2.0:
+        begin = now()
+        fast(*inputs)
+        times.append(now() - begin)
+    return float(np.median(times))
+
+
+def ours(compile: Any) -> Callable[..., Drawn]:
+    """`sample_nuts` alone: no gate, no repair, as on the other sides."""
+
+    def sample(name: str, model: PyroModule, x: torch.Tensor, warmup: int, draws: int) -> Drawn:
+        plan = ReferencePlan(
+            method="nuts", chains=CHAINS, warmup=warmup, draws=draws, target_accept=TARGET, compile=compile
+        ).nuts
+        meter = Meter()
+        lanes._Run._record = lambda run, compile_it: meter(run, compile_it)  # type: ignore[method-assign]
+        start = now()
+        found, _ = lanes.sample_nuts(model, cal.data.Data({"x": x}), plan, 0, cal.progress.silent)
+        seconds = now() - start - meter.apart
+        lanes._Run._record = meter.record  # type: ignore[method-assign]
+        values = [found.draws[site].reshape(CHAINS, draws, len(x), -1).numpy() for site in found.latents]
+        stats = found.stats
+        return Drawn(
+            np.concatenate(values, -1),
+            stats["diverging"].numpy(),
+            stats["energy"].numpy(),
+            float(stats["n_steps"].float().mean()),
+            seconds,
+            meter.compiling,
+            found.subchains,
+            meter.gradient * meter.leapfrogs / seconds,
+        )
+
+    return sample
 
 
 def pyros(name: str, model: PyroModule, x: torch.Tensor, warmup: int, draws: int) -> Drawn:
@@ -156,10 +212,10 @@ def pyros(name: str, model: PyroModule, x: torch.Tensor, warmup: int, draws: int
     from calibrant.inference.references import pyro_nuts
 
     pyro_nuts._TARGET_ACCEPT = TARGET
-    start = time.perf_counter()
+    start = now()
     data = cal.data.Data({"x": x})
     found = pyro_nuts.sample_pyro_nuts(model, data, CHAINS, warmup, draws, 0, cal.progress.silent)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     values = [found.draws[site].reshape(CHAINS, draws, len(x), -1).numpy() for site in found.latents]
     stats = found.stats
     leapfrogs = float(stats["n_steps"].float().mean())
@@ -200,13 +256,13 @@ def numpyros(one_by_one: bool, double: bool) -> Callable[..., Drawn]:
         begin = time.perf_counter()
         ready = program.lower(*((keys[0], data[0]) if one_by_one else (keys, data))).compile()
         compiling = time.perf_counter() - begin
-        begin = time.perf_counter()
+        begin = now()
         if one_by_one:
             parts = [jax.block_until_ready(ready(key, datum)) for key, datum in zip(keys, data, strict=True)]
             found = [np.stack([np.asarray(part[i]) for part in parts]) for i in range(4)]
         else:
             found = [np.asarray(part) for part in jax.block_until_ready(ready(keys, data))]
-        seconds = time.perf_counter() - begin
+        seconds = now() - begin
         q, diverging, energy, steps = (_by_chain(part, len(x)) for part in found)
         return Drawn(q, diverging, energy, float(steps.mean()), seconds, compiling)
 
@@ -243,7 +299,8 @@ def _potential(name: str, model: Any) -> tuple[int, Callable[..., Any]]:
 
 
 SAMPLERS: dict[str, Callable[..., Drawn]] = {
-    "calibrant": ours,
+    "calibrant": ours("auto"),
+    "calibrant-compiled": ours(True),
     "pyro": pyros,
     "numpyro-each": numpyros(one_by_one=True, double=True),
     "numpyro-vmap": numpyros(one_by_one=False, double=True),
@@ -257,34 +314,36 @@ SAMPLERS: dict[str, Callable[..., Drawn]] = {
 def show(rows: list[Row]) -> None:
     """The table, and our rate over each of the others'."""
     best = {(row.problem, row.posteriors): row.rate for row in rows if row.side == "calibrant"}
-    head = (
-        "problem",
-        "posteriors",
-        "side",
-        "sampled",
-        "seconds",
-        "compile",
-        "pass",
-        "min ESS",
-        "leapfrogs",
-        "ESS/s",
-        "ours/it",
-    )
-    print(("{:>12}" * 2 + "{:>22}" + "{:>11}" * 8).format(*head))
+    head = ("sampled", "seconds", "compile", "pass", "min-ESS", "leapfrogs", "ESS/s", "arithmetic", "ours/it")
+    print(("{:>9}{:>11}{:>22}" + "{:>11}" * len(head)).format("problem", "posteriors", "side", *head))
     for row in rows:
-        ours_over = best.get((row.problem, row.posteriors), math.nan) / row.rate if row.rate else math.inf
+        ratio = best.get((row.problem, row.posteriors), math.nan) / row.rate if row.rate else math.inf
+        share = "" if row.arithmetic is None else f"{row.arithmetic:.0%}"
         print(
-            f"{row.problem:>12}{row.posteriors:>12}{row.side:>22}{row.sampled:>11}{row.seconds:>11.1f}"
+            f"{row.problem:>9}{row.posteriors:>11}{row.side:>22}{row.sampled:>11}{row.seconds:>11.1f}"
             f"{row.compiling:>11.1f}{row.passed:>11.0%}{row.min_ess:>11.0f}{row.leapfrogs:>11.1f}{row.rate:>11.1f}"
-            f"{ours_over:>11.1f}"
+            f"{share:>11}{ratio:>11.2f}"
         )
+
+
+def ratios(rows: list[Row]) -> None:
+    """Our rate over that of NumPyro's better mode and of Pyro, by number of posteriors."""
+    rates = {(row.problem, row.posteriors, row.side): row.rate for row in rows}
+    for name, posteriors in dict.fromkeys((row.problem, row.posteriors) for row in rows):
+        numpyro = max((rates.get((name, posteriors, side), 0.0) for side in SIDES if "numpyro" in side), default=0.0)
+        others = {"NumPyro's better mode": numpyro, "Pyro": rates.get((name, posteriors, "pyro"), 0.0)}
+        for side in ("calibrant", "calibrant-compiled"):
+            found = rates.get((name, posteriors, side), math.nan)
+            for other, rate in others.items():
+                if rate and found == found:
+                    print(f"{name}, {posteriors} posteriors: {side} is {found / rate:.2f} times {other}")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", default=["mlp", "ea-vae"], choices=["mlp", "ea-vae"])
-    parser.add_argument("--posteriors", nargs="+", type=int, default=[64, 1024, 8192])
+    parser.add_argument("--posteriors", nargs="+", type=int, default=[1, 4, 16, 64, 1024, 8192])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--warmup", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1000)
@@ -292,13 +351,17 @@ def main() -> None:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of our side and Pyro's"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="count seconds of the processor")
     parser.add_argument(
         "--quick", action="store_true", help="16 posteriors of the smaller problem, 500 iterations each"
     )
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
     asked = parser.parse_args()
     if asked.quick:
         asked.problems, asked.posteriors, asked.warmup, asked.draws = ["mlp"], [16], 500, 500
+    if asked.cpu_time:
+        global now
+        now = time.process_time
     torch.set_num_threads(asked.threads)
     rows: list[Row] = []
     for name in asked.problems:
@@ -308,9 +371,9 @@ def main() -> None:
                 show(rows[-1:])
     print()
     show(rows)
+    ratios(rows)
     if asked.json:
-        with open(asked.json, "w") as file:
-            json.dump([asdict(row) for row in rows], file, indent=1)
+        asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

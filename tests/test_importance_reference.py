@@ -108,8 +108,9 @@ def mixed() -> xr.DataTree:
 
 def test_data_with_a_guide_that_is_too_narrow_get_chains(mixed):
     found = gate(mixed)
-    assert treatments(mixed) == ["importance"] * 3 + ["NUTS"] * 2
-    assert found["look"].values.tolist() == [0, 0, 0, 1, 1]
+    assert [text.partition(",")[0] for text in treatments(mixed)] == ["importance"] * 3 + ["NUTS"] * 2
+    assert found["look"].values[:3].tolist() == [0, 0, 0]
+    assert (found["look"].values[3:] >= 1).all()
     assert found["is_reference"].all()
     assert (found["pareto_k"][3:] > 0.5).all()
     assert np.isfinite(found["log_evidence"].values).tolist() == [True] * 3 + [False] * 2

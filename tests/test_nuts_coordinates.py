@@ -137,6 +137,25 @@ def test_latents_are_held_relative_to_their_priors_location(program):
         torch.testing.assert_close(shrunk, target.log_density(q, plain, {}, observed))
 
 
+@pytest.mark.parametrize("program", [laplace_mixture, centred_on_a_constant, centred_on_a_latent, hierarchy_of_schools])
+def test_gradients_in_all_coordinates(program):
+    """They are those of the density in these coordinates."""
+    observed = {"x": torch.zeros(3, dtype=torch.float64)} if program is not laplace_mixture else MIXED
+    target = Target(as_program(program), cal.program.sites(program, observed), observed, {})
+    where = lanes.coordinates_of(target, torch.device("cpu"))
+    q = torch.randn(3, target.width, dtype=torch.float64)
+
+    def gradient(q, powers):
+        q = q.detach().requires_grad_()
+        return torch.autograd.grad(target.log_density(q, powers, {}, observed).sum(), q)[0]
+
+    every = [powers.expand(3, -1) for powers in where.table.unbind(1)]
+    for own in every:
+        found = where.gradients_in_all(q, gradient(q, own), own)
+        expected = [gradient(where.move(q, own, other), other) for other in every]
+        torch.testing.assert_close(found, torch.stack(expected, 1), check_dtype=False)
+
+
 def test_other_coordinates_are_neighbours_in_the_pairs_own_table():
     observed = {"x": torch.zeros(3, dtype=torch.float64)}
     for program, sign in ((scale_mixture, 1.0), (centred_on_a_constant, -1.0)):

@@ -81,7 +81,7 @@ def test_only_what_fails_is_run_again_and_its_draws_are_those_of_its_last_look(m
     convergence = tree["convergence"].dataset
     assert sampler.data == [[0, 1, 2, 3, 4, 5], [1, 3], [1]]
     assert [plan.target_accept for plan in sampler.plans] == [0.8, 0.95, 0.99]
-    assert [plan.dense for plan in sampler.plans] == [False, False, True]
+    assert [plan.dense for plan in sampler.plans] == ["auto", "auto", True]
     assert convergence["is_reference"].values.all()
     assert looks_of(tree) == convergence["look"].values.tolist() == [1, 3, 1, 2, 1, 1]
     texts = ["", "target acceptance 0.99, dense metric", "", "target acceptance 0.95", "", ""]

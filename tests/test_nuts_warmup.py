@@ -9,7 +9,11 @@ import torch
 from agreement import limit
 from small_models import nuts
 
-from calibrant.inference.references import adaptation
+import calibrant as cal
+from calibrant.inference.references import adaptation, lane_state, metrics
+from calibrant.inference.references import nuts as nuts_module
+from calibrant.inference.references.lanes import NutsSettings, sample_nuts
+from calibrant.program import as_program
 
 
 @pytest.fixture
@@ -17,28 +21,140 @@ def one_look(monkeypatch):
     small_models.one_look(monkeypatch)
 
 
-def test_windows_are_stans():
-    plan = adaptation.schedule(1000)
-    ends = plan.closes.nonzero()[:, 0] + 1
-    assert ends.tolist() == [100, 150, 250, 450, 950]
-    assert (plan.window[:75] == -1).all()
-    assert (plan.window[950:] == -1).all()
+@pytest.mark.parametrize(
+    ("warmup", "chains", "ends"),
+    [
+        (1000, 4, [30, 80, 180, 380, 950]),
+        (1000, 16, [13, 25, 43, 70, 110, 190, 350, 950]),
+        (125, 16, [13, 25, 43, 70, 106]),
+        (34, 32, [13, 29]),
+        (2, 4, [2]),
+        (0, 4, []),
+    ],
+)
+def test_windows_grow_and_are_shorter_where_many_chains_pool(warmup, chains, ends):
+    plan = adaptation.schedule(warmup, chains)
+    assert (plan.closes.nonzero()[:, 0] + 1).tolist() == ends
+    assert plan.first == (ends or [0])[0]
+    assert plan.settled.tolist()[-1:] == [True][: len(ends)]
+    assert not plan.settled[: sum(end <= 60 for end in ends[:-1])].any()
+    assert (plan.window[(ends or [0])[-1] :] == -1).all()
+    within = plan.window[plan.window >= 0]
+    assert within.tolist() == sorted(within.tolist())
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_chains_of_a_datum_pool_what_they_know(dense):
     generator = torch.Generator().manual_seed(1)
-    draws = torch.randn(4, 30, 3, dtype=torch.float64, generator=generator) * torch.tensor([1.0, 2.0, 5.0]) + 1e6
+    size = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([4.0, 1.0, 0.1])
+    vectors = torch.randn(4, 30, 2, 3, dtype=torch.float64, generator=generator) * torch.stack(size) + 1e6
     state = adaptation.start(torch.zeros(4, 3, dtype=torch.float64), 2, 1, 0, dense)
     for step in range(30):
         some = torch.arange(4)[: 4 if step < 20 else 2]  # two chains stop early
-        window = torch.ones(len(some), dtype=torch.int64)
-        adaptation.contribute(state, some, window, draws[some, step, None], torch.zeros(len(some), 0, 1), some.double())
+        window, none = torch.ones(len(some), dtype=torch.int64), torch.zeros(len(some), 0, 1)
+        adaptation.contribute(state, some, window, vectors[some, step, :, None], none, some.double())
     count, variance, _ = adaptation.pooled(state, torch.arange(4)[None], torch.tensor([1]))
-    together = torch.cat([draws[:, :20].reshape(-1, 3), draws[:2, 20:].reshape(-1, 3)])
-    expected = together.T.cov() if dense else together.var(0)
+    together = torch.cat([vectors[:, :20].reshape(-1, 2, 3), vectors[:2, 20:].reshape(-1, 2, 3)])
     assert int(count) == len(together) == 100
-    torch.testing.assert_close(variance[0, 0], expected, rtol=1e-6, atol=1e-6)
+    for kind in range(2):
+        expected = together[:, kind].T.cov() if dense else together[:, kind].var(0)
+        torch.testing.assert_close(variance[0, kind, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_chains_that_still_travel_are_not_pooled():
+    vectors = torch.randn(5, 30, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    state = adaptation.start(torch.zeros(5, 3, dtype=torch.float64), 1, 1, 0, False)
+    vectors[4] *= 1e6
+    lane, window, none = torch.arange(5), torch.zeros(5, dtype=torch.int64), torch.zeros(5, 0, 1)
+    for step in range(30):
+        density = torch.tensor([0.0, -49.0, 10.0, 5.0, -51.0], dtype=torch.float64)
+        adaptation.contribute(state, lane, window, vectors[:, step, :, None], none, density)
+    count, variance, _ = adaptation.pooled(state, lane[None], window[:1])
+    assert int(count) == 120
+    torch.testing.assert_close(variance[0, 0, 0], vectors[:4, :, 0].reshape(-1, 3).var(0))
+
+
+def long_and_narrow(size):
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.tensor([1e-3, 1e3])).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0))
+
+
+@pytest.mark.parametrize("most", [nuts_module.EARLY_DEPTH, 8], ids=["as it is", "without the limit"])
+def test_trees_are_short_before_the_first_metric(monkeypatch, most):
+    monkeypatch.setattr(nuts_module, "EARLY_DEPTH", most)
+    lengths, tend = [], lane_state.tend
+
+    def watched(state, ended, plan):
+        early = ended.over & (ended.iteration < plan.schedule.first)
+        lengths.extend(ended.n_steps[early].tolist())
+        tend(state, ended, plan)
+
+    monkeypatch.setattr(lane_state, "tend", watched)
+    settings, data = NutsSettings(warmup=40, draws=4, dense=False), cal.data.Data({"x": torch.zeros(2)})
+    sample_nuts(as_program(long_and_narrow), data, settings, 0, cal.progress.silent)
+    assert len(lengths) == 8 * adaptation.schedule(40, 4).first
+    assert (max(lengths) <= 31) == (most == 5)
+
+
+# -- the metric --------------------------------------------------------------------------------------------------------
+
+
+def normal_target(width, draws, seed=0):
+    """The covariance of a Normal with scales from 1e-3 to 1e3, draws far from its own, and gradients at the draws."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-3, 3, width, dtype=torch.float64)
+    loading = torch.randn(width, width, dtype=torch.float64, generator=generator)
+    covariance = loading @ loading.T * scale * scale[:, None]
+    q = (5 + torch.rand(draws, width, dtype=torch.float64, generator=generator)) * 3 * scale
+    return covariance, q, -q @ torch.linalg.inv(covariance)
+
+
+def metric_of(q, grad, dense=True):
+    width = q.shape[1]
+    spread = [part.T.cov()[None] if dense else part.var(0)[None] for part in (q, grad)]
+    before = torch.eye(width, dtype=q.dtype)[None] if dense else q.new_ones(1, width)
+    return metrics.metric(torch.tensor([float(len(q))]), *spread, before)[0]
+
+
+def condition(found, covariance):
+    """The condition number of the posterior under a metric; 1 if the metric is exact."""
+    values = torch.linalg.eigvals(torch.linalg.solve(found, covariance)).real
+    return float(values.max() / values.min())
+
+
+def test_the_metric_of_a_normal_is_exact_from_few_draws_from_anywhere():
+    covariance, q, grad = normal_target(6, 12)
+    assert condition(metric_of(q, grad), covariance) == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(metric_of(q, grad), covariance, rtol=1e-4, atol=0)
+
+
+SIGN = torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0, 1.0])
+PLANTED = {
+    "the inverse": lambda q, grad: (grad, q),
+    "draws for gradients": lambda q, grad: (q, q),
+    "a wrong sign of one entry": lambda q, grad: (q, grad * SIGN),
+    "entries of different draws": lambda q, grad: (torch.stack([q[:, i].roll(i) for i in range(6)], 1), grad),
+}
+
+
+@pytest.mark.parametrize("wrong", PLANTED.values(), ids=PLANTED)
+def test_planted_defects_of_the_metric_are_seen(wrong):
+    covariance, q, grad = normal_target(6, 12)
+    assert condition(metric_of(*wrong(q, grad)), covariance) > 2
+
+
+def test_few_draws_give_a_diagonal_metric_and_draws_that_do_not_move_none():
+    _, q, grad = normal_target(6, 11)
+    found = metric_of(q, grad)
+    torch.testing.assert_close(found, torch.diag(metric_of(q, grad, dense=False)))
+    torch.testing.assert_close(found.diagonal(), q.std(0) / grad.std(0))
+    assert torch.equal(metric_of(q[:9], grad[:9]), torch.eye(6, dtype=q.dtype))
+    still = q.clone()
+    still[:, 2] = 7.0
+    assert torch.equal(metric_of(still, grad), torch.eye(6, dtype=q.dtype))
+    assert float(metric_of(still, grad, dense=False)[2]) == 1.0
+    assert torch.isfinite(metric_of(q, grad * torch.nan)).all()
 
 
 def two_places(size, nats):

@@ -23,17 +23,25 @@ _FIRST_LAGS = 16  # most chains that mix need no more; for these, products are c
 _CONSTANT = 1e-15  # a chain whose values differ by less is constant
 
 
-def diagnose(draws: npt.ArrayLike) -> dict[str, Array]:
+def diagnose(draws: npt.ArrayLike, subchains: int = 1) -> dict[str, Array]:
     """R-hat, bulk ESS and tail ESS of every scalar.
 
+    If a chain consists of sub-chains with a common start, R-hat is nested (Margossian, Hoffman, Sountsov, Riou-Durand,
+    Vehtari & Gelman 2024, Bayesian Analysis): it compares the halves of chains, where the first half consists of the
+    first halves of all sub-chains. So sub-chains which have not forgotten their start, or still drift together, raise
+    it, while the noise of a single short sub-chain does not. ESS counts every sub-chain as a chain.
+
     Args:
-        draws: `(chain, draw, …)`, finite, at least 4 draws per chain.
+        draws: `(chain, draw, …)`, finite, at least 4 draws per sub-chain.
+        subchains: number of sub-chains, one after another and of equal length, of which every chain consists.
 
     Returns:
         `rhat`, the larger of the values for the draws and for the folded draws; `ess_bulk`; and `ess_tail`, the
         smaller of the values for the 5% and 95% quantiles (both in draws). Each has the trailing shape of the draws.
     """
-    rhat, bulk, tail = _by_block(_diagnose, np.asarray(draws, dtype=np.float64), 3)
+    draws = np.asarray(draws, dtype=np.float64)
+    draws = draws.reshape(len(draws) * subchains, -1, *draws.shape[2:])
+    rhat, bulk, tail = _by_block(lambda x: _diagnose(x, subchains), draws, 3)
     return {"rhat": rhat, "ess_bulk": bulk, "ess_tail": tail}
 
 
@@ -49,17 +57,19 @@ def ess(draws: npt.ArrayLike) -> Array:
     return _by_block(lambda x: _ess(_split(x))[None], np.asarray(draws, dtype=np.float64), 1)[0]
 
 
-def bfmi(energy: npt.ArrayLike) -> Array:
+def bfmi(energy: npt.ArrayLike, subchains: int = 1) -> Array:
     """Estimated Bayesian fraction of missing information of every chain.
 
     Args:
         energy: `(chain, draw, …)`.
+        subchains: number of sub-chains, one after another and of equal length, of which every chain consists.
 
     Returns:
         `(chain, …)`.
     """
     energy = np.asarray(energy, dtype=np.float64)
-    return np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1, ddof=1)
+    steps = np.diff(energy.reshape(len(energy), subchains, -1, *energy.shape[2:]), axis=2)
+    return np.square(steps).mean((1, 2)) / energy.var(1, ddof=1)
 
 
 def _by_block(statistics: Callable[[Array], Array], draws: Array, count: int) -> Array:
@@ -74,8 +84,8 @@ def _by_block(statistics: Callable[[Array], Array], draws: Array, count: int) ->
     return found.reshape(count, *shape)
 
 
-def _diagnose(x: Array) -> Array:
-    """R-hat, bulk and tail ESS `(3, row)` of draws `(row, chain, draw)`, from one sort and one merge."""
+def _diagnose(x: Array, subchains: int) -> Array:
+    """R-hat, bulk and tail ESS `(3, row)` of draws `(row, sub-chain, draw)`, from one sort and one merge."""
     split = _split(x)
     places, ordered = _order(split.reshape(len(split), -1))
     bulk = _put(_normal_scores(ordered), places).reshape(split.shape)
@@ -84,7 +94,7 @@ def _diagnose(x: Array) -> Array:
     merged, distances = _order(np.abs(ordered - median), "stable")  # it merges the two sorted runs of a row
     folded = _put(_normal_scores(distances), places.ravel()[merged]).reshape(split.shape)
     with np.errstate(invalid="ignore", divide="ignore"):  # constant chains
-        rhat = np.maximum(_rhat(bulk), _rhat(folded))
+        rhat = np.maximum(_rhat(_nested(bulk, subchains)), _rhat(_nested(folded, subchains)))
     return np.stack((rhat, _ess(bulk), _ess_tail(x, split, ordered)))
 
 
@@ -92,6 +102,11 @@ def _split(x: Array) -> Array:
     """Split every chain into halves; if the number of draws is odd, the middle draw is dropped."""
     half = x.shape[2] // 2
     return np.concatenate((x[:, :, :half], x[:, :, -half:]), axis=1)
+
+
+def _nested(split: Array, subchains: int) -> Array:
+    """Halves of chains `(row, half, draw)`, from halves of sub-chains, where those of a chain are adjacent."""
+    return split.reshape(len(split), -1, subchains * split.shape[2])
 
 
 def _order(rows: Array, kind: Literal["quicksort", "stable"] = "quicksort") -> tuple[Places, Array]:

@@ -57,10 +57,11 @@ def reference(
     covariates: Mapping[str, Any] | None = None,
     init: Program | None = None,
     target_accept: float = 0.8,
-    dense: bool = False,
+    dense: bool | Literal["auto"] = "auto",
     compile: bool | Literal["auto"] = "auto",
     starts: int = 32,
     pool: int = POOL,
+    subchains: int | Literal["auto"] = "auto",
     groups: Iterable[str] = (),
     seed: int = 0,
     progress: Progress | bool = True,
@@ -91,13 +92,19 @@ def reference(
             prior. Method "importance" draws from it.
         target_accept: mean acceptance rate to which batched NUTS adapts its step sizes; data with divergences are run
             again with a higher rate.
-        dense: whether batched NUTS estimates a dense metric from the start, for few, strongly correlated latents (a
-            Gaussian process); the coordinates are not adapted then.
-        compile: whether batched NUTS compiles its step; "auto" does from 1,000 iterations per chain on.
+        dense: whether batched NUTS estimates a dense metric, for few, strongly correlated latents (a Gaussian process);
+            "auto" does for joint posteriors (shared latents) of at most 50 dimensions.
+        compile: whether batched NUTS compiles its step; "auto" does for long chains and for many data, for which it
+            saves more time than it takes.
         starts: number of short chains per datum with which batched NUTS searches for modes before its chains (half as
             many with shared latents); half of them start at draws of the guide `init`, the others at draws of the prior
             and farther out. A mode to which 10% of starts lead is missed by 32 starts in 3% of cases. 0 for no search.
         pool: number of draws per datum from which importance resamples, at least `chains` × `draws`.
+        subchains: number of sub-chains into which batched NUTS divides every chain. They start at the same place, run
+            side by side with random numbers of their own, and follow each other in the chain that is returned. Warm-up
+            and draws are divided among them, so that few posteriors take far less time. R-hat is nested then: it
+            compares chains, that is, starts. "auto" takes 8 for 1,000 + 1,000 iterations, 4 for 500 + 500, and 1 for
+            short chains; 1 stands for ordinary chains.
         covariates: keyword → tensor, leading dimension data.
         groups: any of "prior", "prior_predictive", "posterior_predictive", "log_likelihood".
         seed: random seed for the draws.
@@ -122,7 +129,7 @@ def reference(
         ProgramError, DataError: for a model or data that break the contract.
     """
     progress = reporting(progress)
-    plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile, starts, pool)
+    plan = ReferencePlan(method, chains, warmup, draws, init, target_accept, dense, compile, starts, pool, subchains)
     if method not in IMPORTANCE:
         return reference_of(*checked(model, observed, covariates), plan, groups, seed, progress)
     if init is None:

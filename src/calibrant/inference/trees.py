@@ -138,13 +138,8 @@ def build_tree(
     """
     local, latents = set(local), list(latents)
     attributes = {
-        "method": method,
-        "independent_draws": int(independent),
-        "latents": json.dumps(latents),
-        "settings": json.dumps(dict(settings)),
+        **attributes_of(method, independent, latents, settings),
         "model_sha256": model_sha256(model),
-        "inference_library": "calibrant",
-        "inference_library_version": __version__,
     }
     kept = as_stored(draws, model, data, latents, local)
     posterior = {name: _array(model, name, value.numpy(), SAMPLE, name in local) for name, value in kept.items()}
@@ -159,6 +154,20 @@ def build_tree(
         "constant_data": xr.Dataset({n: _given(model, dims, n, v) for n, v in covariates.items()}),
     }
     return xr.DataTree.from_dict({f"/{name}": with_coords(group, coords) for name, group in groups.items()})
+
+
+def attributes_of(
+    method: str, independent: bool, latents: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, str | int]:
+    """What the groups `posterior` and `sample_stats` say of their draws; the arguments are those of `build_tree`."""
+    return {
+        "method": method,
+        "independent_draws": int(independent),
+        "latents": json.dumps(list(latents)),
+        "settings": json.dumps(dict(settings)),
+        "inference_library": "calibrant",
+        "inference_library_version": __version__,
+    }
 
 
 def _given(model: nn.Module, dims: Mapping[str, Sequence[str]], name: str, value: Tensor) -> xr.DataArray:
@@ -218,7 +227,12 @@ def _short(value: Tensor) -> Tensor:
 
 def event_dims(model: nn.Module, name: str, count: int, given: tuple[str, ...] = ()) -> list[str]:
     """Names of the event dimensions of a site: those in `model.dims`, or of its data, or else `NAME_dim_0`, …"""
-    named = list(getattr(model, "dims", {}).get(name, given))
+    return named_dims(name, count, getattr(model, "dims", {}).get(name, given))
+
+
+def named_dims(name: str, count: int, given: Sequence[str]) -> list[str]:
+    """Names of the dimensions of a variable: those that are given, and `NAME_dim_0`, … for those that are not."""
+    named = list(given)
     return [named[i] if i < len(named) else f"{name}_dim_{i}" for i in range(count)]
 
 

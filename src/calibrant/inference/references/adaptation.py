@@ -1,7 +1,7 @@
 """Adaptation in warm-up: the step size of each chain, and the metric and coordinates of each datum.
 
-Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane. Metrics are estimated in Stan's windows
-of growing length. When a chain reaches the end of a window, it uses the draws that all chains of its datum have
+Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane. Metrics are estimated in windows of
+growing length. When a chain reaches the end of a window, it uses the draws that all chains of its datum have
 contributed to the window by then, so that no chain waits for another. Coordinates are chosen together with the metric,
 by how well a diagonal Normal fits the draws.
 """
@@ -14,49 +14,70 @@ import torch
 from torch import Tensor
 
 _GAMMA, _DELAY, _DECAY = 0.05, 10.0, 0.75  # parameters of dual averaging, as in Hoffman & Gelman
-STAN = 75, 50, 25  # Stan's buffers before and after the windows, and first window, in iterations
-_PRIOR_DRAWS, _PRIOR_VARIANCE = 5.0, 1e-3  # Stan's shrinkage of the metric
-_ENOUGH = 20  # draws of a window that are needed to choose coordinates or to move chains
+_UNUSED = 5  # first iterations, whose draws are in no window
+_FIRST_DRAWS, _SHORTEST, _LONGEST = 128, 8, 25  # of the first window: draws of all chains; iterations
+_LAST, _LAST_SHARE = 50, 0.15  # iterations after the last window, in which only step sizes adapt; share of short ones
+_SETTLED = 60  # iterations after which chains no longer travel from their starts
+_ENOUGH = 16  # draws of a window that are needed to choose coordinates or to move chains
 _SLACK, _SLACK_EACH = 20.0, 10.0  # nats, and nats per dimension, by which the density of a chain may be lower
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The window of every iteration of warm-up (−1 for none), and whether the iteration closes the window."""
+    """The windows of warm-up.
+
+    Attributes:
+        window: window of every iteration, −1 for none.
+        closes: whether an iteration closes its window.
+        settled: whether a window begins so late, or is the last, that chains have arrived where they stay.
+        first: number of iterations before the first metric.
+    """
 
     window: Tensor
     closes: Tensor
+    settled: Tensor
+    first: int
 
     @property
     def windows(self) -> int:
         """Number of windows."""
-        return int(self.closes.sum())
+        return len(self.settled)
 
 
-def schedule(warmup: int, lengths: tuple[int, int, int] = STAN) -> Schedule:
-    """Stan's windows for a warm-up of this length, from the lengths of the two buffers and of the first window."""
-    first, last, base = lengths
-    if warmup < first + last + base:
-        first, last = int(0.15 * warmup), int(0.1 * warmup)
-        base = warmup - first - last
-    window, closes = torch.full((warmup,), -1), torch.zeros(warmup, dtype=torch.bool)
-    start, length, index = first, base, 0
-    while start < warmup - last:
-        end = start + length
-        if end + 2 * length > warmup - last:  # the next window would not fit: this one takes the rest
-            end = warmup - last
+def schedule(warmup: int, chains: int) -> Schedule:
+    """Windows for a warm-up of this length, each longer than the one before.
+
+    The first has 128 draws of all chains of a datum, in 8 to 25 iterations, since draws with gradients tell a metric
+    long before the chains have arrived. Windows double or, where 16 chains or more fill them, first grow by half. The
+    last window takes the rest; of many chains it is short, so that it holds no draws of chains that still travel.
+    """
+    stop = warmup - min(_LAST, round(_LAST_SHARE * warmup))
+    start, index = min(_UNUSED, warmup // 5), 0
+    length = min(_LONGEST, max(_SHORTEST, -(-_FIRST_DRAWS // chains)))
+    many = length == _SHORTEST
+    window, closes, settled = torch.full((warmup,), -1), torch.zeros(warmup, dtype=torch.bool), []
+    while start < stop:
+        slowly = many and start < _SETTLED
+        end, following = start + length, length * 3 // 2 if slowly else 2 * length
+        if end + (length if many else following) > stop:  # the next window would not fit: this one takes the rest
+            end = stop
         window[start:end], closes[end - 1] = index, True
-        start, length, index = end, 2 * length, index + 1
-    return Schedule(window, closes)
+        settled.append(start >= _SETTLED or end == stop)
+        start, length, index = end, following, index + 1
+    first = int((window <= 0).sum() - (window[stop:] < 0).sum())
+    return Schedule(window, closes, torch.tensor(settled, dtype=torch.bool), first)
 
 
 @dataclass
 class Adaptation:
-    """Statistics of the draws in warm-up, for `k` candidate coordinates, `w` windows and vectors of width `d`."""
+    """Statistics of the draws, and of the gradients at the draws, in warm-up.
+
+    There are `k` candidate coordinates, `w` windows and vectors of width `d`.
+    """
 
     draws: Tensor  # (lane, w): number of draws
-    mean: Tensor  # (lane, w, k, d): mean of the draws
-    scatter: Tensor  # (lane, w, k, d), or (lane, w, k, d, d) for a dense metric: sums of squares about the mean
+    mean: Tensor  # (lane, w, 2, k, d): means of the draws and gradients
+    scatter: Tensor  # (lane, w, 2, k, d), or (lane, w, 2, k, d, d) for a dense metric: sums of squares about the means
     slopes: Tensor  # (lane, w, pair, k): sums of log|dv/dz|
     density: Tensor  # (lane, w): sums of the log density
 
@@ -67,8 +88,8 @@ def start(q: Tensor, windows: int, candidates: int, pairs: int, dense: bool) -> 
     windows = max(windows, 1)
     return Adaptation(
         draws=q.new_zeros(lanes, windows),
-        mean=q.new_zeros(lanes, windows, candidates, width),
-        scatter=q.new_zeros(lanes, windows, candidates, *((width, width) if dense else (width,))),
+        mean=q.new_zeros(lanes, windows, 2, candidates, width),
+        scatter=q.new_zeros(lanes, windows, 2, candidates, *((width, width) if dense else (width,))),
         slopes=q.new_zeros(lanes, windows, pairs, candidates),
         density=q.new_zeros(lanes, windows),
     )
@@ -98,23 +119,25 @@ def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Ten
     return log_step.exp(), (centre, error, forget * log_step + (1 - forget) * average, count)
 
 
-def contribute(state: Adaptation, lane: Tensor, window: Tensor, draws: Tensor, slopes: Tensor, density: Tensor) -> None:
+def contribute(
+    state: Adaptation, lane: Tensor, window: Tensor, vectors: Tensor, slopes: Tensor, density: Tensor
+) -> None:
     """Add one draw of each lane to its window (Welford's update), in place.
 
     Args:
         state: statistics so far.
         lane: `(n,)`.
         window: `(n,)`.
-        draws: the draws in all candidate coordinates, `(n, k, d)`.
+        vectors: the draws and their gradients in all candidate coordinates, `(n, 2, k, d)`.
         slopes: log|dv/dz| at the draws, `(n, pair, k)`.
         density: log density at the draws, `(n,)`.
     """
     count = state.draws[lane, window] + 1
     mean = state.mean[lane, window]
-    before = draws - mean
-    mean = mean + before / count[:, None, None]
-    after = draws - mean
-    dense = state.scatter.dim() == 5
+    before = vectors - mean
+    mean = mean + before / count[:, None, None, None]
+    after = vectors - mean
+    dense = state.scatter.dim() == 6
     product = before[..., :, None] * after[..., None, :] if dense else before * after
     state.scatter[lane, window] += product
     state.mean[lane, window] = mean
@@ -145,8 +168,11 @@ def stray(state: Adaptation, lane: Tensor, chains: Tensor, window: Tensor) -> tu
     others = mean.masked_fill(chains == lane[:, None], torch.nan)
     middle = others.nanmedian(1)
     known = (~others.isnan()).sum(1) >= 2
-    slack = _SLACK + _SLACK_EACH * state.mean.shape[-1]
-    return known & (own < middle.values - slack), chains.gather(1, middle.indices[:, None])[:, 0]
+    return known & (own < middle.values - _slack(state)), chains.gather(1, middle.indices[:, None])[:, 0]
+
+
+def _slack(state: Adaptation) -> float:
+    return _SLACK + _SLACK_EACH * state.mean.shape[-1]
 
 
 def forget(state: Adaptation, lane: Tensor, window: Tensor) -> None:
@@ -156,7 +182,9 @@ def forget(state: Adaptation, lane: Tensor, window: Tensor) -> None:
 
 
 def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Combine the statistics of all chains of a datum in a window.
+    """Combine the statistics of the chains of a datum in a window.
+
+    Chains far below the median density, as in `stray`, are left out: they are astray, or still travel.
 
     Args:
         state: statistics of the draws in warm-up.
@@ -164,32 +192,27 @@ def pooled(state: Adaptation, chains: Tensor, window: Tensor) -> tuple[Tensor, T
         window: `(n,)`.
 
     Returns:
-        Numbers of draws `(n,)`, variances `(n, k, d)` or, for a dense metric, covariances `(n, k, d, d)`, and mean
-        log|dv/dz| `(n, pair, k)`.
+        Numbers of draws `(n,)`; variances of draws and gradients `(n, 2, k, d)` or, for a dense metric, covariances
+        `(n, 2, k, d, d)`; and mean log|dv/dz| `(n, pair, k)`.
     """
     at = chains, window[:, None].expand_as(chains)
-    count, mean = state.draws[at], state.mean[at]
+    density = state.density[at] / state.draws[at]
+    used = ~(density < density.nanmedian(1, keepdim=True).values - _slack(state))
+    count, mean, scatter, slopes = (
+        part[at].masked_fill(~used.reshape(*used.shape, *[1] * (part.dim() - 2)), 0.0)
+        for part in (state.draws, state.mean, state.scatter, state.slopes)
+    )
     total = count.sum(1).clamp_min(1)
-    share = (count / total[:, None])[..., None, None]
-    centre = (share * mean).sum(1)
+    weight = count[..., None, None, None]
+    centre = (weight * mean).sum(1) / total[:, None, None, None]
     apart = mean - centre[:, None]
-    weight = count[..., None, None]
-    if state.scatter.dim() == 5:
+    if scatter.dim() == 6:
         between = (weight[..., None] * apart[..., :, None] * apart[..., None, :]).sum(1)
     else:
         between = (weight * apart.square()).sum(1)
-    scatter = state.scatter[at].sum(1) + between
+    scatter = scatter.sum(1) + between
     variance = scatter / (total - 1).clamp_min(1).reshape(-1, *[1] * (scatter.dim() - 1))
-    return total, variance, state.slopes[at].sum(1) / total[:, None, None]
-
-
-def metric(count: Tensor, variance: Tensor) -> Tensor:
-    """Stan's estimate of the inverse mass, from variances `(n, d)` or covariances `(n, d, d)` of `count` draws."""
-    share = (count / (count + _PRIOR_DRAWS)).reshape(-1, *[1] * (variance.dim() - 1))
-    floor = _PRIOR_VARIANCE * (1 - share)
-    if variance.dim() == 3:
-        return share * variance + floor * torch.eye(variance.shape[-1], dtype=variance.dtype, device=variance.device)
-    return share * variance + floor
+    return total, variance, slopes.sum(1) / total[:, None, None]
 
 
 def choose(count: Tensor, variance: Tensor, slopes: Tensor, table: Tensor, pair_of: Tensor, powers: Tensor) -> Tensor:

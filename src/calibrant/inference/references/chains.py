@@ -33,6 +33,7 @@ class McmcDraws:
         edges: continuous latents → `(data,)`, share of the draws of a datum that are `at_an_edge` of the support.
         vectors: vectors of the lanes, `(chain, draw, data, width)`, with one entry along `data` for chains over all
             data; None unless the chains are kept in a mode.
+        subchains: number of sub-chains, one after another, of which every chain consists.
     """
 
     draws: dict[str, Tensor]
@@ -44,6 +45,7 @@ class McmcDraws:
     moved: Tensor
     edges: dict[str, Tensor]
     vectors: Tensor | None = None
+    subchains: int = 1
 
     def thinned(self, keep: int) -> McmcDraws:
         """Keep every n-th draw, so that `keep` draws per chain remain."""
@@ -80,7 +82,8 @@ def joined(parts: list[McmcDraws]) -> McmcDraws:
     stats = {n: torch.cat([p.stats[n] for p in parts], 2) for n in first.stats}
     data, lost, moved = (torch.cat([getattr(p, n) for p in parts]) for n in ("data", "lost", "moved"))
     edges = {n: torch.cat([p.edges[n] for p in parts]) for n in first.edges}
-    return McmcDraws(draws, stats, first.latents, first.local, data, lost, moved, edges).part(data.argsort())
+    together = replace(first, draws=draws, stats=stats, data=data, lost=lost, moved=moved, edges=edges, vectors=None)
+    return together.part(data.argsort())
 
 
 def _put(values: Tensor, rows: Tensor, new: Tensor) -> Tensor:

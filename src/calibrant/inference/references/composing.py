@@ -162,4 +162,4 @@ def composed(parts: list[McmcDraws], weights: Array, seed: int) -> McmcDraws:
     stats = {name: picked([part.stats[name] for part in parts]) for name in first.stats}
     moved = torch.stack([part.moved for part in parts]).sum(0)
     near = {name: torch.stack([part.edges[name] for part in parts]).amax(0) for name in first.edges}
-    return replace(first, draws=draws, stats=stats, moved=moved, edges=near, vectors=None)
+    return replace(first, draws=draws, stats=stats, moved=moved, edges=near, vectors=None, subchains=1)

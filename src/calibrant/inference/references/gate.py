@@ -68,11 +68,13 @@ def mcmc_convergence(posterior: xr.Dataset, sample_stats: xr.Dataset) -> xr.Data
     """Judge MCMC draws datum by datum.
 
     R-hat and effective sample sizes are the worst values of any latent of a datum. Shared latents (without dimension
-    `data`), and statistics of chains over all data at once, count for every datum.
+    `data`), and statistics of chains over all data at once, count for every datum. If every chain consists of several
+    sub-chains, R-hat is nested, and effective sample sizes are those of the sub-chains.
 
     Args:
         posterior: variables `(chain, draw, data, …)`, or `(chain, draw, …)` for shared latents; only the variables
-            named in the attribute `latents` are judged.
+            named in the attribute `latents` are judged. The attribute `subchains` is the number of sub-chains of a
+            chain; it does not count if it does not divide the number of draws.
         sample_stats: `diverging` and `energy`, `(chain, draw, data)` or `(chain, draw)`. If one is missing, its result
             is NaN, and the attribute `not_recorded` names it.
 
@@ -89,10 +91,12 @@ def mcmc_convergence(posterior: xr.Dataset, sample_stats: xr.Dataset) -> xr.Data
     if reason := shortfall(posterior.sizes.get("chain", 0), posterior.sizes.get("draw", 0)):
         numbers = {name: np.full(len(labels), np.nan) for name in _NUMBERS}
         return _group(labels, [reason] * len(labels), numbers, missing)
-    latents, found = _diagnose(posterior, len(labels))
+    subchains = int(posterior.attrs.get("subchains", 1))
+    subchains = 1 if posterior.sizes["draw"] % subchains else subchains
+    latents, found = _diagnose(posterior, len(labels), subchains)
     found = _without_fixed(latents, found, posterior.sizes["chain"] * posterior.sizes["draw"])
     divergences = _divergences(sample_stats, len(labels))
-    fraction = _bfmi(sample_stats, len(labels))
+    fraction = _bfmi(sample_stats, len(labels), subchains)
     reasons = [_chain_reason(latents, {k: v[i] for k, v in found.items()}) for i in range(len(labels))]
     transitions = _transition_reasons(divergences, fraction, "energy" in sample_stats)
     numbers = {
@@ -242,7 +246,7 @@ def passed_labels(tree: xr.DataTree) -> set[Hashable]:
 _NUMBERS = ("rhat", "ess_bulk", "ess_tail", "divergences", "bfmi")
 
 
-def _diagnose(posterior: xr.Dataset, n_data: int) -> tuple[list[Latent], dict[str, Array]]:
+def _diagnose(posterior: xr.Dataset, n_data: int, subchains: int = 1) -> tuple[list[Latent], dict[str, Array]]:
     """Diagnostics `(data, latent)` of all scalar latents; those of shared latents are repeated for every datum."""
     names = latent_names(posterior)
     if absent := [name for name in names if name not in posterior]:
@@ -251,20 +255,21 @@ def _diagnose(posterior: xr.Dataset, n_data: int) -> tuple[list[Latent], dict[st
     shared = [name for name in names if "data" not in posterior[name].dims]
     parts: list[dict[str, Array]] = []
     if local:
-        blocks = [_scalar_diagnostics(x) for x in draw_blocks(posterior, local, range(n_data))]
+        blocks = [_scalar_diagnostics(x, subchains) for x in draw_blocks(posterior, local, range(n_data))]
         parts.append({k: np.concatenate([b[k] for b in blocks]) for k in blocks[0]})
     if shared:
-        once = _scalar_diagnostics(shared_draws(posterior, shared)[None])
+        once = _scalar_diagnostics(shared_draws(posterior, shared)[None], subchains)
         parts.append({k: np.repeat(v, n_data, axis=0) for k, v in once.items()})
     return scalars(posterior, local + shared), {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}
 
 
-def _scalar_diagnostics(x: Array) -> dict[str, Array]:
+def _scalar_diagnostics(x: Array, subchains: int) -> dict[str, Array]:
     """Diagnostics `(data, latent)` of draws `(data, chain, draw, latent)`, NaN where a draw is not finite."""
     x = np.moveaxis(x, 0, 2)
     finite = np.isfinite(x).all((0, 1))
     x = np.where(finite, x, 0.0)
-    found = {k: np.where(finite, v, np.nan) for k, v in diagnose(x).items()}
+    found = {k: np.where(finite, v, np.nan) for k, v in diagnose(x, subchains).items()}
+    x = x.reshape(len(x) * subchains, -1, *x.shape[2:])
     lowest, highest = x.min(1), x.max(1)
     flags = {
         "constant": (lowest == highest).any(0) & finite,
@@ -317,12 +322,13 @@ def _divergences(stats: xr.Dataset, n_data: int) -> Array:
     return np.broadcast_to(stats["diverging"].sum(("chain", "draw")).values, n_data).astype(np.float64)
 
 
-def _bfmi(stats: xr.Dataset, n_data: int) -> Array:
+def _bfmi(stats: xr.Dataset, n_data: int, subchains: int) -> Array:
     """The lowest E-BFMI of any chain."""
     if "energy" not in stats:
         return np.full(n_data, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.broadcast_to(bfmi(stats["energy"].transpose("chain", "draw", ...).values).min(0), n_data).copy()
+        found = bfmi(stats["energy"].transpose("chain", "draw", ...).values, subchains)
+        return np.broadcast_to(found.min(0), n_data).copy()
 
 
 def _transition_reasons(divergences: Array, fractions: Array, has_energy: bool) -> list[str]:

@@ -12,12 +12,13 @@ from torch.nn.functional import pad
 
 from calibrant.inference.references import adaptation
 from calibrant.inference.references.adaptation import Adaptation
+from calibrant.inference.references.metrics import metric
 from calibrant.inference.references.nuts import (
     FIRST_STEP,
     FRESH,
-    MAX_DEPTH,
     MOMENTUM,
     OVER,
+    PLACES,
     RESTART,
     STARTS,
     TENDED,
@@ -34,6 +35,8 @@ from calibrant.inference.references.random_numbers import fold, normal, uniform
 class State:
     """The state of all lanes."""
 
+    key: Tensor  # (lane,): random key
+    clock: Tensor  # (lane,): number of steps so far, which is the counter of the random stream
     lanes: Lanes
     fixed: Fixed
     adaptation: Adaptation
@@ -56,8 +59,8 @@ def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: 
     """
     size, width = q.shape
     number, whole, flag = q.new_zeros(size), key.new_zeros(size), torch.zeros_like(key, dtype=torch.bool)
-    vector, special = torch.zeros_like(q), {"key": key, "phase": whole + FRESH, "forward": flag, "q": q}
-    integers = ("clock", "depth", "leaf", "leaves", "iteration")
+    vector, special = torch.zeros_like(q), {"phase": whole + FRESH, "forward": flag, "q": q}
+    integers = ("depth", "leaf", "leaves", "iteration")
     vectors = ("p", "grad", "tree_q", "tree_grad", "tree_momentum", "sub_q", "sub_grad", "sub_momentum")
     values: dict[str, Tensor] = {field.name: number for field in fields(Lanes)}
     values |= dict.fromkeys(integers, whole) | dict.fromkeys(vectors, vector) | special
@@ -66,8 +69,8 @@ def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: 
     unit = torch.eye(width, dtype=q.dtype, device=q.device) if dense else q.new_ones(width)
     unit = unit.expand(size, *unit.shape)
     fixed = Fixed(
-        checks=q.new_zeros(size, 2, MAX_DEPTH + 1, width),
-        checked=q.new_zeros(size, MAX_DEPTH + 1),
+        checks=q.new_zeros(size, 2, width, PLACES),
+        checked=q.new_zeros(size, PLACES),
         noise=q.new_zeros(size, TENDED + 1, width),
         powers=powers.clone(),
         metric=unit.clone(),
@@ -77,7 +80,7 @@ def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: 
     candidates = plan.coordinates.table.shape[1] if plan.choose_powers else 1
     known = adaptation.start(q, plan.schedule.windows, candidates, powers.shape[1], dense)
     lanes = Lanes(**{name: value.clone() for name, value in values.items()})
-    state = State(lanes, fixed, known, whole.clone(), whole.clone(), flag.clone(), whole.clone())
+    state = State(key, whole.clone(), lanes, fixed, known, whole.clone(), whole.clone(), flag.clone(), whole.clone())
     _draw_noise(state)
     return state
 
@@ -114,7 +117,7 @@ def tend(state: State, ended: Ended, plan: Plan) -> None:
     """
     _contribute(state, ended, plan)
     phase = state.lanes.phase
-    _retry(state, (phase == FRESH).nonzero()[:, 0])
+    _retry(state, (phase == FRESH).nonzero()[:, 0], plan)
     waiting = (phase == WAITING).nonzero()[:, 0]
     if len(waiting):
         _close_window(state, waiting, plan)
@@ -123,29 +126,32 @@ def tend(state: State, ended: Ended, plan: Plan) -> None:
 
 def _contribute(state: State, ended: Ended, plan: Plan) -> None:
     """Add iterations of warm-up to their windows; `ended` has the iterations of several steps, in order."""
-    size = len(state.lanes.key)
+    size = len(state.key)
     window = pad(plan.schedule.window, (0, 1), value=-1).to(ended.over.device)[ended.iteration.clamp_max(plan.warmup)]
     place = (ended.over & (window >= 0)).nonzero()[:, 0]
     if not len(place):
         return
     lane, step = place % size, place // size
     q, powers = ended.q[place], state.fixed.powers[lane]
-    draws, slopes = q[:, None], q.new_zeros(len(q), powers.shape[1], 1)
+    grad, slopes = ended.grad[place], q.new_zeros(len(q), powers.shape[1], 1)
+    draws, gradients = q[:, None], grad[:, None]
     if plan.choose_powers:
         draws, slopes = plan.coordinates.in_all(q, powers)
-    found = lane, window[place], draws, slopes, ended.log_density[place]
+        gradients = plan.coordinates.gradients_in_all(q, grad, powers)
+    found = lane, window[place], torch.stack([draws, gradients], 1), slopes, ended.log_density[place]
     lengths = step.bincount().tolist()
     for parts in zip(*(part.split(lengths) for part in found), strict=True):  # at most one iteration per lane and step
         adaptation.contribute(state.adaptation, *parts)
 
 
-def _retry(state: State, index: Tensor) -> None:
-    """New starts, uniform in (−2, 2), for lanes whose start has no finite density."""
+def _retry(state: State, index: Tensor, plan: Plan) -> None:
+    """New starts, uniform in (−2, 2), for lanes whose start has no finite density; sub-chains keep a common start."""
     if not len(index):
         return
     lanes = state.lanes
     state.attempts[index] += 1
-    key = fold(fold(lanes.key[index], RESTART), state.attempts[index])[:, None]
+    common = index // plan.subchains * plan.subchains
+    key = fold(fold(state.key[common], RESTART), state.attempts[index])[:, None]
     lanes.q[index] = 4 * uniform(key, torch.arange(lanes.q.shape[1], device=key.device)) - 2
     lanes.grad[index] = lanes.p[index] = 0.0
     hopeless = index[state.attempts[index] >= STARTS]
@@ -162,12 +168,15 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
     count, variance, slopes = adaptation.pooled(state.adaptation, chains, window)
     if plan.choose_powers:
         before = fixed.powers[index]
-        best = adaptation.choose(count, variance, slopes, where.table, where.pair_of, before)
-        variance = variance.gather(1, pad(best, (0, 1))[:, where.pair_of][:, None])
+        draws = variance[:, 0].diagonal(dim1=-2, dim2=-1) if variance.dim() == 5 else variance[:, 0]
+        best = adaptation.choose(count, draws, slopes, where.table, where.pair_of, before)
+        variance = _of_candidates(variance, best[:, where.decides])
         after = where.table.gather(1, best.T).T
         lanes.q[index] = where.move(lanes.q[index], before, after)
         fixed.powers[index] = after
-    fixed.metric[index] = adaptation.metric(count, variance[:, 0])
+    else:
+        variance = variance[:, :, 0]
+    fixed.metric[index] = metric(count, variance[:, 0], variance[:, 1], fixed.metric[index])
     fixed.factor[index] = _mass_factor(fixed.metric[index])
     lanes.step_size[index] = lanes.q.shape[1] ** -0.25
     lanes.centre[index] = (10 * lanes.step_size[index]).log()
@@ -175,6 +184,18 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
         getattr(lanes, name)[index] = 0.0
     lanes.grad[index] = lanes.p[index] = 0.0
     lanes.phase[index] = FRESH
+
+
+def _of_candidates(variance: Tensor, chosen: Tensor) -> Tensor:
+    """Variances `(n, 2, d)`, or covariances `(n, 2, d, d)`, in the candidate that is chosen for every entry, `(n, d)`.
+
+    Covariances of entries with different candidates are not known, and set to zero.
+    """
+    place = chosen[:, None, None].expand(-1, 2, -1, -1)
+    if variance.dim() == 4:
+        return variance.gather(2, place)[:, :, 0]
+    found = variance.gather(2, place[..., None].expand(*place.shape, variance.shape[-1]))[:, :, 0]
+    return found * (chosen[:, None, :, None] == chosen[:, None, None, :])
 
 
 def _rescue(state: State, index: Tensor, chains: Tensor, window: Tensor, plan: Plan) -> None:
@@ -185,6 +206,7 @@ def _rescue(state: State, index: Tensor, chains: Tensor, window: Tensor, plan: P
     """
     lanes, powers = state.lanes, state.fixed.powers
     astray, other = adaptation.stray(state.adaptation, index, chains, window)
+    astray = astray & plan.schedule.settled.to(index.device)[window]
     lane, other = index[astray], other[astray]
     if len(lane):
         fresh = (lanes.phase[other] == FRESH)[:, None]  # its position is `q`, in its own coordinates
@@ -209,5 +231,5 @@ def _draw_noise(state: State) -> None:
     ahead = lanes.iteration[:, None] + torch.arange(places, device=noise.device)
     lane, number = (ahead >= state.noisy[:, None]).nonzero().unbind(1)
     ahead = ahead[lane, number]
-    noise[lane, ahead % places] = normal(fold(fold(lanes.key[lane], MOMENTUM), ahead), noise.shape[2])
+    noise[lane, ahead % places] = normal(fold(fold(state.key[lane], MOMENTUM), ahead), noise.shape[2])
     state.noisy = lanes.iteration + places

@@ -6,33 +6,42 @@ to the next data, and drops lanes once no data are left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from calibrant.data.dataset import Data
+from calibrant.inference.graphs.metering import preparing, running_meter
 from calibrant.inference.graphs.recording import TensorFunction, compiled, record
 from calibrant.inference.references import adaptation, lane_state, nuts
 from calibrant.inference.references.chains import STATISTICS, McmcDraws
 from calibrant.inference.references.coordinates import beside
 from calibrant.inference.references.partition import Places, log_own_share
+from calibrant.inference.references.powers import Coordinates
 from calibrant.inference.references.random_numbers import fold, uniform
 from calibrant.inference.references.starts import Starts, keys_of, prior_and_guide
-from calibrant.inference.references.target import Target, target_of
+from calibrant.inference.references.target import target_of
+from calibrant.inference.references.targets import Sampled
 from calibrant.program.contract import Program
 from calibrant.program.environment import in_double
 from calibrant.progress import Progress
 
 _LANES = {"cpu": 4096, "cuda": 65_536}  # lanes at most
-_LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # bytes for the state of all lanes
+_LANE_BYTES = {"cpu": 2**28, "cuda": 2**34}  # bytes for the state of all lanes, and their data
 _CACHE_BYTES = {"cpu": 3 * 2**23, "cuda": 2**34}  # with more, a step takes longer per lane
 _FEW_LANES = 256  # lanes that are worth the fixed cost of a step
 _FEW_NUMBERS = 2**14  # numbers in the vectors of all lanes below which a step takes about as long as for one lane
+_COMPILING = 0.05  # seconds that compiling takes per operator of a step
+_SAVED = {"cpu": 3e-6, "cuda": 5e-6}  # seconds per operator and step that compiling saves for one lane,
+_SAVED_EACH = {"cpu": 4e-10, "cuda": 1e-12}  # and for every number in the vectors of the lanes, or datum of joint lanes
+_FEW_LEAPFROGS = 7  # of an iteration, before there are iterations that tell
+_KEPT = 16  # calls of `lane_state.tend` after which draws are written to their places
 _MANY_STEPS = 8000  # steps that cost as much, for three quarters of the lanes, as recording or compiling a step
+_DENSE = 50  # dimensions up to which the metric of a joint posterior is dense
 _RECORD_ROWS = 16_384  # rows in one run that records deterministic sites
 _LEVEL = 1 << 20  # folded into the key of a datum for draws of discrete latents; no chain has this number
 
@@ -43,27 +52,34 @@ class NutsSettings:
 
     Attributes:
         chains: number of chains.
-        warmup: number of warm-up iterations per chain.
-        draws: number of draws per chain that are kept.
+        warmup: number of warm-up iterations per chain, or per sub-chain if there are several.
+        draws: number of draws per chain, or per sub-chain, that are kept.
         target_accept: target for the mean acceptance probability.
-        dense: whether the metric is dense.
+        dense: whether the metric is dense; "auto" is for single posteriors (joint ones, and densities without data) of
+            at most 50 dimensions.
         powers: fixed κ, `(data, pair)`; None adapts κ.
         other_powers: whether to use other candidates for κ than those in `powers`.
-        compile: whether to compile the leapfrog step.
+        compile: whether to compile the leapfrog step; "auto" does where this is expected to save time.
         depth: number of doublings of a tree at most.
-        windows: lengths of the buffers before and after the windows of warm-up, and of the first window.
+        subchains: number of chains with random numbers of their own that share one start; one after another, they are
+            what users know as a chain.
     """
 
     chains: int = 4
     warmup: int = 1000
     draws: int = 1000
     target_accept: float = 0.8
-    dense: bool = False
+    dense: bool | Literal["auto"] = "auto"
     powers: Tensor | None = None
     other_powers: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     depth: int = nuts.MAX_DEPTH
-    windows: tuple[int, int, int] = adaptation.STAN
+    subchains: int = 1
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes of a datum."""
+        return self.chains * self.subchains
 
 
 def sample_nuts(
@@ -75,7 +91,7 @@ def sample_nuts(
     guide: Program | None = None,
     places: Places | None = None,
 ) -> tuple[McmcDraws, Tensor]:
-    """Sample by batched NUTS in float64; also returns κ of every complete datum and pair, `(data, chain, pair)`.
+    """Sample by batched NUTS in float64; also returns κ of every complete datum and pair, `(data, lane, pair)`.
 
     Chains start at the places of their units. Without `places`, they start at draws of the prior, every second one at a
     draw of the guide where one is given.
@@ -88,9 +104,16 @@ def sample_nuts(
         if places is None:
             starts = prior_and_guide(target, keys, settings.chains, in_double(guide) if guide is not None else None)
             places = Places(starts)
-        run = _Run(target, keys, places, settings, progress)
-        run.sample()
-        return run.result(), run.powers[run.complete_units].cpu()
+        return sample_target(target, keys, places, settings, progress)
+
+
+def sample_target(
+    target: Sampled, keys: Tensor, places: Places, settings: NutsSettings, progress: Progress
+) -> tuple[McmcDraws, Tensor]:
+    """Like `sample_nuts`, for any density, with a random key for every unit; the defaults of torch are float64."""
+    run = _Run(target, keys, places, settings, progress)
+    run.sample()
+    return run.result(), run.powers[run.complete_units].cpu()
 
 
 def short_chains(
@@ -115,7 +138,7 @@ class _Run:
 
     def __init__(
         self,
-        target: Target,
+        target: Sampled,
         keys: Tensor,
         places: Places,
         settings: NutsSettings,
@@ -124,7 +147,8 @@ class _Run:
     ) -> None:
         self.target, self.keys, self.settings, self.progress, self.stage = target, keys, settings, progress, stage
         self.places = places
-        units, chains, draws = len(keys), settings.chains, settings.draws
+        self.dense = _is_dense(settings.dense, target)
+        units, chains, draws = len(keys), settings.lanes, settings.draws
         starts, device = places.starts, keys.device
         where = coordinates_of(target, device)
         fixed = settings.powers
@@ -140,24 +164,27 @@ class _Run:
         self.moved = torch.zeros(units, dtype=torch.int64, device=device)
         self.complete = torch.zeros(units, dtype=torch.bool, device=device)
         self.divergences = self.tenths = 0
+        self.kept: list[dict[str, Tensor]] = []
         self.plan = nuts.Plan(
-            schedule=adaptation.schedule(settings.warmup, settings.windows),
+            schedule=adaptation.schedule(settings.warmup, chains),
             iterations=settings.warmup + draws,
             chains=chains,
+            subchains=settings.subchains,
             target_accept=settings.target_accept,
             coordinates=where,
-            choose_powers=settings.powers is None and not settings.dense and len(where.table) > 0,
+            choose_powers=settings.powers is None and len(where.table) > 0,
             depth=settings.depth,
         )
 
     def sample(self) -> None:
         """Run all chains to their end, or until Ctrl-C."""
-        rounds = ceil(len(self.keys) / max(1, self._capacity() // self.settings.chains))
+        rounds = ceil(len(self.keys) / max(1, self._capacity() // self.plan.chains))
         slots = ceil(len(self.keys) / rounds)  # the same number in every round
         self.unit = torch.arange(slots, device=self.keys.device)
         self.next = slots
         self.state = self._new_lanes(self.unit)
-        self.step = self._record(self.settings.compile)
+        self.compiles = self.settings.compile is True or self._is_worth_compiling()
+        self.step = self._record(self.compiles)
         try:
             while self._advance():
                 pass
@@ -167,17 +194,22 @@ class _Run:
 
     def _advance(self) -> bool:
         """Take a few steps, and update the lanes; returns False if all chains are over."""
-        ended = []
-        for _ in range(nuts.TENDED):
-            self.state.lanes, one = nuts.step(self.step, self.state.lanes, self.state.fixed)
-            ended.append(one)
+        state = self.state
+        chances = nuts.chances(state.key, state.clock)
+        state.lanes, ended = nuts.steps(self.step, state.lanes, state.fixed, chances)
+        state.clock += nuts.TENDED
+        if not (torch.stack([one.over for one in ended]).any() or (state.lanes.phase == nuts.FRESH).any()):
+            return True  # all lanes are inside their trees
         over = nuts.joined(ended)
-        lane_state.tend(self.state, over, self.plan)
+        lane_state.tend(state, over, self.plan)
         self._store(over)
-        running = (self.state.lanes.phase != nuts.OVER).reshape(-1, self.settings.chains).any(1)
+        if (meter := running_meter()) is not None:
+            meter.leapfrogs += int(over.n_steps[over.over].sum())
+        running = (state.lanes.phase != nuts.OVER).reshape(-1, self.plan.chains).any(1)
         if running.all():
             self._tell_share()
             return True
+        self._write()  # before lanes change their units
         self._retire(~running)
         return self._refill(running)
 
@@ -188,21 +220,40 @@ class _Run:
             self.tenths = tenths
             text = f"{10 * tenths}% of the iterations"
             self.progress(self.stage, int(self.complete.sum()), len(self.keys), text)
+            if not self.compiles and self._is_worth_compiling():
+                self.compiles, self.step = True, self._record(True)
+
+    def _is_worth_compiling(self) -> bool:
+        """Whether compiling takes less time than it saves in the steps that are left, as far as iterations tell.
+
+        Nothing is timed: as draws are equal only up to rounding once the step is compiled, they would not repeat.
+        """
+        if self.settings.compile != "auto":
+            return False
+        state, waiting = self.state, len(self.keys) - self.next
+        done = float(state.lanes.iteration.double().mean())
+        each = float(state.clock.double().mean()) / done if done >= 1 else _FEW_LEAPFROGS
+        left = self.plan.iterations * (1 + waiting / len(self.unit)) - done
+        rows = self.target.total if self.target.joint else 0
+        device, numbers = self.keys.device.type, len(state.key) * (self.target.width + rows)
+        return left * each * (_SAVED[device] + _SAVED_EACH[device] * numbers) > _COMPILING
 
     def _capacity(self) -> int:
         windows, candidates = max(self.plan.schedule.windows, 1), 3 if len(self.target.pairs) else 1
-        square = self.target.width if self.settings.dense else 1
-        per_lane = 8 * self.target.width * (60 + windows * candidates * (1 + square))
+        square = self.target.width if self.dense else 1
+        per_lane = 8 * self.target.width * (60 + 2 * windows * candidates * (1 + square))
+        rows = {} if self.target.joint else {**self.target.covariates, **self.target.observed}
+        own = sum(value.nbytes // len(value) for value in rows.values())  # data, which every lane has a copy of
         device = self.keys.device.type
         cached = max(_FEW_LANES, _CACHE_BYTES[device] // per_lane)
-        return min(_LANES[device], _LANE_BYTES[device] // per_lane, cached)
+        return min(_LANES[device], _LANE_BYTES[device] // (per_lane + own), cached)
 
     def _new_lanes(self, units: Tensor) -> lane_state.State:
-        chains = self.settings.chains
+        chains = self.plan.chains
         key = fold(self.keys[units][:, None], torch.arange(chains, device=units.device)).reshape(-1)
         powers = self.first_powers[units].repeat_interleave(chains, 0)
         places = self.places[units]
-        start = places.starts.reshape(len(units) * chains, -1)
+        start = places.starts.repeat_interleave(self.plan.subchains, 1).reshape(len(units) * chains, -1)
         start = self.plan.coordinates.move(start, torch.zeros_like(powers), powers)
         rows: dict[str, Tensor] = {}
         if not self.target.joint:
@@ -210,44 +261,53 @@ class _Run:
             rows = {**covariates, **observed}
         if places.partition is not None:
             rows |= {name: value.repeat_interleave(chains, 0) for name, value in places.partition.rows().items()}
-        return lane_state.init(key, start, powers, rows, self.plan, self.settings.dense)
+        return lane_state.init(key, start, powers, rows, self.plan, self.dense)
 
     def _record(self, compile_it: bool) -> TensorFunction:
         """Record, or compile, the step for the current number of lanes."""
-        target, state, plain = self.target, self.state, self.plan.coordinates.plain
-        is_kept = self.places.partition is not None
+        if compile_it:
+            self.progress(self.stage, int(self.complete.sum()), len(self.keys), "compiling the step")
+        state = self.state
+        chance = nuts.chances(state.key, state.clock)[0]
+        function = nuts.step_function(self.density, self.plan, tuple(state.fixed.rows))
+        with preparing():
+            return (compiled if compile_it else record)(function, *nuts.arguments(state.lanes, state.fixed, chance))
 
-        def density(q: Tensor, powers: Tensor, rows: dict[str, Tensor]) -> Tensor:
-            parts: Any = (target.covariates, target.observed)
-            if not target.joint:
-                parts = ({name: rows[name] for name in part} for part in parts)
-            value = target.log_density(q, powers, *parts)
-            return value + log_own_share(plain(q, powers), rows) if is_kept else value
-
-        function = nuts.step_function(density, self.plan, tuple(state.fixed.rows))
-        return (compiled if compile_it else record)(function, *nuts.arguments(state.lanes, state.fixed))
+    def density(self, q: Tensor, powers: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        """The log density of lanes in their own coordinates, `(lane,)`."""
+        target = self.target
+        parts: Any = (target.covariates, target.observed)
+        if not target.joint:
+            parts = ({name: rows[name] for name in part} for part in parts)
+        value = target.log_density(q, powers, *parts)
+        if self.places.partition is None:
+            return value
+        return value + log_own_share(self.plan.coordinates.plain(q, powers), rows)
 
     def _store(self, ended: nuts.Ended) -> None:
+        """Keep the draws among the ended iterations, and write them once there are many: few are as slow to write."""
         lane = (ended.over & (ended.iteration >= self.settings.warmup)).nonzero()[:, 0]
-        if not len(lane):
+        if len(lane):
+            values = {field.name: getattr(ended, field.name)[lane] for field in fields(ended)}
+            self.kept.append({"lane": lane % len(self.state.key), **values})
+        if len(self.kept) == _KEPT:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the draws that were kept since the last call to their places."""
+        if not self.kept:
             return
-        own = lane % len(self.state.lanes.key)
-        at = self.unit[own // self.settings.chains], own % self.settings.chains
-        draw, powers = ended.iteration[lane] - self.settings.warmup, self.state.fixed.powers[own]
-        self.q[*at, draw] = self.plan.coordinates.move(ended.q[lane], powers, torch.zeros_like(powers))
+        found = {name: torch.cat([one[name] for one in self.kept]) for name in self.kept[0]}
+        self.kept = []
+        lane, draw = found["lane"], found["iteration"] - self.settings.warmup
+        at = self.unit[lane // self.plan.chains], lane % self.plan.chains
+        powers = self.state.fixed.powers[lane]
+        self.q[*at, draw] = self.plan.coordinates.move(found["q"], powers, torch.zeros_like(powers))
         self.powers[at] = powers
-        found = {
-            "lp": ended.log_density,
-            "energy": ended.energy,
-            "acceptance_rate": ended.acceptance_rate,
-            "step_size": ended.step_size,
-            "tree_depth": (ended.n_steps + 1).log2().ceil(),
-            "n_steps": ended.n_steps,
-            "diverging": ended.diverging,
-        }
-        for name, value in found.items():
-            self.stats[name][*at, draw] = value[lane].to(self.stats[name].dtype)
-        self.divergences += int(ended.diverging[lane].sum())
+        found |= {"lp": found["log_density"], "tree_depth": (found["n_steps"] + 1).log2().ceil()}
+        for name, values in self.stats.items():
+            values[*at, draw] = found[name].to(values.dtype)
+        self.divergences += int(found["diverging"].sum())
 
     def _retire(self, free: Tensor) -> None:
         """Store the outcome of the units in free slots."""
@@ -255,8 +315,9 @@ class _Run:
         unit = self.unit[free]
         if not len(unit):
             return
-        lost, moved = (part.reshape(-1, self.settings.chains)[free] for part in (self.state.lost, self.state.moved))
-        self.lost[unit], self.moved[unit] = lost.any(1), (moved > 0).sum(1)
+        lost, moved = (part.reshape(-1, self.plan.chains)[free] for part in (self.state.lost, self.state.moved))
+        moved = (moved > 0).unflatten(1, (self.settings.chains, -1)).any(2)
+        self.lost[unit], self.moved[unit] = lost.any(1), moved.sum(1)
         self.complete[unit] = True
         self.unit[free] = -1
         text = f"{self.divergences} divergences, ESS of the density {self._ess():.0f}"
@@ -264,7 +325,7 @@ class _Run:
 
     def _ess(self) -> float:
         """The effective sample size of the log density by batch means, as the median over complete data."""
-        lp = self.stats["lp"][self.complete & ~self.lost][:256]
+        lp = self._in_chains(self.stats["lp"][self.complete & ~self.lost][:256])
         draws = lp.shape[-1]
         blocks = int(draws**0.5)
         if not len(lp) or blocks < 2:
@@ -286,19 +347,19 @@ class _Run:
             lane_state.put(self.state, self._lanes_of(free), self._new_lanes(unit))
         elif not waiting and len(left) and self._worth_dropping(len(left), len(running)):
             self.state, self.unit = lane_state.select(self.state, self._lanes_of(left)), self.unit[left]
-            self.step = self._record(self.settings.compile)
+            self.step = self._record(self.compiles)
         return bool(len(left) or waiting)
 
     def _worth_dropping(self, left: int, slots: int) -> bool:
         """Whether recording a step of fewer lanes saves time, given the number of remaining steps."""
-        if left > slots // 4 or slots * self.settings.chains * self.target.width <= _FEW_NUMBERS:
+        if left > slots // 4 or slots * self.plan.chains * self.target.width <= _FEW_NUMBERS:
             return False
         done = self.state.lanes.iteration
-        steps = (self.plan.iterations - done) * self.state.lanes.clock / done.clamp_min(1)
+        steps = (self.plan.iterations - done) * self.state.clock / done.clamp_min(1)
         return float(steps.max()) > _MANY_STEPS
 
     def _lanes_of(self, slots: Tensor) -> Tensor:
-        chains = self.settings.chains
+        chains = self.plan.chains
         return (slots[:, None] * chains + torch.arange(chains, device=slots.device)).reshape(-1)
 
     @property
@@ -310,7 +371,7 @@ class _Run:
         """Map the draws to their supports, and compute the deterministic sites of the program."""
         unit = self.complete_units
         lost, moved = self.lost[unit], self.moved[unit]
-        stats = {name: value[unit].permute(1, 2, 0) for name, value in self.stats.items()}
+        stats = {name: self._in_chains(value[unit]).permute(1, 2, 0) for name, value in self.stats.items()}
         if self.target.joint:
             draws, edges = self._record_jointly()
             everything = torch.arange(self.target.total)
@@ -320,9 +381,13 @@ class _Run:
             (draws, edges), everything = self._record_units(unit), unit
         local = [name for name in draws if name in self.target.local_sites]
         stats = {name: value.cpu() for name, value in stats.items()}
-        vectors = self.q[unit].permute(1, 2, 0, 3).cpu() if self.places.partition is not None else None
-        latents, where = self.target.latents, everything.cpu()
-        return McmcDraws(draws, stats, latents, local, where, lost.cpu(), moved.cpu(), edges, vectors)
+        vectors = self._in_chains(self.q[unit]).permute(1, 2, 0, 3).cpu() if self.places.partition is not None else None
+        found = self.target.latents, local, everything.cpu(), lost.cpu(), moved.cpu(), edges, vectors
+        return McmcDraws(draws, stats, *found, self.settings.subchains)
+
+    def _in_chains(self, values: Tensor) -> Tensor:
+        """Values `(unit, lane, draw, …)` of sub-chains as those of chains, in which sub-chains follow each other."""
+        return values.reshape(len(values), self.settings.chains, -1, *values.shape[3:])
 
     def _levels(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
         count = torch.Size(shape).numel()
@@ -330,7 +395,7 @@ class _Run:
 
     def _record_units(self, units: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws by site, and the share of draws at an edge by latent, `(data,)`."""
-        chains, draws = self.settings.chains, self.settings.draws
+        chains, draws = self.settings.chains, self.settings.subchains * self.settings.draws
         rows = max(1, _RECORD_ROWS // (chains * draws))
         parts, edges = [], []
         with torch.no_grad():
@@ -351,7 +416,7 @@ class _Run:
 
     def _record_jointly(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Like `_record_units`; an edge of any datum counts for all."""
-        chains, draws = self.settings.chains, self.settings.draws
+        chains, draws = self.settings.chains, self.settings.subchains * self.settings.draws
         rows = max(1, _RECORD_ROWS // self.target.total)
         parts = []
         q = self.q[0].reshape(-1, self.target.width)
@@ -365,6 +430,11 @@ class _Run:
         return {name: value.reshape(chains, draws, *value.shape[1:]).cpu() for name, value in joined.items()}, shares
 
 
+def _is_dense(dense: bool | Literal["auto"], target: Sampled) -> bool:
+    is_one = target.joint or not target.observed  # a density without data is a single posterior, too
+    return is_one and target.width <= _DENSE if dense == "auto" else dense
+
+
 def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) -> Tensor:
     """Reshape rows `(data · chain · draw, …)` to `(chain, draw, data, …)` on the CPU."""
     if not local:  # a constant of the program
@@ -373,7 +443,7 @@ def _by_chain(value: Tensor, data: int, chains: int, draws: int, local: bool) ->
     return shaped.movedim(0, 2).cpu()
 
 
-def coordinates_of(target: Target, device: torch.device) -> nuts.Coordinates:
+def coordinates_of(target: Sampled, device: torch.device) -> Coordinates:
     """The pairs of a target as tables over the entries of its vectors."""
     pair_of = torch.full((target.width,), -1, device=device)
     for index, pair in enumerate(target.pairs):
@@ -393,4 +463,4 @@ def coordinates_of(target: Target, device: torch.device) -> nuts.Coordinates:
         if pair.centre is not None:
             own = torch.arange(pair.centre.start, pair.centre.stop, device=device).reshape(pair.centre.shape)
             centre_of[entries] = beside(own, pair.offset).expand_as(pair.offset).reshape(-1)
-    return nuts.Coordinates(table, pair_of, kinked, loc, scale, offset, centre_of, scale_of)
+    return Coordinates(table, pair_of, kinked, loc, scale, offset, centre_of, scale_of)

@@ -1,10 +1,10 @@
 """The No-U-Turn sampler for many posteriors at once, where each chain builds its own tree.
 
-`lane_state.init` creates the state of all lanes (a lane is one chain of one datum), and `step` moves every lane by one
-leapfrog. Lanes are not synchronised: one may be at the first leapfrog of its third iteration while another completes
-its hundredth tree, so that no lane waits for the longest tree. A step is a function of tensors without control flow, so
-that it can be recorded and compiled. Operations that few lanes need at a time are done by `lane_state.tend` after every
-`TENDED` steps.
+`lane_state.init` creates the state of all lanes (a lane is one chain of one datum), and `steps` moves every lane by a
+few leapfrogs. Lanes are not synchronised: one may be at the first leapfrog of its third iteration while another
+completes its hundredth tree, so that no lane waits for the longest tree. A step is a function of tensors without
+control flow, so that it can be recorded and compiled. Operations that few lanes need at a time are done by
+`lane_state.tend` after every `TENDED` steps, and the random numbers of these steps are drawn together.
 
 The transition is multinomial NUTS with the generalised U-turn criterion (Betancourt 2017, arXiv 1701.02434, appendix
 A.4). Trees are built iteratively: at a leaf, each subtree that ends there is checked against the momentum stored at its
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,17 +26,21 @@ from torch.nn.functional import pad
 
 from calibrant.inference.references import adaptation
 from calibrant.inference.references.adaptation import Schedule
-from calibrant.inference.references.coordinates import from_normal, to_normal
+from calibrant.inference.references.powers import Coordinates
 from calibrant.inference.references.random_numbers import stream, to_uniform
 
-MAX_DEPTH = 10  # doublings of a tree at most
-TENDED = 8  # steps between two calls of `lane_state.tend`
+PLACES = 11  # places for subtrees in `Fixed.checks`; the last one is never read
+MAX_DEPTH = PLACES - 1  # doublings of a tree at most
+EARLY_DEPTH = 5  # the same before the first metric, under which trees may be far too long
+TENDED = 16  # steps between two calls of `lane_state.tend`, which costs as much as ten steps of few lanes
 MOVING, FRESH, WAITING, OVER = range(4)  # phases of a lane
 _DIVERGENCE = 1000.0  # nats of energy error above which a transition is divergent
 STARTS = 100  # starts that are tried per lane
 FIRST_STEP = 0.1  # initial step size
 MOMENTUM, RESTART = range(2)  # folded into the key of a lane, for random numbers outside its stream
-_BITS = torch.tensor([((n >> 1).bit_count(), (n ^ (n + 1)).bit_count() - 1) for n in range(1 << MAX_DEPTH)])
+_ONES = [((n >> 1).bit_count(), (n ^ (n + 1)).bit_count() - 1) for n in range(1 << MAX_DEPTH)]  # of n / 2; at the end
+_LEAVES = torch.tensor([(ones, ones - end, PLACES - 1 if end else ones) for ones, end in _ONES])
+Chance = tuple[Tensor, Tensor, Tensor]  # of one step: uniform numbers for leaf and tree, whether to grow forward
 Density = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
@@ -49,8 +52,6 @@ class Lanes:
     for `lane_state.tend`; or `OVER`.
     """
 
-    key: Tensor
-    clock: Tensor  # number of steps so far, which is the counter of the random stream
     phase: Tensor
     q: Tensor  # (lane, d): moving end of the trajectory, with its momentum p and gradient
     p: Tensor
@@ -86,8 +87,8 @@ class Lanes:
 class Fixed:
     """Tensors that `lane_state.tend` writes and a step reads; a step writes only `checks` and `checked`, in place."""
 
-    checks: Tensor  # (lane, 2, MAX_DEPTH + 1, d): momentum, and sum of momenta before it, at first leaves of subtrees
-    checked: Tensor  # (lane, MAX_DEPTH + 1): product of the two under the metric
+    checks: Tensor  # (lane, 2, d, PLACES): momentum, and sum of momenta before it, at first leaves of subtrees
+    checked: Tensor  # (lane, PLACES): product of the two under the metric
     noise: Tensor  # (lane, TENDED + 1, d): noise of the momenta of this iteration and the next ones
     powers: Tensor  # (lane, pair): κ of the lane's coordinates
     metric: Tensor  # (lane, d) or (lane, d, d): inverse mass
@@ -105,6 +106,7 @@ class Ended:
     over: Tensor
     iteration: Tensor
     q: Tensor
+    grad: Tensor
     log_density: Tensor
     energy: Tensor
     acceptance_rate: Tensor
@@ -120,7 +122,7 @@ def joined(ended: list[Ended]) -> Ended:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of all chains."""
+    """The settings of all chains; `chains` is the number of lanes of a datum."""
 
     schedule: Schedule
     iterations: int
@@ -129,99 +131,12 @@ class Plan:
     coordinates: Coordinates
     choose_powers: bool
     depth: int = MAX_DEPTH
+    subchains: int = 1
 
     @property
     def warmup(self) -> int:
         """Number of warm-up iterations."""
         return len(self.schedule.window)
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """The coordinates of a lane: (z − m)·s^κ; or, at κ = 0, z itself, and the Normal quantile for a Laplace latent.
-
-    Attributes:
-        table: candidates for κ, `(pair, k)`.
-        pair_of: pair of every entry of a vector, −1 for none.
-        kinked: whether an entry belongs to a Laplace latent.
-        loc: location of the Laplace prior of every entry.
-        scale: scale of the Laplace prior of every entry.
-        offset: constant part of m for every entry.
-        centre_of: index of the entry that is added to `offset` in m, −1 for none.
-        scale_of: index of the entry log s of every pair.
-    """
-
-    table: Tensor
-    pair_of: Tensor
-    kinked: Tensor
-    loc: Tensor
-    scale: Tensor
-    offset: Tensor
-    centre_of: Tensor
-    scale_of: Tensor
-
-    def first(self) -> Tensor:
-        """Initial κ, `(pair,)`: the middle candidate, or 0 (Normal quantiles) for Laplace latents."""
-        normal = torch.zeros(len(self.table) + 1, dtype=torch.bool, device=self.table.device)
-        normal[self.pair_of[self.kinked]] = True
-        return self.table[:, 1].masked_fill(normal[:-1], 0.0)
-
-    def other(self, powers: Tensor) -> Tensor:
-        """The candidates for κ to try next if chains with these powers `(n, pair)` diverge."""
-        index = (powers[..., None] == self.table).int().argmax(-1)
-        following = torch.tensor([1, 2, 1], device=index.device)[index]
-        return self.table.expand(*index.shape, -1).gather(-1, following[..., None])[..., 0]
-
-    def in_all(self, q: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
-        """Convert vectors `(n, d)` of lanes with these powers to all candidate coordinates, `(n, k, d)`.
-
-        Also returns log|dv/dz|, summed over the entries of a pair, `(n, pair, k)`.
-        """
-        plain, log_scale = self.plain(q, powers), q[:, self.scale_of]
-        found, slopes = [], []
-        for candidate in self.table.unbind(1):
-            found.append(self._held(plain, log_scale, candidate.expand_as(powers)))
-            by_entry = self._spread(candidate * log_scale)
-            normal = self._is_normal(candidate.expand_as(powers))
-            if normal.any():
-                by_entry = torch.where(normal, -from_normal(found[-1], self.loc, self.scale)[1], by_entry)
-            inside = self.pair_of == torch.arange(len(self.table), device=q.device)[:, None]
-            slopes.append((by_entry[:, None] * inside).sum(-1))
-        return torch.stack(found, 1), torch.stack(slopes, -1)
-
-    def move(self, q: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Convert vectors `(n, d)` from coordinates with the powers `before` to the powers `after`."""
-        return self._held(self.plain(q, before), q[:, self.scale_of], after) if len(self.table) else q
-
-    def plain(self, q: Tensor, powers: Tensor) -> Tensor:
-        """Convert vectors of lanes with these powers to z itself (Laplace latents without a pair stay quantiles)."""
-        if not len(self.table):
-            return q
-        powered = q * self._spread(-powers * q[:, self.scale_of]).exp() + self._centre(q, powers)
-        if not self._has_kinks:
-            return powered
-        return torch.where(self._is_normal(powers), from_normal(q, self.loc, self.scale)[0], powered)
-
-    @cached_property
-    def _has_kinks(self) -> bool:
-        """Whether there are Laplace latents; known before a step is recorded."""
-        return bool(self.kinked.any())
-
-    def _held(self, plain: Tensor, log_scale: Tensor, powers: Tensor) -> Tensor:
-        powered = (plain - self._centre(plain, powers)) * self._spread(powers * log_scale).exp()
-        normal = self._is_normal(powers)
-        return torch.where(normal, to_normal(plain, self.loc, self.scale), powered) if normal.any() else powered
-
-    def _centre(self, q: Tensor, powers: Tensor) -> Tensor:
-        """m, or zero at κ = 0; the entries from which it is computed are in no pair."""
-        return (self.offset + pad(q, (0, 1))[:, self.centre_of]) * (self._spread(powers) != 0)
-
-    def _is_normal(self, powers: Tensor) -> Tensor:
-        return self.kinked & (self.pair_of >= 0) & (self._spread(powers) == 0)
-
-    def _spread(self, by_pair: Tensor) -> Tensor:
-        """Expand values of pairs `(…, pair)` to entries `(…, d)`; entries without a pair get zero."""
-        return pad(by_pair, (0, 1))[..., self.pair_of]
 
 
 def velocity(metric: Tensor, p: Tensor) -> Tensor:
@@ -261,13 +176,13 @@ def takes_leaf(delta: Tensor, log_weight: Tensor, level: Tensor) -> Tensor:
 
 
 def step_function(density: Density, plan: Plan, names: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
-    """The step as a function of tensors, to be recorded: fields of `Lanes`, fields of `Fixed`, and rows by `names`."""
-    count = len(fields(Lanes))
+    """The step as a function of the tensors from `arguments`, to be recorded; `names` are those of the rows."""
+    moved, own = len(fields(Lanes)), len(_OWN)
 
     def function(*flat: Tensor) -> tuple[Tensor, ...]:
-        own = dict(zip(_OWN, flat[count:], strict=False))
-        fixed = Fixed(**own, rows=dict(zip(names, flat[count + len(_OWN) :], strict=True)))
-        lanes, ended = _step(Lanes(*flat[:count]), fixed, density, plan)
+        level, other, forward, *given = flat[moved:]
+        fixed = Fixed(rows=dict(zip(names, given[own:], strict=True)), **dict(zip(_OWN, given, strict=False)))
+        lanes, ended = _step(Lanes(*flat[:moved]), fixed, density, plan, (level, other, forward))
         return *_flat(lanes), *_flat(ended)
 
     return function
@@ -278,34 +193,47 @@ def _flat(part: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def arguments(lanes: Lanes, fixed: Fixed) -> list[Tensor]:
+def arguments(lanes: Lanes, fixed: Fixed, chance: Chance) -> list[Tensor]:
     """The arguments of a function from `step_function`."""
-    return [*_flat(lanes), *_flat(fixed), *fixed.rows.values()]
+    return [*_flat(lanes), *chance, *_flat(fixed), *fixed.rows.values()]
 
 
-def step(function: Callable[..., tuple[Tensor, ...]], lanes: Lanes, fixed: Fixed) -> tuple[Lanes, Ended]:
-    """Move every lane by one leapfrog; returns the lanes, and the iterations that have ended."""
-    out = function(*arguments(lanes, fixed))
-    count = len(fields(Lanes))
-    return Lanes(*out[:count]), Ended(*out[count:])
+def chances(key: Tensor, clock: Tensor) -> list[Chance]:
+    """The random numbers of the next `TENDED` steps of lanes that have made `clock` steps, `(lane,)` each."""
+    random = stream(key, 2 * clock + torch.arange(2 * TENDED, device=key.device)[:, None])
+    level, forward = to_uniform(random), random[1::2] % 2 == 0
+    return list(zip(level[::2].unbind(), level[1::2].unbind(), forward.unbind(), strict=True))
 
 
-def _step(lanes: Lanes, fixed: Fixed, density: Density, plan: Plan) -> tuple[Lanes, Ended]:
-    moving = lanes.phase == MOVING
-    random = stream(lanes.key[:, None], 2 * lanes.clock[:, None] + torch.arange(2, device=moving.device))
-    level = to_uniform(random)
-    lanes, delta = _grow_by_a_leaf(lanes, fixed, density, moving, level[:, 0])
+def steps(
+    function: Callable[..., tuple[Tensor, ...]], lanes: Lanes, fixed: Fixed, chances: list[Chance]
+) -> tuple[Lanes, list[Ended]]:
+    """Move every lane by one leapfrog for each of `chances`; returns the lanes, and what ended in each step."""
+    moved, given = len(fields(Lanes)), [*_flat(fixed), *fixed.rows.values()]
+    flat, ended = tuple(_flat(lanes)), []
+    for chance in chances:
+        out = function(*flat, *chance, *given)
+        flat = out[:moved]
+        ended.append(Ended(*out[moved:]))
+    return Lanes(*flat), ended
+
+
+def _step(lanes: Lanes, fixed: Fixed, density: Density, plan: Plan, chance: Chance) -> tuple[Lanes, Ended]:
+    moving, (level, other, forward) = lanes.phase == MOVING, chance
+    lanes, delta = _grow_by_a_leaf(lanes, fixed, density, moving, level)
     diverging = delta < -_DIVERGENCE
-    turning = _subtrees_turn(lanes, fixed)
-    failed = moving & (diverging | turning)
-    whole = moving & ~failed & (lanes.leaf + 1 == 1 << lanes.depth)
-    lanes = replace(lanes, leaf=lanes.leaf + 1, clock=lanes.clock + 1)
-    lanes, turned = _join(lanes, fixed, whole, level[:, 1])
-    over = failed | turned | (whole & (lanes.depth == plan.depth))
+    failed = moving & (diverging | _subtrees_turn(lanes, fixed))
+    leaf = lanes.leaf + 1
+    whole = moving & ~failed & (leaf == 1 << lanes.depth)
+    lanes, turned = _join(replace(lanes, leaf=leaf), fixed, whole, other)
+    early = lanes.iteration < plan.schedule.first
+    most = torch.where(early, min(EARLY_DEPTH, plan.depth), plan.depth)
+    over = failed | turned | (whole & (lanes.depth >= most))
     ended = Ended(
         over=over,
         iteration=lanes.iteration,
         q=lanes.tree_q,
+        grad=lanes.tree_grad,
         log_density=lanes.tree_density,
         energy=lanes.energy,
         acceptance_rate=lanes.acceptance / lanes.leaves.clamp_min(1),
@@ -315,12 +243,17 @@ def _step(lanes: Lanes, fixed: Fixed, density: Density, plan: Plan) -> tuple[Lan
     )
     lanes = _end_iteration(lanes, ended, plan)
     lanes, begins = _begin(lanes, fixed, over)
-    return _grow(lanes, (whole & ~over) | begins, random[:, 1] % 2 == 0), ended
+    return _grow(lanes, (whole & ~over) | begins, forward), ended
 
 
 def _pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`torch.where` with a mask over lanes."""
-    return torch.where(mask.reshape(-1, *[1] * (old.dim() - 1)), new, old)
+    return torch.where(mask.reshape(-1, *[1] * (old.dim() - 1)) if old.dim() > 1 else mask, new, old)
+
+
+def _finite(values: Tensor) -> Tensor:
+    """`isfinite`, which is recorded as twice as many operators."""
+    return values.abs() < torch.inf
 
 
 def _grow_by_a_leaf(
@@ -329,16 +262,17 @@ def _grow_by_a_leaf(
     """Add a leaf to the growing subtree by a leapfrog step; also returns the log weight of the leaf."""
 
     def slope_at(q: Tensor) -> tuple[Tensor, Tensor]:
-        q = q.detach().requires_grad_()
-        value = density(q, fixed.powers, fixed.rows)
-        (slope,) = torch.autograd.grad(value.sum(), q)
+        with torch.enable_grad():
+            q = q.detach().requires_grad_()
+            value = density(q, fixed.powers, fixed.rows)
+            (slope,) = torch.autograd.grad(value.sum(), q)
         return value.detach(), slope
 
     direction = torch.where(lanes.forward, lanes.step_size, -lanes.step_size)
     time = direction.masked_fill(~moving, 0.0)
     q, p, grad, log_density = leapfrog(slope_at, lanes.q, lanes.p, lanes.grad, time, fixed.metric)
     delta = lanes.energy - kinetic(fixed.metric, p) + log_density
-    delta = delta.masked_fill(~delta.isfinite(), -torch.inf)
+    delta = delta.masked_fill(~_finite(delta), -torch.inf)
     weight = torch.logaddexp(lanes.sub_weight, delta)
     take = takes_leaf(delta, weight, level)
     grown = replace(
@@ -366,22 +300,22 @@ def _subtrees_turn(lanes: Lanes, fixed: Fixed) -> Tensor:
     of ones in n / 2 in binary.
     """
     leaf = lanes.leaf
-    opens = leaf % 2 == 0
-    ones, trailing = _BITS.to(leaf.device)[leaf.clamp_max(len(_BITS) - 1)].unbind(1)
+    highest, lowest, place = _LEAVES.to(leaf.device)[leaf.clamp_max(len(_LEAVES) - 1)].unbind(1)
     lane = torch.arange(len(leaf), device=leaf.device)
-    place = ones.masked_fill(~opens, MAX_DEPTH)  # the last place is never read
     # With S the sum of momenta, the criterion of a subtree is the sign of p · M⁻¹ (A − C), where A = S − p/2 at the
     # newest leaf and C is the same at the first leaf, so that every check is a dot product with stored vectors.
     centre = lanes.sub_momentum - 0.5 * lanes.p
     along = velocity(fixed.metric, centre)
     own = (lanes.p * along).sum(-1)
-    fixed.checks[lane, :, place] = torch.stack([lanes.p, centre], 1)
+    fixed.checks[lane, :, :, place] = torch.stack([lanes.p, centre], 1)
     fixed.checked[lane, place] = own
-    at_first = (fixed.checks[:, 0] @ along[..., None])[..., 0] - fixed.checked
-    at_last = own[:, None] - (fixed.checks[:, 1] @ velocity(fixed.metric, lanes.p)[..., None])[..., 0]
-    level = torch.arange(MAX_DEPTH + 1, device=leaf.device)
-    closing = ~opens[:, None] & (level <= ones[:, None]) & (level > (ones - trailing)[:, None])
-    return (closing & ((at_first <= 0) | (at_last <= 0))).any(1)
+    # Places are the last dimension, so that the products of all places are computed by the same vector instructions.
+    by_entry = torch.stack([along, -velocity(fixed.metric, lanes.p)], 1)
+    products = torch.bmm(by_entry.flatten(0, 1)[:, None], fixed.checks.flatten(0, 1)).reshape(len(leaf), 2, PLACES)
+    turning = (products[:, 0] <= fixed.checked) | (products[:, 1] <= -own[:, None])
+    number = torch.arange(PLACES, device=leaf.device)
+    closing = (number <= highest[:, None]) & (number > lowest[:, None])  # none at a leaf that opens subtrees
+    return (closing & turning).any(1)
 
 
 def _join(lanes: Lanes, fixed: Fixed, whole: Tensor, level: Tensor) -> tuple[Lanes, Tensor]:
@@ -413,7 +347,7 @@ def _end_iteration(lanes: Lanes, ended: Ended, plan: Plan) -> Lanes:
     step_size, learnt = adaptation.learn_step(state, ended.acceptance_rate, plan.target_accept)
     learns = over & (at < plan.warmup)
     step_size = torch.where(at == plan.warmup - 1, learnt[2].exp(), step_size)
-    centre, error, average, count = (_pick(learns, new, old) for new, old in zip(learnt, state, strict=True))
+    error, average, count = (_pick(learns, new, old) for new, old in zip(learnt[1:], state[1:], strict=True))
     phase = lanes.phase.masked_fill(over & closes, WAITING)
     phase = phase.masked_fill(over & (at + 1 == plan.iterations), OVER)
     return replace(
@@ -421,7 +355,6 @@ def _end_iteration(lanes: Lanes, ended: Ended, plan: Plan) -> Lanes:
         phase=phase,
         iteration=at + over,
         step_size=_pick(learns, step_size, lanes.step_size),
-        centre=centre,
         error=error,
         average=average,
         count=count,
@@ -430,7 +363,7 @@ def _end_iteration(lanes: Lanes, ended: Ended, plan: Plan) -> Lanes:
 
 def _begin(lanes: Lanes, fixed: Fixed, over: Tensor) -> tuple[Lanes, Tensor]:
     """Begin an iteration where one is over, or where a fresh point has a finite density; also returns where."""
-    finite = lanes.log_density.isfinite() & lanes.grad.isfinite().all(-1)
+    finite = _finite(lanes.log_density) & _finite(lanes.grad).all(-1)
     fresh = (lanes.phase == FRESH) & finite
     begins = (over & (lanes.phase == MOVING)) | fresh
     tree_q, tree_grad = _pick(fresh, lanes.q, lanes.tree_q), _pick(fresh, lanes.grad, lanes.tree_grad)

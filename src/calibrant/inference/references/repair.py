@@ -51,6 +51,10 @@ class Treatment:
         longer = self.longer if divergences else _LONGER
         return Treatment(longer, 0.99 if divergences else self.target_accept, dense=True)
 
+    def warmup(self, subchains: int) -> int:
+        """The factor by which the warm-up of sub-chains is longer; in the last look it is that of a whole chain."""
+        return subchains if self.dense else min(self.longer, subchains)
+
     @property
     def text(self) -> str:
         """Description for the results."""
@@ -138,10 +142,11 @@ def _failures(course: _Course, look: int, joint: bool) -> Mapping[Treatment, Ten
 def _run_again(
     course: _Course, treatment: Treatment, rows: Tensor, sample: Sampler, groups: Groups, settings: NutsSettings
 ) -> None:
-    dense = settings.dense or treatment.dense
-    powers = course.powers[rows].clone() if treatment.other_powers or dense else None
+    dense = True if treatment.dense else settings.dense
+    powers = course.powers[rows].clone() if treatment.other_powers or treatment.dense else None
     plan = replace(
         settings,
+        warmup=settings.warmup * treatment.warmup(settings.subchains),
         draws=settings.draws * treatment.longer,
         target_accept=max(treatment.target_accept or 0.0, settings.target_accept),
         dense=dense,
@@ -153,7 +158,7 @@ def _run_again(
         raise KeyboardInterrupt
     course.powers[rows] = used[:, 0].expand(len(rows), -1)
     verdict = judge(draws, groups)
-    course.draws = course.draws.replaced(rows, draws.thinned(settings.draws))
+    course.draws = course.draws.replaced(rows, draws.thinned(settings.draws * settings.subchains))
     for name, values in verdict.data_vars.items():
         course.convergence[name] = _with_rows(course.convergence[name], rows.numpy(), values.values)
     for row in rows.tolist():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from calibrant.binding import bind, bind_fixed
 from calibrant.data.dataset import Data
-from calibrant.errors import InferenceError
+from calibrant.errors import InferenceError, warn
 from calibrant.inference.groups import add_groups
 from calibrant.inference.references.chains import McmcDraws
 from calibrant.inference.references.exact import ExactPosterior, solve
@@ -32,16 +33,22 @@ from calibrant.linear_gaussian.detection import detect
 from calibrant.linear_gaussian.parameters import LinearGaussian
 from calibrant.program.contract import Program, as_program
 from calibrant.program.enumeration import combinations
-from calibrant.program.environment import defaults
+from calibrant.program.environment import cast, defaults, seeded
 from calibrant.program.latents import sites
 from calibrant.program.losses import refuse_training_losses
+from calibrant.program.tracing import sampled, trace
 from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
 METHODS = ("auto", "exact", "importance", "importance-only", "nuts", "pyro-nuts")
+SUBCHAINS_NOTE = (
+    "every chain consists of `subchains` chains with a common start, one after another (not of data with several "
+    "modes); count the draws by autocorrelation as usual"
+)
 POOL = 10_000  # draws of a guide per datum, of which importance keeps some
 _FEW = 4  # data that show whether a program has a reference at all
-_COMPILED_FROM = 1000  # iterations per chain from which on the step is compiled: compiling takes about as long as these
+_MOST_SUBCHAINS = 16
+_SUBCHAIN_WARMUP, _SUBCHAIN_DRAWS = 120, 50  # iterations of a sub-chain at least; warm-up is pooled over all chains
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,24 @@ class ReferencePlan:
     draws: int = 1000
     init: Program | None = None
     target_accept: float = 0.8
-    dense: bool = False
+    dense: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     starts: int = 32
     pool: int = POOL
+    subchains: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("warmup", "draws"):
+            if not isinstance(value := getattr(self, name), Integral) or value < 0:
+                raise InferenceError(f"{name}={value!r}: give a whole number of iterations, 0 or more")
+        for name in ("dense", "compile"):
+            if (value := getattr(self, name)) not in (True, False, "auto"):
+                raise InferenceError(f'{name}={value!r}: give True, False or "auto"')
+        if self.subchains not in ("auto", 1) and not _divides(self.subchains, self.draws):
+            raise InferenceError(
+                f"subchains={self.subchains}: give 1 for ordinary chains, or a number that divides draws={self.draws} "
+                f"and leaves at least {_SUBCHAIN_DRAWS} draws"
+            )
         if self.starts and self.starts < FEW_STARTS:
             raise InferenceError(
                 f"starts={self.starts}: give at least {FEW_STARTS} starts of the search for modes, or 0 for no search"
@@ -76,8 +95,27 @@ class ReferencePlan:
         """
         if not 0.5 <= self.target_accept < 1:
             raise InferenceError(f"target_accept={self.target_accept}: give a mean acceptance from 0.5 to below 1")
-        compiles = self.warmup + self.draws >= _COMPILED_FROM if self.compile == "auto" else self.compile
-        return NutsSettings(self.chains, self.warmup, self.draws, self.target_accept, self.dense, compile=compiles)
+        each = subchains_of(self.warmup, self.draws) if self.subchains == "auto" else self.subchains
+        lengths = ceil(self.warmup / each), self.draws // each
+        return NutsSettings(self.chains, *lengths, self.target_accept, self.dense, compile=self.compile, subchains=each)
+
+
+def subchains_of(warmup: int, draws: int) -> int:
+    """The number of sub-chains of a chain, 16 at most: the largest divisor of `draws` that leaves them long enough.
+
+    It depends on nothing else, so that the draws of a datum do not depend on which other data there are.
+
+    Args:
+        warmup: number of adaptation steps of the chain.
+        draws: number of draws of the chain that are kept.
+    """
+    most = min(_MOST_SUBCHAINS, warmup // _SUBCHAIN_WARMUP)
+    return max((count for count in range(1, most + 1) if _divides(count, draws)), default=1)
+
+
+def _divides(count: Any, draws: int) -> bool:
+    """Whether chains of so many draws can consist of `count` sub-chains."""
+    return isinstance(count, int) and count >= 1 and draws % count == 0 and draws // count >= _SUBCHAIN_DRAWS
 
 
 def reference_of(
@@ -91,6 +129,7 @@ def reference_of(
     """Sample a reference, like `reference`, for a program and data that are already checked."""
     chains, draws = plan.chains, plan.draws
     refuse_without_latents(program, data)
+    progress("reference", 0, len(data))
     exact = _exact_solution(program, data, plan.method)
     _require_memory(program, data, plan)
     if exact is not None:
@@ -98,10 +137,8 @@ def reference_of(
         progress("reference", len(data), len(data))
     else:
         require_passable(chains, draws)
-        settings = plan.nuts
-        progress("reference", 0, len(data))
         if plan.method == "pyro-nuts":
-            tree = _one_by_one(program, data, settings, seed, progress)
+            tree = _one_by_one(program, data, plan, seed, progress)
         else:
             tree = _batched(program, data, plan, seed, progress)
     add_groups(tree, program, data, groups, seed)
@@ -169,7 +206,10 @@ def is_exact(program: PyroModule, data: Data) -> bool:
 
 
 def _require_memory(program: PyroModule, data: Data, plan: ReferencePlan) -> None:
-    entries = sum(site.event_shape.numel() for site in sites(program, *data.batch(torch.arange(1))).values())
+    observed, covariates = data.batch(torch.arange(1))
+    with torch.no_grad(), seeded(0), defaults(program, {**observed, **covariates}) as place:
+        run = sampled(trace(program, 1, cast(covariates, *place), cast(observed, *place)))
+    entries = sum(site["value"].numel() for name, site in run.items() if name not in observed)
     what = f"{plan.chains} × {plan.draws} draws of {len(data)} data"
     require_memory(plan.chains * plan.draws * len(data) * entries, what, width=8)
 
@@ -252,8 +292,8 @@ def _exact(
     return tree
 
 
-def _one_by_one(program: PyroModule, data: Data, settings: NutsSettings, seed: int, progress: Progress) -> xr.DataTree:
-    lengths = {"chains": settings.chains, "warmup": settings.warmup, "draws": settings.draws}
+def _one_by_one(program: PyroModule, data: Data, plan: ReferencePlan, seed: int, progress: Progress) -> xr.DataTree:
+    lengths = {"chains": plan.chains, "warmup": plan.warmup, "draws": plan.draws}
     result = sample_pyro_nuts(program, data, **lengths, seed=stream(seed, "reference"), progress=progress)
     tree = _mcmc_tree(program, data.subset(result.data), result, "pyro-nuts", {**lengths, "seed": seed})
     _attach_convergence(tree, judge(result, lambda _: _gated(tree)))
@@ -284,12 +324,11 @@ def _warn_of_turns(program: PyroModule, data: Data) -> None:
     """Warn that the chains of a program that vmap cannot run are slow."""
     with target_of(program, data) as target:
         if target.in_turn:
-            warnings.warn(
+            warn(
                 "torch.func.vmap cannot run this program with shared latents, so that its chains run one after the "
                 "other, which is slower. It can run operations that do not write into the entries of a tensor: "
                 f"torch.stack, torch.cat, torch.where. It stopped at: {target.in_turn[:200]}",
                 RuntimeWarning,
-                stacklevel=4,
             )
 
 
@@ -300,7 +339,7 @@ def _gated(tree: xr.DataTree) -> tuple[xr.Dataset, xr.Dataset]:
 def _mcmc_tree(
     program: PyroModule, data: Data, result: McmcDraws, method: str, settings: Mapping[str, Any]
 ) -> xr.DataTree:
-    return build_tree(
+    tree = build_tree(
         result.draws,
         model=program,
         data=data,
@@ -311,6 +350,9 @@ def _mcmc_tree(
         sample_stats=result.stats,
         settings=settings,
     )
+    if result.subchains > 1:
+        tree["posterior"].attrs |= {"subchains": result.subchains, "draws_note": SUBCHAINS_NOTE}
+    return tree
 
 
 def _attach_convergence(tree: xr.DataTree, convergence: xr.Dataset) -> None:

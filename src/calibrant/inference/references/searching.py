@@ -24,9 +24,7 @@ from calibrant.streams import stream
 Array = npt.NDArray[np.float64]
 FEW_STARTS = 4  # fewer do not show groups
 _WARMUP, _DRAWS, _DEPTH = 34, 30, 5  # of short chains; their trees have 31 leapfrogs at most
-_WINDOWS = 6, 4, 8  # of their warm-up: a window of many chains is soon full
 _LONGER_WARMUP, _LONGER_DRAWS, _LONGER_DEPTH = 100, 30, 8  # where chains stand apart, before that is believed
-_COMPILED_FROM = 4096  # chains from which on their step is compiled, if that of the reference is
 _ROWS = 16_384  # rows in one evaluation of the density
 
 
@@ -71,9 +69,8 @@ def search(
         Position of a datum (0 if all data have one joint posterior) → its groups, two or more.
     """
     double = in_double(guide) if guide is not None else None
-    compiles = settings.compile and starts * len(data) >= _COMPILED_FROM
     rate = settings.target_accept
-    plan = NutsSettings(starts, _WARMUP, _DRAWS, rate, compile=compiles, depth=_DEPTH, windows=_WINDOWS)
+    plan = NutsSettings(starts, _WARMUP, _DRAWS, rate, compile=settings.compile, depth=_DEPTH)
     begin = partial(wide, chains=starts, guide=double)
     first = short_chains(model, data, plan, stream(seed, "modes"), progress, begin)
     apart = {unit: first[unit] for unit in np.flatnonzero(nested_rhat(first.numpy()) > RHAT_OF_STARTS).tolist()}
