@@ -10,7 +10,7 @@ ARGS ?=
 # Two processes with one thread each: more threads than cores are slower than one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test truth docs package parts papers check format clean FORCE
+.PHONY: help demo test truth docs package parts papers speed check format clean FORCE
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -39,6 +39,9 @@ parts: $(VENV)/.stamp-test ## write the page of models, likelihoods and data set
 
 papers: $(VENV)/.stamp-test ## write the tables of docs/papers from stored results of `calibrant reproduce`
 	$(BIN)/python docs/make_papers.py
+
+speed: $(VENV)/.stamp-test ## write the tables of docs/speed.md from stored results of benchmarks
+	$(BIN)/python docs/make_speed.py
 
 check: $(VENV)/.stamp-test ## run all that a change must pass: ruff, mypy, the default tests
 	$(BIN)/ruff check

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -22,15 +22,13 @@ from calibrant.columns import wrapped
 from calibrant.completion import COMPLETIONS, LISTS
 from calibrant.errors import CalibrantError
 from calibrant.interrupts import exit_code, sigterm_interrupts
-from calibrant.printing import interruption, number, show, show_names
+from calibrant.printing import interruption, number, show, show_names, show_speeds
 from calibrant.processes import import_ahead
 from calibrant.progress import Progress, bars
 from calibrant.settings import MODELS, QUICK, Effort, Request, Settings, announced
 
-if TYPE_CHECKING:
-    from calibrant.workflow.running import Outcome
-
 _DEFAULT = Settings()
+Found = TypeVar("Found")
 Command: TypeAlias = Callable[[typer.Context, Request, bool], None]
 
 
@@ -138,6 +136,16 @@ _HEADINGS = {
     "data": "Data (or FILE.npz, FILE.npy, FILE.csv, FOLDER/ of photographs by class, FILE.py:function)",
 }
 _Run = Annotated[Path, typer.Argument(help="The run folder.")]
+_Measured = Annotated[
+    str | None,
+    typer.Argument(
+        help="A run folder, a name that `calibrant list models` shows, MODEL+STRUCTURE, or FILE.py:Class; without one, "
+        "an EA-VAE with Laplace latents is measured.",
+        metavar="RUN | MODEL",
+        autocompletion=COMPLETIONS["models"],
+    ),
+]
+_Json = Annotated[Path | None, typer.Option("--json", help="File to write the table to, as JSON")]
 _RunData = Annotated[
     str | None,
     typer.Option(
@@ -223,8 +231,8 @@ def _request(given: dict[str, Any]) -> Request:
         raise CalibrantError(f"--lr {told['lr']}: the learning rate must be positive")
     if "memory" in told and not told["memory"] > 0:
         raise CalibrantError(f"--memory {told['memory']}: give the GiB that one run may take, a positive number")
-    named = told.pop("model", None)
-    told["models"] = tuple(told.get("models", ())) if named is None else (named,)
+    named = [told.pop("model")] if "model" in told else []
+    told["models"] = (*named, *told.get("models", ()))
     if "site" in told:
         told["site"] = dict(_pair("--site", text) for text in told["site"])
     for name, flag in (("arguments", "--set"), ("data_options", "--data-option")):
@@ -340,6 +348,23 @@ def check(ctx: typer.Context, request: Request, quiet: bool) -> None:
 def report(ctx: typer.Context, request: Request, quiet: bool) -> None:
     """Write the report of a run again, from its stored results."""
     show(_with_bars(quiet, lambda workflow, progress: workflow.report_run(request, progress, ctx.obj)))
+
+
+@app.command()
+@_takes(
+    *("data", "structure", "family", "encoder", "objective", "batch_size", "seed", "device", "quick"),
+    *("chains", "warmup", "draws", "arguments"),
+    model=_Measured,
+    models=_UserModel,
+    out=_Json,
+)
+def bench(ctx: typer.Context, request: Request, quiet: bool) -> None:
+    """Measure how fast a model trains, draws and gets a reference posterior on this machine.
+
+    The share of time outside arithmetic is one minus the time of the recorded graph, run alone, over that of a step.
+    With --quick, each part is measured for about a second. Nothing is written without --json.
+    """
+    show_speeds(_with_bars(quiet, lambda workflow, progress: workflow.bench_run(request, progress)))
 
 
 @app.command("list")
@@ -461,7 +486,7 @@ def _loaded(part: str, quiet: bool) -> Iterator[tuple[Any, Progress]]:
         yield module, progress
 
 
-def _with_bars(quiet: bool, call: Callable[[Any, Progress], Outcome]) -> Outcome:
-    """The outcome of `call(workflow, progress)`."""
+def _with_bars(quiet: bool, call: Callable[[Any, Progress], Found]) -> Found:
+    """What `call(workflow, progress)` returns."""
     with _loaded("workflow", quiet) as (workflow, progress):
         return call(workflow, progress)

@@ -11,6 +11,7 @@ import typer
 from calibrant.columns import columns, wrapped
 
 if TYPE_CHECKING:
+    from calibrant.inference.speed.measuring import Bench
     from calibrant.workflow.running import Outcome
     from calibrant.workflow.summary import Summary
 
@@ -75,6 +76,22 @@ def _show_numbers(summaries: Sequence[Summary]) -> None:
         table.add_row(row.name, number(row.elbo, row.elbo_se), number(row.evidence), number(row.gap, row.gap_se))
     Console(file=sys.stdout, highlight=False, markup=False).print(table)
     typer.echo(wrapped("(nats per datum, of the checked data; the gap is log evidence − ELBO)"))
+
+
+def show_speeds(found: Bench) -> None:
+    """Print the machine, the figures of a model, and how they were measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    typer.echo(wrapped(f"{found.name} on {found.about}", "", "  "))
+    table = Table("part", "what")
+    table.add_column("speed", justify="right", no_wrap=True)
+    for before, row in zip([None, *found.rows], found.rows, strict=False):
+        table.add_row("" if before and row.part == before.part else row.part, row.what, row.text)
+    Console(file=sys.stdout, highlight=False, markup=False).print(table)
+    for row in found.rows:
+        if row.how:
+            typer.echo(wrapped(f"{row.part}, {row.what}: {row.how}", "", "  "))
 
 
 def show_names(lists: Mapping[str, Mapping[str, str]]) -> None:

@@ -9,8 +9,23 @@ from calibrant.inference.groups import GROUPS
 from calibrant.inference.references.sampling import METHODS, log_evidence
 from calibrant.inference.referencing import reference
 from calibrant.inference.reweighting import importance
+from calibrant.inference.sampling_densities import sample
+from calibrant.inference.speed.measuring import Bench, bench
 
-__all__ = ["GROUPS", "METHODS", "Fit", "fit", "importance", "iwae_bound", "log_evidence", "posterior", "reference"]
+__all__ = [
+    "GROUPS",
+    "METHODS",
+    "Bench",
+    "Fit",
+    "bench",
+    "fit",
+    "importance",
+    "iwae_bound",
+    "log_evidence",
+    "posterior",
+    "reference",
+    "sample",
+]
 
 globals().update(own_calls(__name__, globals(), __all__))
 

@@ -97,6 +97,7 @@ def posterior_of(
         probe = scored(*pair, *some, repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data", width=8)
+        progress("posterior", 0, len(data))
         if set(probe.latents) <= set(probe.local):
             with fixed(guide):
                 rows = measured_rows(ROWS, len(few), partial(scored, *pair, *some))

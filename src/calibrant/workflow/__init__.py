@@ -4,10 +4,11 @@ A run folder holds one model; a run of several models has a subfolder for each a
 """
 
 from calibrant.calls import own_calls
+from calibrant.workflow.benching import bench_run
 from calibrant.workflow.running import Outcome, check_run, fit_run, report_run, run
 from calibrant.workflow.summary import Summary, summarise
 
-__all__ = ["Outcome", "Summary", "check_run", "fit_run", "report_run", "run", "summarise"]
+__all__ = ["Outcome", "Summary", "bench_run", "check_run", "fit_run", "report_run", "run", "summarise"]
 
 globals().update(own_calls(__name__, globals(), __all__))
 

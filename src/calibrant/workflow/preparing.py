@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
@@ -19,7 +18,7 @@ from calibrant import store
 from calibrant.binding import bind
 from calibrant.data.dataset import Data
 from calibrant.data.registry import load as load_data
-from calibrant.errors import DataError, ProgramError, RunError
+from calibrant.errors import DataError, ProgramError, RunError, warn
 from calibrant.evaluation.remedying.richer import has_weights
 from calibrant.guides.amortizing import amortize
 from calibrant.guides.from_prior import PriorGuide
@@ -95,7 +94,7 @@ def prepare(request: Request, is_checked: bool = True) -> tuple[Request, list[Jo
     request = replace(request, out=request.out or _free_folder(request))
     check_members(request.models)
     splits = load_splits(request, settings.seed)
-    request, jobs = _jobs(_with_enough_steps(request, len(splits["train"])), splits, is_default)
+    request, jobs = _jobs(with_enough_steps(request, len(splits["train"])), splits, is_default)
     folder, names = folder_of(request), [member_folder(name) for name in request.models]
     for job in jobs:
         _check_place(job, folder)
@@ -117,7 +116,7 @@ def _jobs(request: Request, splits: dict[str, Data], is_default: bool) -> tuple[
         except ProgramError as error:
             if not is_default or structure_of(name) is None:
                 raise
-            warnings.warn(f"{name} is left out of the demonstration: {error}", UserWarning, stacklevel=2)
+            warn(f"{name} is left out of the demonstration: {error}", UserWarning)
     return replace(request, models=tuple(jobs)), list(jobs.values())
 
 
@@ -285,7 +284,7 @@ def _is_quick(stored: Mapping[str, Any]) -> bool:
     return bool(stored.get("quick", little.items() <= stored["settings"].items()))
 
 
-def _with_enough_steps(request: Request, data: int) -> Request:
+def with_enough_steps(request: Request, data: int) -> Request:
     """Choose smaller minibatches and more epochs if few data would give few steps; given settings are kept."""
     settings, asked = request.made(), {**request.chosen, **request.asked()}
     data = min(data, settings.train_data or data)

@@ -121,15 +121,7 @@ def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> P
     settings, shown = request.made(), prefixed(progress, f"{name}:")
     job = new_job(name, folder, load_splits(request, settings.seed), request, settings)
     shown(_STARTING, 1, 1)
-    return _pictured(_run(job, shown), shown)
-
-
-def _pictured(result: RunResult, progress: Progress) -> Pictures:
-    """The pictures of a model, drawn in its own process while those of other models work."""
-    progress("pictures", 0, 1)
-    found = pictures_of(result)
-    progress("pictures", 1, 1)
-    return found
+    return pictures_of(_run(job, shown), shown)  # while the processes of other models work
 
 
 def _stored_result(folder: Path, request: Request) -> RunResult:
@@ -184,7 +176,7 @@ def _check_one(request: Request, name: str, folder: Path, progress: Progress) ->
     """Check one of several models in its own process, which writes the results to the model's folder; its pictures."""
     job, shown = reopen(folder, model_for(folder, request.models), request), prefixed(progress, f"{name}:")
     shown(_STARTING, 1, 1)
-    return _pictured(_evaluate(job, shown), shown)
+    return pictures_of(_evaluate(job, shown), shown)
 
 
 def report_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
@@ -218,6 +210,7 @@ def _belonging_together(folder: Path) -> Iterator[None]:
 def _report(
     folder: Path, results: list[RunResult], command: str, progress: Progress, pictures: Sequence[Pictures] = ()
 ) -> Outcome:
+    pictures = pictures or [pictures_of(result, progress) for result in results]
     progress("report", 0, 1)
     story = told(results)
     path = report(results, folder / store.REPORT, command, story, pictures)

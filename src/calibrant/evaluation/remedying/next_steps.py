@@ -24,9 +24,9 @@ from calibrant.evaluation.judgements.on_averaging import AVERAGED
 from calibrant.evaluation.judgements.on_misreading import MISREAD, output_of
 from calibrant.evaluation.judgements.on_probabilities import FULL_DATA as PREDICTED_DATA
 from calibrant.evaluation.judgements.on_probabilities import PREDICTED
-from calibrant.evaluation.remedying.bench import REFINED, RESAMPLED
 from calibrant.evaluation.remedying.commands import checking_line, training_line
 from calibrant.evaluation.remedying.failures import SUMS
+from calibrant.evaluation.remedying.measuring import REFINED, RESAMPLED
 from calibrant.evaluation.remedying.richer import flows
 from calibrant.evaluation.remedying.sentences import helpful
 from calibrant.evaluation.results import RunResult

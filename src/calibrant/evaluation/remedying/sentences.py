@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
-from calibrant.evaluation.remedying.bench import GUIDE, REFINED, RESAMPLED
+from calibrant.evaluation.remedying.measuring import GUIDE, REFINED, RESAMPLED
 
 FALSE_ALARM = 0.01  # probability that any remedy is said to help or harm by chance
 LEAST = 0.01  # share of the gap below which a gain is not called a remedy, however small its error

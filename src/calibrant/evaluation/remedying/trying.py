@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from calibrant.data.dataset import Data
-from calibrant.evaluation.remedying.bench import GUIDE, REFINED, RESAMPLED, Bench, Tried, results_table
+from calibrant.evaluation.remedying.measuring import GUIDE, REFINED, RESAMPLED, Bench, Tried, results_table
 from calibrant.evaluation.remedying.richer import TrainingData, encoder_kind, richer_guides, trained_guide
 from calibrant.evaluation.statistics.gaps import with_reference
 from calibrant.inference.problem import Problem

@@ -1,0 +1,1 @@
+"""How fast training, draws and references of a model are on this machine."""
