@@ -75,7 +75,7 @@ def short_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_check(short_gap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are about files and messages: reports are one line, and gaps are split in a few steps."""
     monkeypatch.setattr("calibrant.workflow.running.report", _write_shortly)
-    monkeypatch.setattr("calibrant.workflow.running.pictures_of", lambda result: {})
+    monkeypatch.setattr("calibrant.workflow.running.pictures_of", lambda result, progress: {})
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("calibrant.workflow.running.report", _write_shortly)
-        patch.setattr("calibrant.workflow.running.pictures_of", lambda result: {})
+        patch.setattr("calibrant.workflow.running.pictures_of", lambda result, progress: {})
         refine_hardly(patch)
         write_files(folder)
         fit_rows("fitted", "--batch-size", "40")
@@ -117,7 +117,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ArviZ's pictures and those of the check, which take most of the time."""
     from calibrant.evaluation.reporting import pictures, predictive_plots, run_plots
 
-    monkeypatch.setattr(run_plots, "arviz_pictures", lambda result: {})
+    monkeypatch.setattr(run_plots, "arviz_pictures", lambda result, progress: {})
     for name in (*CHECKED, *predictive_plots.CAPTIONS):
         monkeypatch.setitem(pictures.OF_ONE, name, lambda result: None)
 

@@ -16,7 +16,7 @@ import xarray as xr
 from agreement import limit
 from scipy.stats import binomtest
 
-from benchmarks import cells, peers, power, power_tables, retrieval, trained
+from benchmarks import cells, checking, peers, power, power_tables, retrieval, trained
 from benchmarks.fooled import FOOLED, OneDirection
 from benchmarks.planted import PLANTED, pair
 from benchmarks.structure import Bench, Plan, line, mean_error, sd_ratio
@@ -266,3 +266,13 @@ def test_the_search_of_a_few_images_is_measured():
     row = retrieval.measure(2000, 500, features=16)
     assert (row.images, row.queries, row.features) == (2000, 500, 16)
     assert row.gib_beyond < 0.5
+
+
+def test_the_time_between_two_stages_belongs_to_the_one_that_begins(monkeypatch):
+    moments = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
+    monkeypatch.setattr(checking.time, "process_time", lambda: next(moments))
+    watch = checking.Watch("case")
+    for stage, done in (("fit", 0), ("fit", 1), ("fit", 2), ("pictures", 1), ("pictures", 2)):
+        watch(stage, done, 2)
+    found = {row.stage: (row.seconds, row.silent, row.share) for row in watch.rows()}
+    assert found == {"fit": (4.0, 2.0, 0.4), "pictures": (6.0, 5.0, 0.6)}

@@ -33,6 +33,7 @@ RUN_BY = {
     "docs/representation-methods.md": ("test_code_of_pages.py", 1),
     "docs/representation-metrics.md": ("test_representation_page.py", 1),
     "docs/representations.md": ("test_representations_page.py", 2),
+    "docs/speed.md": ("test_code_of_pages.py", 1),
     "docs/uncertainty.md": ("test_uncertainty_page.py", 4),
 }
 COMMAND = typer.main.get_command(app)

@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 
 import calibrant as cal
 from calibrant.evaluation.statistics import posterior_ranks
+from calibrant.inference.speed import measuring
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -44,6 +45,14 @@ def test_the_program_of_design_md_keeps_to_the_contract():
     data = {"x": torch.zeros(4, 5)}
     assert set(cal.program.sites(model, data)) == {"scale", "z"}
     cal.program.check_program(model, data)
+
+
+def test_speed_is_measured_as_speed_md_says(capsys, monkeypatch):
+    monkeypatch.setattr(measuring, "_training", lambda *given: [])
+    names = {"cal": cal, "model": cal.models.create("ppca", shape=(6,), latents=2), "data": {"x": torch.randn(20, 6)}}
+    names["guide"] = cal.guides.amortize(names["model"], names["data"])
+    run("speed.md", names, ("model, guide, data", "model, guide, data, seconds=0.02"))
+    assert "reference: seconds per datum" in capsys.readouterr().out
 
 
 def test_a_procedure_is_calibrated_as_checks_md_says(capsys, monkeypatch):

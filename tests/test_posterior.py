@@ -121,7 +121,7 @@ def test_blocks_of_data_join_in_order(monkeypatch):
     data = cal.data.Data(X, coords={"data": ["a", "b", "c", "d"]})
     seen = []
     tree = posterior(vector, vector_guide, data, draws=10, progress=lambda *step: seen.append(step[1:3]))
-    assert seen == [(2, 4), (4, 4)]
+    assert seen == [(0, 4), (2, 4), (4, 4)]
     assert tree["posterior"]["data"].values.tolist() == ["a", "b", "c", "d"]
     z = tree["posterior"]["z"]
     assert float(abs(z.mean(("chain", "draw", "z_dim_0")) - X["x"].numpy() / 3).max()) < 0.6 * 5 / math.sqrt(20)

@@ -20,7 +20,7 @@ import calibrant as cal
 from calibrant.data import as_data
 from calibrant.errors import InferenceError, NonFiniteLoss
 from calibrant.evaluation import remedies, remedy_sentences
-from calibrant.evaluation.remedying import bench, richer, trying
+from calibrant.evaluation.remedying import measuring, richer, trying
 from calibrant.evaluation.remedying.richer import TrainingData, has_weights, richer_guides, trained_guide
 from calibrant.inference.trees import model_sha256
 
@@ -170,7 +170,7 @@ def test_a_wrong_scale_is_what_refining_and_resampling_mend(monkeypatch):
     x = {"x": cal.program.sample_prior(model, DATA, seed=1)["x"]}
     reference = cal.inference.reference(model, x, draws=1000, seed=7)
     only(monkeypatch)
-    monkeypatch.setattr(bench, "_POOL_ROWS", 60_000)  # pools of part of the data, joined
+    monkeypatch.setattr(measuring, "_POOL_ROWS", 60_000)  # pools of part of the data, joined
     guide = Product(model, stretch=1.3)
     result = remedies(model, guide, x, reference, refine_steps=60)
     assert not misses(result, "guide", "gap", guide.divergence(), 0.0)
@@ -197,7 +197,7 @@ def test_without_evidence_the_best_bound_stands_for_it(oblique, monkeypatch):
     def unknown(*given):
         raise InferenceError("not known")
 
-    monkeypatch.setattr(bench, "log_evidence_of", unknown)
+    monkeypatch.setattr(measuring, "log_evidence_of", unknown)
     guide = Product(model, 0.3, 1.2)
     result = remedies(model, guide, x, refine_steps=50, draws=300)
     assert result.attrs["evidence"] == "bound"

@@ -1,7 +1,27 @@
-"""Errors that tell users what to do; the command line prints each as one line, without a traceback."""
+"""Errors and warnings that tell users what to do; commands print each error as one line, without a traceback."""
 
+import os
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import FrameType
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user: the one that called this package, whatever runs in between.
+
+    Python 3.12 has `skip_file_prefixes` for this, but would stop at a library through which the package calls itself.
+    """
+    frame: FrameType | None = sys._getframe()
+    depth = outermost = 0
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            outermost = depth
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=outermost + 2)
 
 
 def names_to_offer(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from calibrant.calls import own_calls
-from calibrant.errors import RunError
+from calibrant.errors import RunError, warn
 from calibrant.folders.configuration import (
     CONFIG,
     FORMAT,
@@ -324,10 +323,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _warn_unrecorded(folder: Path, config: Mapping[str, Any]) -> None:
     if config["format"] == UNRECORDED:
-        warnings.warn(
+        warn(
             f"{folder} is a run of an earlier version, which recorded no sha256 of results: they cannot be verified; "
             f"calibrant check {folder} computes them again",
-            stacklevel=3,
         )
 
 
@@ -377,7 +375,7 @@ def _warn_other_file(folder: Path, recipe: dict[str, Any] | None, model: Program
     """Warn if a user's file is no longer the one with which the run was made."""
     file, sha256 = _file_of(model)
     if recipe is not None and recipe["sha256"] and sha256 not in ("", recipe["sha256"]):
-        warnings.warn(f"{file} is not the file with which {folder} was made (another sha256)", stacklevel=4)
+        warn(f"{file} is not the file with which {folder} was made (another sha256)")
 
 
 def _file_of(model: Program) -> tuple[str, str]:

@@ -355,7 +355,10 @@ def _examined(
     keep("comparison", comparison)
     result = RunResult(name, problem.program, {"notes": notes}, amortized, reference, comparison)
     parts: Parts = {
-        "weights": ("no diagnosis of importance weights", partial(_weighed, problem, amortized, stream(seed, "powers")))
+        "weights": (
+            "no diagnosis of importance weights",
+            partial(_weighed, problem, amortized, stream(seed, "powers"), progress),
+        )
     }
     parts |= _parts(problem, reference, effort, train, seed, progress)
     for field, (without, function) in parts.items():
@@ -366,10 +369,12 @@ def _examined(
     return result
 
 
-def _weighed(problem: Problem, amortized: xr.DataTree, seed: int) -> xr.Dataset:
+def _weighed(problem: Problem, amortized: xr.DataTree, seed: int, progress: Progress) -> xr.Dataset:
     """The diagnosis of the importance weights, with the powers of prior and likelihood that the guide follows."""
+    progress("importance weights", 0, 1)
     found = weights(amortized)
-    powers = powers_of(problem, seed)
+    progress("importance weights", 1, 1)
+    powers = powers_of(problem, seed, progress)
     return found.merge(powers, join="left").assign_attrs({**found.attrs, **powers.attrs})
 
 
@@ -411,22 +416,19 @@ def _compared(
     problem: Problem, amortized: xr.DataTree, reference: xr.DataTree, seed: int, notes: list[str], progress: Progress
 ) -> xr.Dataset:
     """The comparison with the reference, with the classifier test for the data that have a reference."""
-    progress("compare", 0, 2)
-    comparison = compare(amortized, reference, informed=_informed(problem, reference, notes))
-    progress("compare", 1, 2)
+    informed = _informed(problem, reference, notes, progress)
+    comparison = compare(amortized, reference, informed=informed, progress=progress)
     try:
-        tested = c2st(amortized, reference, draws=_C2ST_DRAWS, seed=seed)
+        tested = c2st(amortized, reference, draws=_C2ST_DRAWS, seed=seed, progress=progress)
     except CalibrantError:  # without local continuous latents
         return comparison
-    finally:
-        progress("compare", 2, 2)
     return comparison.merge(tested, join="left").assign_attrs({**comparison.attrs, **tested.attrs})
 
 
-def _informed(problem: Problem, reference: xr.DataTree, notes: list[str]) -> xr.Dataset | None:
+def _informed(problem: Problem, reference: xr.DataTree, notes: list[str], progress: Progress) -> xr.Dataset | None:
     """The directions that the likelihood informs; None, with a note, where there are none."""
     without = "no directions that the likelihood informs"
-    return _or_note(without, partial(informed_of, problem.program, problem.data, reference), notes)
+    return _or_note(without, partial(informed_of, problem.program, problem.data, reference, progress), notes)
 
 
 def _contrast(problem: Problem, effort: Effort, seed: int, progress: Progress) -> xr.Dataset:

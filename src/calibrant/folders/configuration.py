@@ -92,7 +92,10 @@ def read_any_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise RunError(f"there is no run in {folder}: give a run folder; `calibrant run --out {folder}` creates one")
     if not path.is_file():
-        raise RunError(f"{folder} is no run folder of calibrant: it has no {CONFIG}")
+        raise RunError(
+            f"{folder} is no run folder of calibrant: it has no {CONFIG}; give a folder that `calibrant run` or "
+            "`calibrant.save` has written"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

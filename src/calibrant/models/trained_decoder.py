@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
@@ -17,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from calibrant.errors import ProgramError
+from calibrant.errors import ProgramError, warn
 from calibrant.models.parts.likelihoods.protocol import outputs_of, takes_logits
 from calibrant.models.parts.likelihoods.registry import make_likelihood
 from calibrant.program.contract import PLATE
@@ -237,11 +236,10 @@ def _as_likelihood(likelihood: Likelihood) -> Any:
 def _warn_of_untrained_noise(likelihood: Any) -> None:
     """Warn of a noise scale that waits for a training: a decoder that is only checked was trained with another."""
     if not getattr(likelihood, "is_started", True):
-        warnings.warn(
+        warn(
             f"the noise scale of the likelihood {type(likelihood).__name__} is learned, and is not that of your "
             "training: inference.fit sets it. To check a trained decoder without that, state the noise of its loss: "
             'likelihood="beta" for a squared error, or {"name": "gaussian", "scale": SCALE, "learn": False}',
-            stacklevel=4,
         )
 
 
@@ -255,10 +253,9 @@ def _run_decoder(model: DecoderModel, z: Tensor) -> Any:
         ) from error
     logits = isinstance(output, Tensor) and takes_logits(model.likelihood, tuple(output.shape[1:]))
     if logits and ((output >= 0) & (output <= 1)).all():
-        warnings.warn(
+        warn(
             f"the decoder's outputs all lie between 0 and 1, and {type(model.likelihood).__name__} takes them as "
             "logits: after a sigmoid, give likelihood=lambda p: dist.Bernoulli(p).to_event(p.dim() - 1)",
-            stacklevel=4,
         )
     return output
 

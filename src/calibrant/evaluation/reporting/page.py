@@ -23,7 +23,7 @@ from calibrant.evaluation.remedying.failures import what_helps
 from calibrant.evaluation.remedying.next_steps import concluded
 from calibrant.evaluation.reporting import predictive_plots, run_plots
 from calibrant.evaluation.reporting.first_screen import again, facts, terms_in
-from calibrant.evaluation.reporting.pictures import OF_ALL, OF_ONE
+from calibrant.evaluation.reporting.pictures import OF_ALL, OF_ONE, picture
 from calibrant.evaluation.reporting.style import data_uri
 from calibrant.evaluation.reporting.tables import (
     calibration_table,
@@ -40,6 +40,7 @@ from calibrant.evaluation.reporting.templates import template
 from calibrant.evaluation.results import RunResult
 from calibrant.folders.files import new_file
 from calibrant.models.registry import card
+from calibrant.progress import Progress, silent
 from calibrant.settings import model_of
 
 if TYPE_CHECKING:
@@ -163,11 +164,14 @@ def _is_compared(verdict: Verdict) -> bool:
     return verdict.quantity in COMPARED or (verdict.quantity == "evidence gap" and verdict.primary)
 
 
-def pictures_of(result: RunResult) -> Pictures:
+def pictures_of(result: RunResult, progress: Progress = silent) -> Pictures:
     """The pictures of one model: name → a picture as text, or None."""
-    found = {name: draw(result) for name, draw in OF_ONE.items()}
-    found |= dict.fromkeys(run_plots.ARVIZ) | run_plots.arviz_pictures(result)
-    return {name: _text(figure) for name, figure in found.items()}
+    names, found = [*OF_ONE, *run_plots.ARVIZ], Pictures()
+    for done, name in enumerate(names):
+        progress("pictures", done, len(names))
+        found[name] = _text(picture(result, name))
+    progress("pictures", len(names), len(names))
+    return found
 
 
 def _text(figure: Figure | None) -> str | None:

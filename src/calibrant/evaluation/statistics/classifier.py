@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.special import ndtri
 from scipy.stats import false_discovery_control, rankdata
 
@@ -27,6 +28,7 @@ from calibrant.evaluation.statistics.joining import Side, check_same_problem, is
 from calibrant.inference.diagnostics import ess
 from calibrant.inference.references.gate import passed_labels
 from calibrant.inference.trees import Latent, data_labels, draw_blocks, latent_names, scalars
+from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -47,6 +49,7 @@ def c2st(
     permutations: int = 200,
     fdr: float = 0.1,
     seed: int = 0,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """Test for every datum whether draws of the guide can be told from draws of the reference.
 
@@ -67,6 +70,7 @@ def c2st(
             statistic, more are made, up to data / fdr (at most 2,000), so that a single wrong datum can be flagged.
         fdr: rate of false discoveries among the flagged data (Benjamini & Hochberg 1995).
         seed: random seed for the permutations.
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimension `data`: `c2st`, the cross-validated accuracy (1/2 if the two sides cannot be told apart; with more
@@ -80,6 +84,7 @@ def c2st(
         InferenceError: for trees that `compare` refuses, without a local continuous latent, or for settings out of
             range.
     """
+    progress = reporting(progress)
     _check_settings(draws, folds, permutations, fdr)
     check_same_problem(post, ref)
     names, labels = _local_latents(post, ref), _labels(post, ref)
@@ -87,6 +92,7 @@ def c2st(
     most = max(permutations, min(math.ceil(len(labels) / fdr), MAX_PERMUTATIONS))
     generators = np.random.default_rng(stream(seed, "c2st")).spawn(len(labels))
     found: dict[int, _Test] = {}
+    progress("classifier test", 0, len(labels))
     sides = zip(_per_datum(post, names, labels), _per_datum(ref, names, labels), strict=True)
     for i, (ours, theirs) in enumerate(sides):
         _check_finite(ours, scalars(ref["posterior"].dataset, names), labels.tolist()[i])
@@ -94,6 +100,7 @@ def c2st(
         if _usable(theirs):
             samples = _alike(_nearly_independent(post, ours), _nearly_independent(ref, theirs), draws)
             found[i] = _test(*samples, folds, permutations, most, generators[i])
+        progress("classifier test", i + 1, len(labels))
     columns = np.array(list(found.values()), dtype=np.float64).reshape(len(found), len(_Test._fields)).T
     result = xr.Dataset({f"c2st{name}": ("data", column) for name, column in zip(_SUFFIXES, columns, strict=True)})
     result = result.assign(
@@ -201,15 +208,17 @@ def _test(
     fold = np.tile(np.arange(count) * folds // count, 2)
     side = np.repeat([1.0, -1.0], count)
     predict = held_out(kernel(np.concatenate((ours, theirs))), fold)
-    accuracy, observed = _scores(predict, side[:, None])
-    null, statistics = _scores(predict, _permuted(side, fold, permutations, generator))
+    labels = np.concatenate((side[:, None], _permuted(side, fold, permutations, generator)), 1)
+    scores = predict @ labels
+    (accuracy, *null), (observed, *reached) = _accuracy(scores, labels), _correlation(scores, labels)
+    statistics = np.array(reached)
     if (statistics >= observed).sum() < FEW_REACH and most > permutations:
-        more = _scores(predict, _permuted(side, fold, most - permutations, generator))[1]
-        statistics = np.concatenate((statistics, more))
+        labels = _permuted(side, fold, most - permutations, generator)
+        statistics = np.concatenate((statistics, _correlation(predict @ labels, labels)))
     # The p-value is exact in two stages too: more permutations are made only if it is below FEW_REACH / (1 +
     # permutations), and they make it smaller no more often than if they were always made.
     p = (1.0 + (statistics >= observed).sum()) / (1.0 + len(statistics))
-    return _Test(float(accuracy[0]), float(null.mean()), float(null.std(ddof=1)), float(p), count)
+    return _Test(float(accuracy), float(np.mean(null)), float(np.std(null, ddof=1)), float(p), count)
 
 
 def kernel(draws: Array) -> Array:
@@ -261,30 +270,36 @@ def held_out(similarity: Array, fold: npt.NDArray[np.intp]) -> Array:
 
     With G = (K + λ)⁻¹, the residual of a fold F that was left out is G_FF⁻¹ (G y)_F: one inverse serves all folds.
     """
-    identity = np.eye(len(similarity))
-    inverse = cho_solve(cho_factor(similarity + _PENALTY * identity, check_finite=False), identity, check_finite=False)
+    upper, _ = dpotri(dpotrf(similarity + _PENALTY * np.eye(len(similarity)))[0])
+    inverse = upper + np.triu(upper, 1).T
     result = np.zeros_like(similarity)
     for part in np.unique(fold):
-        inside, outside = np.flatnonzero(fold == part), np.flatnonzero(fold != part)
-        solved = np.linalg.solve(inverse[np.ix_(inside, inside)], inverse[np.ix_(inside, outside)])
-        result[np.ix_(inside, outside)] = -solved
+        inside = np.flatnonzero(fold == part)
+        rows, own = inverse[inside], inverse[np.ix_(inside, inside)]
+        rows[:, inside] = 0.0
+        result[inside] = -cho_solve(cho_factor(own), rows)
     return result
 
 
 def _permuted(side: Array, fold: npt.NDArray[np.intp], permutations: int, generator: np.random.Generator) -> Array:
     """Labels `(draw, permutation)`, permuted within folds, so that every fold keeps half of its labels on each side."""
-    labels = np.tile(side[:, None], (1, permutations))
+    labels = np.empty((len(side), permutations))
     for part in np.unique(fold):
-        inside = fold == part
-        labels[inside] = generator.permuted(labels[inside], axis=0)
+        inside = np.flatnonzero(fold == part)
+        lanes = np.tile(side[inside], (permutations, 1))
+        labels[inside] = generator.permuted(lanes, axis=1, out=lanes).T
     return labels
 
 
-def _scores(predict: Array, labels: Array) -> tuple[Array, Array]:
-    """Accuracy, and correlation of scores and labels, for every column of labels `(draw, column)`."""
-    scores = predict @ labels
-    agreement = scores * labels
-    return (agreement > 0.0).mean(0), agreement.mean(0) / np.sqrt((scores**2).mean(0))
+def _accuracy(scores: Array, labels: Array) -> Array:
+    """The share of draws whose score has the sign of their label, for every column `(draw, column)`."""
+    return (scores * labels > 0.0).mean(0)
+
+
+def _correlation(scores: Array, labels: Array) -> Array:
+    """Correlation of scores and labels, around zero, for every column `(draw, column)`."""
+    products, squares = (np.einsum("dc,dc->c", scores, other) for other in (labels, scores))
+    return products / np.sqrt(len(scores) * squares)
 
 
 def _flagged(p: Array, fdr: float) -> npt.NDArray[np.bool_]:

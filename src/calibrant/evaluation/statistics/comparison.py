@@ -40,12 +40,20 @@ from calibrant.evaluation.statistics.marginals import marginal_statistics, momen
 from calibrant.evaluation.statistics.shapes import FEW_BLOCKS, Shapes
 from calibrant.inference.references.gate import convergence_of, knows_evidence
 from calibrant.inference.trees import Latent
+from calibrant.progress import Progress, reporting
 
 Array = npt.NDArray[np.float64]
 LEFT_OUT_LIMIT = 0.05
 
 
-def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: xr.Dataset | None = None) -> xr.Dataset:
+def compare(
+    post: xr.DataTree,
+    ref: xr.DataTree,
+    level: float = 0.9,
+    informed: xr.Dataset | None = None,
+    *,
+    progress: Progress | bool = True,
+) -> xr.Dataset:
     """Compare amortized draws with reference draws of the same posteriors.
 
     The trees are joined on the coordinate `data`. Data whose reference fails the convergence gate are excluded from all
@@ -58,6 +66,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
         level: mass of the central interval whose coverage is measured.
         informed: result of `informed_directions` for the reference; without it, the direction about which the
             likelihood of a datum says most is not compared.
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimensions `data` (the data kept) and `latent` (`scale`, `z[3]`, `z[1,2]`; coordinates `site`, `index`):
@@ -96,6 +105,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
         InferenceError: for labels that are not unique or have none in common; for trees of different observations,
             covariates, weights, latents or event shapes; for draws that are too few or (amortized) not finite.
     """
+    progress = reporting(progress)
     if not 0.0 < level < 1.0:
         raise InferenceError(f"`level` is {level}: give the mass of the central interval, between 0 and 1")
     amortized, reference = Side.read(post, "amortized"), Side.read(ref, "reference")
@@ -109,7 +119,7 @@ def compare(post: xr.DataTree, ref: xr.DataTree, level: float = 0.9, informed: x
     reasons = _gate_reasons(ref, joined)
     candidates = joined[[not reason for reason in reasons]]
     sides = Sides(amortized, reference, local, shared)
-    result, defects = local_statistics(sides, candidates, level, informed)
+    result, defects = local_statistics(sides, candidates, level, informed, progress)
     reasons = [defects.get(label, reason) for label, reason in zip(joined.tolist(), reasons, strict=True)]
     kept = np.array([not reason for reason in reasons], dtype=bool)
 

@@ -23,9 +23,11 @@ from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double
 from calibrant.program.tracing import trace
+from calibrant.progress import Progress, reporting, silent
 
 Array = npt.NDArray[np.float64]
 
+_STAGE = "informed directions"
 _DRAWS = 100  # reference draws per datum at which the likelihood is evaluated
 
 
@@ -35,6 +37,7 @@ def informed_directions(
     reference: xr.DataTree,
     *,
     covariates: Mapping[str, Any] | None = None,
+    progress: Progress | bool = True,
 ) -> xr.Dataset:
     """The direction of a datum's latents about which its likelihood says most, from draws of its reference.
 
@@ -46,6 +49,7 @@ def informed_directions(
         observed: site → tensor, or a `Data`.
         reference: a tree of `inference.reference` for these data.
         covariates: keyword → tensor, leading dimension data.
+        progress: whether bars are shown in a terminal or notebook, or a function (stage, done, total, text).
 
     Returns:
         Dimensions `data` (the data with a reference) and `latent` (continuous local latents): `direction`, unit vectors
@@ -57,10 +61,11 @@ def informed_directions(
         ProgramError, DataError: for a model or data that break the contract.
         InferenceError: for a reference without any of the data, or a program without continuous local latents.
     """
-    return informed_of(*checked(model, observed, covariates), reference)
+    progress = reporting(progress)
+    return informed_of(*checked(model, observed, covariates), reference, progress)
 
 
-def informed_of(program: PyroModule, data: Data, reference: xr.DataTree) -> xr.Dataset:
+def informed_of(program: PyroModule, data: Data, reference: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
     """Like `informed_directions`, for a program and data that are already checked."""
     passed = passed_labels(reference) & set(data_labels(reference).tolist())
     kept = np.array([label in passed for label in data.labels().tolist()], dtype=bool)
@@ -73,7 +78,7 @@ def informed_of(program: PyroModule, data: Data, reference: xr.DataTree) -> xr.D
     place = {label: i for i, label in enumerate(data_labels(reference).tolist())}
     if "data" in posterior.dims:
         posterior = posterior.isel(data=[place[label] for label in data.labels().tolist()])
-    likelihood, slopes = _at_draws(program, data, posterior, names)
+    likelihood, slopes = _at_draws(program, data, posterior, names, progress)
     sd = np.concatenate([_sds(posterior[name]) for name in names], 1)
     direction = np.stack([_leading(slopes[:, row] * sd[row]) for row in range(len(data))])
     latents: list[Latent] = scalars(posterior, names)
@@ -98,7 +103,9 @@ def _leading(gradients: Array) -> Array:
     return np.asarray(np.linalg.svd(gradients, full_matrices=False)[2][0])
 
 
-def _at_draws(program: PyroModule, data: Data, posterior: xr.Dataset, names: list[str]) -> tuple[Array, Array]:
+def _at_draws(
+    program: PyroModule, data: Data, posterior: xr.Dataset, names: list[str], progress: Progress
+) -> tuple[Array, Array]:
     """Log likelihood `(draw, data)` and its gradient `(draw, data, latent)` at some reference draws.
 
     A run of the program takes one draw of all data, since shared latents have one value in a run.
@@ -108,12 +115,14 @@ def _at_draws(program: PyroModule, data: Data, posterior: xr.Dataset, names: lis
     chosen = np.unique(np.linspace(0, flat.sizes["sample"] - 1, _DRAWS).astype(int)).tolist()
     with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as where:
         observed, covariates = data.tensors(*where)
-        for draw in chosen:
+        for done, draw in enumerate(chosen):
+            progress(_STAGE, done, len(chosen))
             one = flat.isel(sample=draw)
             values = cast({n: torch.as_tensor(one[n].values) for n in latent_names(posterior)}, *where)
             likelihood, gradients = _slope(double, values, observed, covariates, names)
             likelihoods.append(likelihood.cpu().numpy())
             slopes.append(torch.cat([g.reshape(len(data), -1) for g in gradients], 1).cpu().numpy())
+    progress(_STAGE, len(chosen), len(chosen))
     return np.stack(likelihoods), np.stack(slopes)
 
 

@@ -50,11 +50,13 @@ from calibrant.evaluation.statistics.marginals import centre_and_spread, coverag
 from calibrant.evaluation.statistics.scatter import Scatter
 from calibrant.evaluation.statistics.shapes import PROBABILITIES, Shapes
 from calibrant.inference.trees import Latent, draw_blocks, scalars, shared_draws
+from calibrant.progress import Progress
 
 Array = npt.NDArray[np.float64]
 Rows = list[dict[str, Array]]
 
 _TAILS_FROM = 8, 32  # least and largest number of data from which the rule for heavy tails is chosen
+_FIRST_PASS = 0.8  # share of the first pass over the data in the time of both
 _TAIL_FITS = 2000  # number of latents times data above which it is chosen from fewer data
 
 MARGINAL = (
@@ -130,7 +132,7 @@ class Sides:
 
 
 def local_statistics(
-    sides: Sides, labels: np.ndarray, level: float, informed: xr.Dataset | None
+    sides: Sides, labels: np.ndarray, level: float, informed: xr.Dataset | None, progress: Progress
 ) -> tuple[xr.Dataset, dict[Hashable, str]]:
     """Statistics of the data with usable reference draws, and the reasons why all other data have none.
 
@@ -139,6 +141,7 @@ def local_statistics(
         labels: the data whose reference passes the gate.
         level: mass of the central interval whose coverage is measured.
         informed: result of `informed_directions`, or None.
+        progress: called with (stage, done, total, text).
     """
     if not sides.names:
         return _dataset([{} for _ in labels], labels, sides, None, {}), {}
@@ -147,7 +150,7 @@ def local_statistics(
     some = usable[np.unique(np.linspace(0, len(usable) - 1, count).astype(int))] if len(usable) else usable
     tails = tails_of((r for _, r in sides.draws(some)), positive)
     run = _Passes(sides, tails, level, _informed(informed, sides.latents))
-    rows = run.all(usable)
+    rows = run.all(usable, progress)
     return _dataset(rows, usable, sides, tails, run.over_data()), defects
 
 
@@ -252,15 +255,19 @@ class _Passes:
         self.shapes = Shapes(self.sides.together)
         self.labels = [latent.label for latent in self.sides.latents]
 
-    def all(self, labels: np.ndarray) -> Rows:
+    def all(self, labels: np.ndarray, progress: Progress) -> Rows:
         """The statistics of every datum."""
-        rows = []
+        rows, size = list[dict[str, Array]](), len(labels)
+        progress("compare", 0, size)
         for number, (label, (a, r)) in enumerate(zip(labels.tolist(), self.sides.draws(labels), strict=True)):
             rows.append({"half_of_data": np.array(float(number % 2)), **self._first(a, r, label, number % 2)})
+            progress("compare", int(_FIRST_PASS * (number + 1)), size)
         if len(rows) >= 2 and len(self.sides.latents) >= 2:
             self.chosen = [choose(half) for half in self.halves]
             for number, (row, (a, r)) in enumerate(zip(rows, self.sides.draws(labels), strict=True)):
                 self._second(row, a, r, number % 2)
+                progress("compare", int(_FIRST_PASS * size + (1 - _FIRST_PASS) * (number + 1)), size)
+        progress("compare", size, size)
         return rows
 
     def _first(self, a: Draws, r: Draws, label: Hashable, half: int) -> dict[str, Array]:

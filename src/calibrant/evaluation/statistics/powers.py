@@ -9,6 +9,8 @@ likelihood, which is a small multiple of 1/D if an error was averaged over the D
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,18 +20,21 @@ from torch.distributions import Normal
 
 from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
+from calibrant.guides.many_draws import encoded_before
 from calibrant.inference.problem import Problem
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import defaults, in_double, seeded
 from calibrant.program.supports import undressed
 from calibrant.program.tracing import guide_trace, is_local, latent_values, sampled, trace
+from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
+_STAGE = "powers of the guide"
 _DATA, _DRAWS = 128, 64  # number of data that are looked at, and of draws of each
 
 
-def powers_of(problem: Problem, seed: int = 0) -> xr.Dataset:
+def powers_of(problem: Problem, seed: int = 0, progress: Progress = silent) -> xr.Dataset:
     """The powers of prior and likelihood that a guide follows, datum by datum.
 
     Returns:
@@ -48,7 +53,12 @@ def powers_of(problem: Problem, seed: int = 0) -> xr.Dataset:
         seeded(stream(seed, "powers")),
         defaults(problem.program, data.batch([0])[0], torch.float64) as (device, _),
     ):
-        runs = [_one_draw(program, guide, data, device) for _ in range(_DRAWS)]
+        one_draw, runs = partial(_one_draw, program, guide, data, device), []
+        with encoded_before(problem.guide, one_draw):
+            for done in range(_DRAWS):
+                progress(_STAGE, done, _DRAWS)
+                runs.append(one_draw())
+        progress(_STAGE, _DRAWS, _DRAWS)
         sizes = _sizes(program, data.batch([0], device, torch.float64))
     log_q, log_prior, log_likelihood = (torch.stack(terms, 1) for terms in zip(*runs, strict=True))
     found = _slopes(log_q, torch.stack([log_prior, log_likelihood], -1))

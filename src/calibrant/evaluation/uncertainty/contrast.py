@@ -174,6 +174,7 @@ def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: P
     """Run the contrast experiment, like `contrast_experiment`, for a problem that is already checked."""
     program, data, of = problem.program, problem.data, partial(stream, seed, "contrast")
     contrasts = _checked_levels(plan)
+    progress("contrast", 0, len(contrasts))
     few = data.batch(torch.arange(min(len(data), 16)))
     structure = structure_of(program, data)
     names, site = find_sites(sites(program, *few), data, plan.latent, plan.scale)
@@ -183,7 +184,6 @@ def contrast_of(problem: Problem, plan: ContrastPlan, seed: int = 0, progress: P
     prior_sd = prior_sd_of(program, site, patches.unchanged(), of("prior"))
     unit = sigma if plan.about == "mean" else 1.0
     shown = [problem.of_others(patches.shown(level * unit)) for level in contrasts]  # refused before any sampling
-    progress("contrast", 0, len(contrasts))
     natural = reference_draws(problem.of_some(patches.unchanged()), plan.sources, of("reference", "natural"))
     informative = informative_of(natural, names, prior_sd)
     used = informative if informative.any() else ~informative
