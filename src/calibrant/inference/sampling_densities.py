@@ -119,10 +119,8 @@ def sample(
     )
     given = GivenStarts.of(start, data, supports or {})
     if reason := shortfall(given.chains, draws):
-        remedy = (
-            "give more starts, one for each chain" if given.chains < MIN_CHAINS else f"give draws={MIN_DRAWS} or more"
-        )
-        raise InferenceError(f"chains cannot be judged with {reason}: {remedy}")
+        remedies = f"give draws={MIN_DRAWS} or more", "give more starts, one for each chain"
+        raise InferenceError(f"chains cannot be judged with {reason}: {remedies[given.chains < MIN_CHAINS]}")
     results = _Results.of(given, dims or {}, coords or {}, {"warmup": warmup, "draws": draws, "seed": seed})
     _require_memory(given, draws)
     with _in_float64(log_density, given) as device:
