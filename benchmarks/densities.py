@@ -25,7 +25,7 @@ import xarray as xr
 from torch import Tensor
 
 import calibrant as cal
-from calibrant.inference.references import lanes
+from calibrant.inference.graphs.metering import metered
 from calibrant.inference.references.gate import mcmc_convergence
 
 CHAINS, TARGET, TIMES = 4, 0.8, 20
@@ -82,25 +82,13 @@ class Drawn:
 
 def ours(y: Tensor, q: Tensor, warmup: int, draws: int) -> Drawn:
     """The public call, with its checks, its gate, and further looks at what fails."""
-    compiling: list[float] = []
-    record = lanes._Run._record
-
-    def timed(run: Any, compile_it: bool) -> Any:
-        begin = time.process_time()
-        step = record(run, compile_it)
-        compiling.append(time.process_time() - begin)
-        return step
-
-    setattr(lanes._Run, "_record", timed)  # noqa: B010
     begin = time.process_time()
-    try:
+    with metered(time.process_time) as meter:
         tree = cal.inference.sample(log_density, q, data=y, warmup=warmup, draws=draws, target_accept=TARGET)
-    finally:
-        setattr(lanes._Run, "_record", record)  # noqa: B010
-    seconds = time.process_time() - begin - sum(compiling)
+    seconds = time.process_time() - begin - meter.preparing
     stats = tree["sample_stats"]
     return Drawn(
-        tree["posterior"]["q"].values, stats["diverging"].values, stats["energy"].values, seconds, sum(compiling)
+        tree["posterior"]["q"].values, stats["diverging"].values, stats["energy"].values, seconds, meter.preparing
     )
 
 

@@ -26,7 +26,7 @@ from calibrant.inference.references.exact import solve
 from calibrant.inference.references.gate import importance_convergence
 from calibrant.inference.references.sampling import exact_structure
 
-FAST: dict[str, Any] = {"warmup": 200, "draws": 500, "starts": 0}
+FAST: dict[str, Any] = {"warmup": 200, "draws": 1000, "starts": 0}
 GROUPS = ("posterior", "sample_stats", "observed_data", "constant_data", "convergence")
 EVIDENCE = stats.norm(0, math.sqrt(1.25)).logpdf(X["x"].numpy())
 
@@ -108,9 +108,8 @@ def mixed() -> xr.DataTree:
 
 def test_data_with_a_guide_that_is_too_narrow_get_chains(mixed):
     found = gate(mixed)
-    assert [text.partition(",")[0] for text in treatments(mixed)] == ["importance"] * 3 + ["NUTS"] * 2
-    assert found["look"].values[:3].tolist() == [0, 0, 0]
-    assert (found["look"].values[3:] >= 1).all()
+    assert treatments(mixed) == ["importance"] * 3 + ["NUTS"] * 2
+    assert found["look"].values.tolist() == [0, 0, 0, 1, 1]
     assert found["is_reference"].all()
     assert (found["pareto_k"][3:] > 0.5).all()
     assert np.isfinite(found["log_evidence"].values).tolist() == [True] * 3 + [False] * 2

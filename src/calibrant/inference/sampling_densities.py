@@ -22,7 +22,7 @@ from calibrant.inference.references.lanes import NutsSettings, sample_target
 from calibrant.inference.references.partition import Places
 from calibrant.inference.references.random_numbers import fold, label_key, mix
 from calibrant.inference.references.repair import run_and_repair
-from calibrant.inference.references.sampling import SUBCHAINS_NOTE, ReferencePlan
+from calibrant.inference.references.sampling import ReferencePlan
 from calibrant.inference.trees import SAMPLE, attributes_of, named_dims, require_memory, with_coords
 from calibrant.program.environment import defaults
 from calibrant.progress import Progress, reporting
@@ -209,11 +209,10 @@ class _Results:
     def groups(self, drawn: McmcDraws) -> tuple[xr.Dataset, xr.Dataset]:
         """The groups `posterior` and `sample_stats`, with a dimension `data`."""
         posterior = {n: self._array(n, v.numpy(), (*SAMPLE, "data")) for n, v in drawn.draws.items()}
-        notes = {"subchains": drawn.subchains, "draws_note": SUBCHAINS_NOTE} if drawn.subchains > 1 else {}
         stats = {n: xr.DataArray(v.numpy(), dims=(*SAMPLE, "data")) for n, v in drawn.stats.items()}
         coords = {**self.coords, "data": self.coords["data"][drawn.data.numpy()]}
         return (
-            with_coords(xr.Dataset(posterior, attrs={**self.attributes, **notes}), coords),
+            with_coords(xr.Dataset(posterior, attrs={**self.attributes, **drawn.notes}), coords),
             with_coords(xr.Dataset(stats, attrs=self.attributes), coords),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ STATISTICS = {
     "n_steps": torch.int16,
     "diverging": torch.bool,
 }
+_NOTE = (
+    "every chain consists of `subchains` chains with a common start, one after another (not of data with several "
+    "modes); count the draws by autocorrelation as usual"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class McmcDraws:
     edges: dict[str, Tensor]
     vectors: Tensor | None = None
     subchains: int = 1
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the attributes of a group `posterior` say of sub-chains; nothing of ordinary chains."""
+        return {"subchains": self.subchains, "draws_note": _NOTE} if self.subchains > 1 else {}
 
     def thinned(self, keep: int) -> McmcDraws:
         """Keep every n-th draw, so that `keep` draws per chain remain."""

@@ -41,10 +41,6 @@ from calibrant.progress import Progress, silent
 from calibrant.streams import stream
 
 METHODS = ("auto", "exact", "importance", "importance-only", "nuts", "pyro-nuts")
-SUBCHAINS_NOTE = (
-    "every chain consists of `subchains` chains with a common start, one after another (not of data with several "
-    "modes); count the draws by autocorrelation as usual"
-)
 POOL = 10_000  # draws of a guide per datum, of which importance keeps some
 _FEW = 4  # data that show whether a program has a reference at all
 _MOST_SUBCHAINS = 16
@@ -350,8 +346,7 @@ def _mcmc_tree(
         sample_stats=result.stats,
         settings=settings,
     )
-    if result.subchains > 1:
-        tree["posterior"].attrs |= {"subchains": result.subchains, "draws_note": SUBCHAINS_NOTE}
+    tree["posterior"].attrs |= result.notes
     return tree
 
 
