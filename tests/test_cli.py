@@ -101,7 +101,7 @@ def test_run_of_one_model_fills_its_folder_and_reports(short_check):
     assert float(re.search(r"ea-vae .* (\d+\.\d+) ±", out).group(1)) == pytest.approx(gap, abs=0.0051)
     assert f"report: {folder}/report.html" in out
     assert "`scale`" in out
-    for stage in ("fit: 2/2", "posterior: 4/4", "reference: 4/4", "contrast: 5/5", "report ..."):
+    for stage in ("fit: 2/2", "posterior: 4/4", "reference: 4/4", "compare: 4/4", "contrast: 5/5", "report ..."):
         assert stage in err
 
 
