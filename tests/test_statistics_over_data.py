@@ -208,3 +208,8 @@ def test_heavy_tails_of_data_that_share_draws_are_judged_by_the_errors_of_quanti
             errors.append(float(quantile_statistics(a, r)["median_error"][0]))
         averages.append(np.mean(errors) / float(scatter.statistics()["average_se"][0]))
     assert calibrated(1.15 * np.array(averages))
+
+
+def test_a_covariance_that_is_none_gives_no_direction():
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        own_direction(np.eye(2), -10.0 * np.eye(2))

@@ -119,7 +119,9 @@ def own_direction(wide: Array, narrow: Array) -> Array:
     one = np.eye(len(wide))
     wide = (1.0 - _SHRUNK_WIDE) * wide + _SHRUNK_WIDE * one
     # LAPACK itself: around so few latents, `cho_solve` takes ten times as long as the arithmetic.
-    factor, _ = dpotrf((1.0 - _SHRUNK_NARROW) * narrow + _SHRUNK_NARROW * one)
+    factor, failed = dpotrf((1.0 - _SHRUNK_NARROW) * narrow + _SHRUNK_NARROW * one)
+    if failed:
+        raise np.linalg.LinAlgError("the covariance of the narrow side is not positive definite")
     direction = np.random.default_rng(0).normal(size=(len(wide), 1))
     for _ in range(_POWERS):
         direction, _ = dpotrs(factor, wide @ direction)
