@@ -40,7 +40,7 @@ parts: $(VENV)/.stamp-test ## write the page of models, likelihoods and data set
 papers: $(VENV)/.stamp-test ## write the tables of docs/papers from stored results of `calibrant reproduce`
 	$(BIN)/python docs/make_papers.py
 
-speed: $(VENV)/.stamp-test ## write the tables of docs/speed.md from stored results of benchmarks
+speed: $(VENV)/.stamp-test ## write the tables of docs/speed.md and docs/densities.md from stored results of benchmarks
 	$(BIN)/python docs/make_speed.py
 
 check: $(VENV)/.stamp-test ## run all that a change must pass: ruff, mypy, the default tests

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/speed.md from benchmarks/results/NAME.json: `make speed`.
+"""Writes the tables of docs/speed.md and docs/densities.md from benchmarks/results/NAME.json: `make speed`.
 
 A table stands between the comments `<!-- table: NAME -->` and `<!-- end -->`. A file holds rows, or an object with
 `rows` and possibly `machine`, as `python -m benchmarks.… --json FILE` writes it.
@@ -11,20 +11,17 @@ from typing import Any
 
 from make_parts import table
 
-PAGE = Path(__file__).with_name("speed.md")
+PAGES = [Path(__file__).with_name(name) for name in ("speed.md", "densities.md")]
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SCRIPTS = {"training-cpu": "training", "reference-cpu": "reference", "guards-cpu": "guards"}
 
 
 def part(name: str, results: Path) -> str:
     """The table of a stored file, with the machine below it."""
     file = results / f"{name}.json"
     if not file.is_file():
-        return (
-            f"There are no results yet: `python -m benchmarks.{SCRIPTS[name]} --json benchmarks/results/{file.name}` "
-            "stores them.\n"
-        )
+        command = f"python -m benchmarks.{name.removesuffix('-cpu')} --json benchmarks/results/{file.name}"
+        return f"There are no results yet: `{command}` stores them.\n"
     content: Any = json.loads(file.read_text(encoding="utf-8"))
     rows = content["rows"] if isinstance(content, dict) else content
     heading = list(dict.fromkeys(key for row in rows for key in row))
@@ -43,12 +40,13 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def text(results: Path = RESULTS) -> str:
-    """The page with its tables written anew."""
+def text(page: Path, results: Path = RESULTS) -> str:
+    """A page with its tables written anew."""
     return PLACE.sub(
-        lambda found: f"{found[1]}\n{part(found['name'], results)}\n{found[3]}", PAGE.read_text(encoding="utf-8")
+        lambda found: f"{found[1]}\n{part(found['name'], results)}\n{found[3]}", page.read_text(encoding="utf-8")
     )
 
 
 if __name__ == "__main__":
-    PAGE.write_text(text(), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(text(page), encoding="utf-8")

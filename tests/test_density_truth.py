@@ -31,7 +31,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def draws(self, **options: Any) -> Mapping[str, Any]:
-        tree = cal.inference.sample(self.log_density, self.start, seed=1, **SHORT, **{**self.options, **options})
+        tree = cal.inference.sample(self.log_density, self.start, seed=1, **{**SHORT, **self.options, **options})
         convergence = tree["convergence"].dataset
         assert bool(convergence["is_reference"].all()), convergence["reason"].values
         return tree["posterior"].dataset

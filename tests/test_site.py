@@ -65,7 +65,7 @@ def test_a_page_of_the_reference_says_what_each_name_is(extension):
 
 def test_every_command_is_in_the_reference(extension):
     text = extension("command_page").text()
-    assert re.findall(r"^## (\w+)$", text, re.M) == ["run", "fit", "check", "report", "list", "reproduce"]
+    assert re.findall(r"^## (\w+)$", text, re.M) == ["run", "fit", "check", "report", "bench", "list", "reproduce"]
     assert "`calibrant fit [MODEL] [OPTIONS]`" in text
     assert "- `--lr`: Peak learning rate (0.003)" in text
 

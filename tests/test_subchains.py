@@ -274,9 +274,10 @@ def two_modes(size):
 
 
 def test_a_mode_that_chains_do_not_leave_fails_and_the_search_finds_both(monkeypatch):
-    one_look(monkeypatch)
     observed = {"x": torch.linspace(4.0, 5.5, 6)}
-    blind = nuts(two_modes, observed, warmup=500, starts=0)
+    with monkeypatch.context() as patch:
+        one_look(patch)
+        blind = nuts(two_modes, observed, warmup=500, starts=0)
     sides = np.sign(blind["posterior"]["z"].values.reshape(4, 4, 125, 6)).mean(2)
     assert (np.abs(sides) == 1).all()  # no sub-chain moves after warm-up
     split = np.abs(sides.sum((0, 1))) < 16  # elsewhere all four starts lead to one side, and nothing can see the other
