@@ -97,6 +97,38 @@ def test_trees_are_short_before_the_first_metric(monkeypatch, most):
     assert (max(lengths) <= 31) == (most == 5)
 
 
+def test_step_sizes_after_warm_up_are_means_over_the_chains_of_the_datum(monkeypatch):
+    settled, settle = [], lane_state._settle_step_size
+
+    def watched(state, index, plan):
+        lanes = state.lanes
+        before = [(lanes.iteration.tolist(), lanes.count.tolist(), lanes.average.tolist()), lanes.step_size.tolist()]
+        settle(state, index, plan)
+        settled.append((before[0], index.tolist(), lanes.step_size.tolist()))
+        others = [lane for lane in range(len(before[1])) if lane not in index.tolist()]
+        assert [before[1][lane] for lane in others] == lanes.step_size[others].tolist()
+
+    monkeypatch.setattr(lane_state, "_settle_step_size", watched)
+    settings, data = NutsSettings(warmup=40, draws=4, dense=False), cal.data.Data({"x": torch.zeros(2)})
+    draws, _ = sample_nuts(as_program(long_and_narrow), data, settings, 0, cal.progress.silent)
+    last = adaptation.schedule(40, 4).last
+    steps, own = {}, {}
+    for (iterations, counts, averages), index, found in settled:
+        for lane in index:
+            assert iterations[lane] == 40
+            mates = [4 * (lane // 4) + chain for chain in range(4)]
+            after = [mate for mate in mates if iterations[mate] > last]
+            expected = np.average([averages[mate] for mate in after], weights=[counts[mate] for mate in after])
+            np.testing.assert_allclose(found[lane], np.exp(expected))
+            steps[lane], own[lane] = found[lane], np.exp(averages[lane])
+    assert sorted(steps) == list(range(8))
+    assert np.ptp(np.log(list(steps.values()))) < np.ptp(np.log(list(own.values())))
+    kept = draws.stats["step_size"].numpy()  # (chain, draw, data)
+    np.testing.assert_allclose(
+        kept, np.broadcast_to(np.array([steps[i] for i in range(8)]).reshape(2, 1, 4).T, kept.shape)
+    )
+
+
 # -- the metric --------------------------------------------------------------------------------------------------------
 
 

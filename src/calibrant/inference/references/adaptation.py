@@ -1,6 +1,7 @@
 """Adaptation in warm-up: the step size of each chain, and the metric and coordinates of each datum.
 
-Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane. Metrics are estimated in windows of
+Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane, and at the end of warm-up a lane takes
+their mean over the chains of its datum, so that none has to wait for one with far smaller steps. Metrics are estimated in windows of
 growing length. When a chain reaches the end of a window, it uses the draws that all chains of its datum have
 contributed to the window by then, so that no chain waits for another. Coordinates are chosen together with the metric,
 by how well a diagonal Normal fits the draws.
@@ -31,12 +32,14 @@ class Schedule:
         closes: whether an iteration closes its window.
         settled: whether a window begins so late, or is the last, that chains have arrived where they stay.
         first: number of iterations before the first metric.
+        last: number of iterations before the last metric; those that follow only adapt step sizes.
     """
 
     window: Tensor
     closes: Tensor
     settled: Tensor
     first: int
+    last: int
 
     @property
     def windows(self) -> int:
@@ -65,7 +68,7 @@ def schedule(warmup: int, chains: int) -> Schedule:
         settled.append(start >= _SETTLED or end == stop)
         start, length, index = end, following, index + 1
     first = int((window <= 0).sum() - (window[stop:] < 0).sum())
-    return Schedule(window, closes, torch.tensor(settled, dtype=torch.bool), first)
+    return Schedule(window, closes, torch.tensor(settled, dtype=torch.bool), first, stop)
 
 
 @dataclass

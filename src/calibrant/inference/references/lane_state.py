@@ -120,8 +120,21 @@ def tend(state: State, ended: Ended, plan: Plan) -> None:
     _retry(state, (phase == FRESH).nonzero()[:, 0], plan)
     waiting = (phase == WAITING).nonzero()[:, 0]
     if len(waiting):
-        _close_window(state, waiting, plan)
+        _go_on(state, waiting, plan)
     _draw_noise(state)
+
+
+def _go_on(state: State, index: Tensor, plan: Plan) -> None:
+    """Let lanes go on that wait at the end of a window or of warm-up; their density is evaluated again."""
+    lanes = state.lanes
+    lanes.q[index] = lanes.tree_q[index]
+    closes = plan.schedule.closes.to(index.device)[lanes.iteration[index] - 1]
+    if closes.any():
+        _close_window(state, index[closes], plan)
+    if not closes.all():
+        _settle_step_size(state, index[~closes], plan)
+    lanes.grad[index] = lanes.p[index] = 0.0
+    lanes.phase[index] = FRESH
 
 
 def _contribute(state: State, ended: Ended, plan: Plan) -> None:
@@ -159,11 +172,10 @@ def _retry(state: State, index: Tensor, plan: Plan) -> None:
 
 
 def _close_window(state: State, index: Tensor, plan: Plan) -> None:
-    """New metric and coordinates for lanes at the end of a window; their density has to be evaluated again."""
+    """New metric and coordinates for lanes at the end of a window."""
     lanes, fixed, where = state.lanes, state.fixed, plan.coordinates
     window = plan.schedule.window.to(index.device)[lanes.iteration[index] - 1]
-    chains = torch.arange(plan.chains, device=index.device) + (index // plan.chains * plan.chains)[:, None]
-    lanes.q[index] = lanes.tree_q[index]
+    chains = _chains_of(index, plan)
     _rescue(state, index, chains, window, plan)
     count, variance, slopes = adaptation.pooled(state.adaptation, chains, window)
     if plan.choose_powers:
@@ -182,8 +194,22 @@ def _close_window(state: State, index: Tensor, plan: Plan) -> None:
     lanes.centre[index] = (10 * lanes.step_size[index]).log()
     for name in ("error", "average", "count"):
         getattr(lanes, name)[index] = 0.0
-    lanes.grad[index] = lanes.p[index] = 0.0
-    lanes.phase[index] = FRESH
+
+
+def _settle_step_size(state: State, index: Tensor, plan: Plan) -> None:
+    """The step size of lanes at the end of warm-up: the mean of those that the chains of the datum have found so far.
+
+    Logarithms are weighted by the number of iterations since the last metric. One chain learns its step size from few
+    iterations, and one with far smaller steps than the others would end long after them.
+    """
+    lanes, chains = state.lanes, _chains_of(index, plan)
+    weight = lanes.count[chains] * (lanes.iteration[chains] > plan.schedule.last)
+    lanes.step_size[index] = ((weight * lanes.average[chains]).sum(1) / weight.sum(1)).exp()
+
+
+def _chains_of(index: Tensor, plan: Plan) -> Tensor:
+    """All lanes of the datum of each lane, `(n, chain)`."""
+    return torch.arange(plan.chains, device=index.device) + (index // plan.chains * plan.chains)[:, None]
 
 
 def _of_candidates(variance: Tensor, chosen: Tensor) -> Tensor:

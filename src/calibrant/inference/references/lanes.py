@@ -208,6 +208,8 @@ class _Run:
         running = (state.lanes.phase != nuts.OVER).reshape(-1, self.plan.chains).any(1)
         if running.all():
             self._tell_share()
+            if not self.compiles and self._is_worth_compiling():
+                self.compiles, self.step = True, self._record(True)
             return True
         self._write()  # before lanes change their units
         self._retire(~running)
@@ -220,8 +222,6 @@ class _Run:
             self.tenths = tenths
             text = f"{10 * tenths}% of the iterations"
             self.progress(self.stage, int(self.complete.sum()), len(self.keys), text)
-            if not self.compiles and self._is_worth_compiling():
-                self.compiles, self.step = True, self._record(True)
 
     def _is_worth_compiling(self) -> bool:
         """Whether compiling takes less time than it saves in the steps that are left, as far as iterations tell.

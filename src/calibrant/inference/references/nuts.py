@@ -48,8 +48,8 @@ Density = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 class Lanes:
     """The state of all lanes; the first dimension of every tensor is the lane, and `d` is the width of a vector.
 
-    A lane is `MOVING`; or `FRESH`, at a point whose density has to be evaluated; or `WAITING` at the end of a window
-    for `lane_state.tend`; or `OVER`.
+    A lane is `MOVING`; or `FRESH`, at a point whose density has to be evaluated; or `WAITING` at the end of a window,
+    or of warm-up, for `lane_state.tend`; or `OVER`.
     """
 
     phase: Tensor
@@ -340,13 +340,12 @@ def _join(lanes: Lanes, fixed: Fixed, whole: Tensor, level: Tensor) -> tuple[Lan
 
 
 def _end_iteration(lanes: Lanes, ended: Ended, plan: Plan) -> Lanes:
-    """Count the iteration, adapt the step size, and set the phase at the end of a window or of the chain."""
+    """Count the iteration, adapt the step size, and set the phase at the end of a window, warm-up, or the chain."""
     over, at = ended.over, lanes.iteration
-    closes = pad(plan.schedule.closes, (0, 1)).to(at.device)[at.clamp_max(plan.warmup)]
+    closes = pad(plan.schedule.closes, (0, 1)).to(at.device)[at.clamp_max(plan.warmup)] | (at == plan.warmup - 1)
     state = (lanes.centre, lanes.error, lanes.average, lanes.count)
     step_size, learnt = adaptation.learn_step(state, ended.acceptance_rate, plan.target_accept)
     learns = over & (at < plan.warmup)
-    step_size = torch.where(at == plan.warmup - 1, learnt[2].exp(), step_size)
     error, average, count = (_pick(learns, new, old) for new, old in zip(learnt[1:], state[1:], strict=True))
     phase = lanes.phase.masked_fill(over & closes, WAITING)
     phase = phase.masked_fill(over & (at + 1 == plan.iterations), OVER)
