@@ -69,8 +69,7 @@ def search(
         Position of a datum (0 if all data have one joint posterior) → its groups, two or more.
     """
     double = in_double(guide) if guide is not None else None
-    rate = settings.target_accept
-    plan = NutsSettings(starts, _WARMUP, _DRAWS, rate, compile=settings.compile, depth=_DEPTH)
+    plan = NutsSettings(starts, _WARMUP, _DRAWS, compile=settings.compile, depth=_DEPTH)
     begin = partial(wide, chains=starts, guide=double)
     first = short_chains(model, data, plan, stream(seed, "modes"), progress, begin)
     apart = {unit: first[unit] for unit in np.flatnonzero(nested_rhat(first.numpy()) > RHAT_OF_STARTS).tolist()}
