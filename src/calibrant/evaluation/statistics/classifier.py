@@ -6,20 +6,22 @@ classifier and any number of draws and latents.
 
 The classifier is a ridge regression of the labels ±1 on features of all latents together, by kernels: its held-out
 scores are A y with a matrix A that does not depend on the labels y, and permutations are further columns of y. Nothing
-that is computed before the labels are used (ranks, whitening, bandwidth) depends on which side a draw is from.
+that is computed before the labels are used (ranks, whitening, bandwidth) depends on which side a draw is from. From the
+kernel on, everything is computed in single precision, in half the time: the observed labels and their permutations go
+through the same arithmetic, so that the p-value is exact in any precision.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 from scipy.special import ndtri
 from scipy.stats import false_discovery_control, rankdata
 
@@ -32,6 +34,7 @@ from calibrant.progress import Progress, reporting
 from calibrant.streams import stream
 
 Array = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
 
 MAX_PERMUTATIONS = 2000  # largest number of permutations for a datum
 FEW_REACH = 10  # if fewer permutations reach the observed statistic, more are made
@@ -206,7 +209,7 @@ def _test(
     if count < 4 * folds:
         return _Test(math.nan, math.nan, math.nan, math.nan, count)
     fold = np.tile(np.arange(count) * folds // count, 2)
-    side = np.repeat([1.0, -1.0], count)
+    side = np.repeat(np.array([1.0, -1.0], dtype=np.float32), count)
     predict = held_out(kernel(np.concatenate((ours, theirs))), fold)
     labels = np.concatenate((side[:, None], _permuted(side, fold, permutations, generator)), 1)
     scores = predict @ labels
@@ -221,7 +224,7 @@ def _test(
     return _Test(float(accuracy), float(np.mean(null)), float(np.std(null, ddof=1)), float(p), count)
 
 
-def kernel(draws: Array) -> Array:
+def kernel(draws: Array) -> Single:
     """Similarity of draws `(draw, latent)` of both sides, `(draw, draw)`, centred, with a mean diagonal of 1.
 
     It is the mean of three parts, all computed from normal scores: Hermite polynomials up to degree 4 of each latent
@@ -238,14 +241,25 @@ def kernel(draws: Array) -> Array:
             (square**2 - 6.0 * square + 3.0) / math.sqrt(24.0),
         ),
         axis=1,
-    )
-    white = _whitened(scores)
+    ).astype(np.float32)
+    white = _whitened(scores).astype(np.float32)
     products = white @ white.T
     length = np.diagonal(products)
     distance = length[:, None] + length - 2.0 * products
-    width = np.median(distance[np.triu_indices(len(draws), 1)])
-    parts = (marginal @ marginal.T, products**2, np.exp(-distance / width))
-    return np.mean([_centred(part) for part in parts], axis=0)
+    width = np.median(distance.take(_above_diagonal(len(draws))))
+    distance /= -width
+    result = _scaled(marginal @ marginal.T)
+    result += _scaled(np.square(products, out=products))
+    result += _scaled(np.exp(distance, out=distance))
+    result -= result.mean(0)
+    result -= result.mean(1, keepdims=True)
+    return result / np.float32(3.0)
+
+
+@lru_cache(maxsize=4)
+def _above_diagonal(count: int) -> npt.NDArray[np.intp]:
+    """The places above the diagonal in a flat square matrix."""
+    return np.flatnonzero(np.triu(np.ones((count, count), dtype=bool), 1))
 
 
 def _whitened(scores: Array) -> Array:
@@ -259,18 +273,21 @@ def _whitened(scores: Array) -> Array:
     return scores @ vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
 
 
-def _centred(part: Array) -> Array:
-    part = part - part.mean(0)
-    part -= part.mean(1, keepdims=True)
-    return part / max(np.trace(part) / len(part), _CONSTANT)
+def _scaled(part: Single) -> Single:
+    """A part of the kernel, scaled in place so that it has a mean diagonal of 1 once it is centred."""
+    part /= max(part.diagonal().mean() - part.mean(), _CONSTANT)
+    return part
 
 
-def held_out(similarity: Array, fold: npt.NDArray[np.intp]) -> Array:
+def held_out(similarity: Single, fold: npt.NDArray[np.intp]) -> Single:
     """The matrix that maps labels to the scores of ridge regressions, each fitted without the fold that it scores.
 
     With G = (K + λ)⁻¹, the residual of a fold F that was left out is G_FF⁻¹ (G y)_F: one inverse serves all folds.
     """
-    upper, _ = dpotri(dpotrf(similarity + _PENALTY * np.eye(len(similarity)))[0])
+    penalised = similarity.copy()
+    penalised.flat[:: len(similarity) + 1] += _PENALTY
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (penalised,))
+    upper, _ = potri(potrf(penalised)[0])
     inverse = upper + np.triu(upper, 1).T
     result = np.zeros_like(similarity)
     for part in np.unique(fold):
@@ -281,25 +298,35 @@ def held_out(similarity: Array, fold: npt.NDArray[np.intp]) -> Array:
     return result
 
 
-def _permuted(side: Array, fold: npt.NDArray[np.intp], permutations: int, generator: np.random.Generator) -> Array:
-    """Labels `(draw, permutation)`, permuted within folds, so that every fold keeps half of its labels on each side."""
-    labels = np.empty((len(side), permutations))
+def _permuted(side: Single, fold: npt.NDArray[np.intp], permutations: int, generator: np.random.Generator) -> Single:
+    """Labels `(draw, permutation)`, permuted within folds, so that every fold keeps half of its labels on each side.
+
+    For all permutations together, each draw of a fold in turn gets one of the labels that are left, at random: many
+    times as fast as permuting one column after the other.
+    """
+    labels = np.empty((len(side), permutations), dtype=np.float32)
     for part in np.unique(fold):
         inside = np.flatnonzero(fold == part)
-        lanes = np.tile(side[inside], (permutations, 1))
-        labels[inside] = generator.permuted(lanes, axis=1, out=lanes).T
+        uniform = generator.random((len(inside), permutations), dtype=np.float32)
+        positive = np.full(permutations, (side[inside] > 0.0).sum(), dtype=np.float32)  # of those that are left
+        for place, draw in enumerate(inside):
+            taken = uniform[place] * np.float32(len(inside) - place) < positive
+            positive -= taken
+            labels[draw] = taken
+    labels *= 2.0
+    labels -= 1.0
     return labels
 
 
-def _accuracy(scores: Array, labels: Array) -> Array:
+def _accuracy(scores: Single, labels: Single) -> Array:
     """The share of draws whose score has the sign of their label, for every column `(draw, column)`."""
     return (scores * labels > 0.0).mean(0)
 
 
-def _correlation(scores: Array, labels: Array) -> Array:
+def _correlation(scores: Single, labels: Single) -> Single:
     """Correlation of scores and labels, around zero, for every column `(draw, column)`."""
     products, squares = (np.einsum("dc,dc->c", scores, other) for other in (labels, scores))
-    return products / np.sqrt(len(scores) * squares)
+    return products / np.sqrt(np.float32(len(scores)) * squares)
 
 
 def _flagged(p: Array, fdr: float) -> npt.NDArray[np.bool_]:
