@@ -18,6 +18,7 @@ from torch.distributions import MultivariateNormal
 import calibrant as cal
 from calibrant.errors import InferenceError, ProgramError
 from calibrant.guides import CollapsedGuide, amortize, collapsed
+from calibrant.guides.many_draws import encoded_once
 from calibrant.inference import fit, log_evidence, posterior, reference
 from calibrant.inference.fitting.objectives import path_derivative
 from calibrant.inference.references.exact import solve
@@ -46,7 +47,8 @@ DEFECTS = ["ignores the scale", "noise 20% too large"]
 def plant(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
     read, sample = collapsed.read, collapsed._Conditional.sample
     if defect == "ignores the scale":
-        monkeypatch.setattr(collapsed._Conditional, "sample", lambda self, x, scale: sample(self, x, None))
+        blind = lambda self, x, scale, repeats: sample(self, x, None, repeats)  # noqa: E731
+        monkeypatch.setattr(collapsed._Conditional, "sample", blind)
     else:
         wrong = lambda *args: (lambda found: replace(found, noise=1.2 * found.noise))(read(*args))  # noqa: E731
         monkeypatch.setattr(collapsed, "read", wrong)
@@ -70,12 +72,15 @@ def wide(latents: int = 9) -> tuple[Any, Truth]:
 # -- the conditional ---------------------------------------------------------------------------------------------------
 
 
-def marginal_error(program: Any, truth: Truth, guide: CollapsedGuide, observed: dict[str, Tensor]) -> float:
-    """How far log p(x, z, s) − log q(z | s, x) is from log p(x, s), at draws of the guide, in nats."""
+def marginal_error(
+    program: Any, truth: Truth, guide: CollapsedGuide, observed: dict[str, Tensor], draws: int = 1
+) -> float:
+    """How far log p(x, z, s) − log q(z | s, x) is from log p(x, s), at `draws` draws of the guide, in nats."""
     with torch.no_grad(), defaults(guide, observed, torch.float64) as place:
-        rows = cast(observed, *place)
+        rows = {name: value.repeat_interleave(draws, 0) for name, value in cast(observed, *place).items()}
         size = len(rows["x"])
-        run = guide_trace(in_double(guide), rows, size, {})
+        with encoded_once(guide, draws):
+            run = guide_trace(in_double(guide), rows, size, {})
         values = {name: site["value"] for name, site in sampled(run).items()}
         log_q = density_of(run, size, values).without(guide.order)
         log_p = log_density(in_double(program), {**rows, **values}, size, observed=["x"])
@@ -92,6 +97,8 @@ def test_the_conditional_is_exact_under_any_scale(name):
     observed = simulate(program, 50)
     guide = amortize(program, observed, structure="collapsed")
     assert marginal_error(program, truth, guide, observed) < 1e-5  # priors are written in float32
+    few = {site: value[:10] for site, value in observed.items()}
+    assert marginal_error(program, truth, guide, few, draws=5) < 1e-5
 
 
 def test_the_conditional_stays_finite_under_the_scales_of_an_early_guide():

@@ -104,12 +104,13 @@ class CollapsedGuide(Shown, PyroModule):
             raise ProgramError("its conditional is that of another model than this one: guide.attach(model) first")
 
     def forward(self, observed: Mapping[str, Tensor], size: int) -> None:
-        conditional, scale = self._fixed or _Conditional(self._read()), None
+        conditional, scale, repeats = self._fixed or _Conditional(self._read()), None, 1
         with pyro.plate(PLATE, size):
             for name, head in zip(self.order, self.heads, strict=True):
                 features = self.encoder({self.observed: observed[self.observed]})
+                repeats = size // len(features)  # the rows of a datum are consecutive
                 scale = pyro.sample(name, self._scale(head, features, observed[self.observed], conditional))
-            conditional.sample(observed[self.observed], scale)
+            conditional.sample(observed[self.observed], scale, repeats)
 
     def _scale(self, head: Head, features: Tensor, x: Tensor, conditional: _Conditional) -> dist.TorchDistribution:
         """q(s | x) of all rows; with fewer rows of features, the rows of a datum are consecutive."""
@@ -122,8 +123,7 @@ class CollapsedGuide(Shown, PyroModule):
         centre = (weights * line).sum(1)
         resolved = (line[:, -1] - line[:, 0]) / (2 * len(line[0]))
         width = torch.maximum((weights * (line - centre[:, None]).square()).sum(1).sqrt(), resolved)
-        rows = (part.to(features.dtype).repeat_interleave(repeats, 0) for part in (features, centre, width))
-        return head.around(*rows)
+        return head.around(features, centre.to(features.dtype), width.to(features.dtype), len(x))
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
@@ -238,24 +238,30 @@ class _Conditional:
     def _white(self, x: Tensor) -> Tensor:
         return (x.reshape(len(x), -1).double() - self.offset) / self.noise
 
-    def sample(self, x: Tensor, scale: Tensor | None) -> None:
-        """Sample all sites of the block for data x (size, *event) given their scales (size,), inside the data plate."""
-        image = self._white(x)
-        s = image.new_ones(len(x), 1) if scale is None else scale.double()[:, None]
-        rest = image - s * self.shift
-        centre = self.mean.expand(len(x), -1)  # mean of z given the earlier sites
+    def sample(self, x: Tensor, scale: Tensor | None, repeats: int) -> None:
+        """Sample all sites of the block for data x (size, *event) given their scales (size,), inside the data plate.
+
+        Every datum has so many equal rows of x, one after another: its image is projected once for all of them.
+        """
+        image, size = self._white(x[::repeats]), len(x)
+        s = image.new_ones(size, 1) if scale is None else scale.double()[:, None]
+        centre, known = self.mean.expand(size, -1), image.new_zeros(size, 0)  # mean of z, and w, given earlier sites
         for site in self.sites:
-            value = pyro.sample(site.name, self._given(site, rest, s, centre[:, site.here]))
+            shown = (image @ site.left).repeat_interleave(repeats, 0)
+            explained = self.shift @ site.left + known @ (self.columns[:, : site.here.start].T @ site.left)
+            value = pyro.sample(site.name, self._given(site, shown - s * explained, s, centre[:, site.here]))
             if site is not self.sites[-1]:
-                z = value.reshape(len(x), -1).double()
+                z = value.reshape(size, -1).double()
                 w = _solve(self.root[site.here, site.here], z - centre[:, site.here])
-                rest = rest - s * (w @ self.columns[:, site.here].T)
-                centre = centre + w @ self.root[:, site.here].T
+                centre, known = centre + w @ self.root[:, site.here].T, torch.cat([known, w], 1)
 
     def _given(self, site: _Site, rest: Tensor, s: Tensor, centre: Tensor) -> dist.TorchDistribution:
-        """p(z of this site | earlier sites, s, x), with later sites integrated out."""
+        """p(z of this site | earlier sites, s, x), with later sites integrated out.
+
+        `rest` is what earlier sites leave of the image, `(size, r)` in the singular directions of this one.
+        """
         gain, count = s * site.gain, centre.shape[1]
-        mean = (gain * (rest @ site.left) / (1 + gain.square())) @ site.right.T
+        mean = (gain * rest / (1 + gain.square())) @ site.right.T
         root, right, stretch = self.root[site.here, site.here], site.right, (1 + gain.square()).sqrt()
         if site is not self.sites[-1]:
             right, stretch = right[:count], stretch[:, :0]

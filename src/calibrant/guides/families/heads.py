@@ -136,20 +136,22 @@ class Head(nn.Module):
             raw = torch.cat([loc + self.regression(features, parents), others], -1)
         return self.family.build(raw, self.center, self.width)
 
-    def around(self, features: Tensor, center: Tensor, width: Tensor) -> dist.TorchDistribution:
-        """The distribution near a location and a scale on the line that are nearly right.
+    def around(self, features: Tensor, center: Tensor, width: Tensor, size: int) -> dist.TorchDistribution:
+        """The distribution for `size` rows near a location and a scale on the line that are nearly right.
 
         The network moves the location by two scales at most, and changes the scale by a factor of six at most, so that
         it does little harm for data that are unlike those of its training.
 
         Args:
-            features: `(rows, features)`.
+            features: `(rows, features)`; with fewer rows than `size`, the rows of a datum are consecutive.
             center: location on the line, `(rows, *line_shape)`.
             width: scale on the line, `(rows, *line_shape)`.
+            size: number of rows of the distribution.
         """
         raw = _REACH * torch.tanh(self._raw(features, None) / _REACH)
         loc, scale, others = raw.tensor_split([self.family.locations, 2 * self.family.locations], dim=1)
-        return self.family.build(torch.cat([loc, scale + _WHOLE, others], -1), center, width)
+        found = torch.cat([loc, scale + _WHOLE, others], -1), center, width
+        return self.family.build(*(part.repeat_interleave(size // len(features), 0) for part in found))
 
     def _raw(self, features: Tensor, parents: Tensor | None) -> Tensor:
         if self.modulation is not None and parents is not None:
