@@ -134,6 +134,10 @@ def run_and_check(request: Request) -> None:
     assert {"ppca: fit", "vae: fit", "ppca: posterior", "report"} <= seen
     assert [result.name for result in outcome.results] == ["ppca", "vae"]
     assert outcome.report is not None
+    stored = store.load_result(request.out / "vae")
+    assert outcome.results[1].amortized.identical(stored.amortized)
+    assert outcome.results[1].calibration.identical(stored.calibration)
+    assert outcome.results[1].history == stored.history
     again = check_run(Request(out=request.out, settings={**request.settings, "held_out": 3}))
     assert [result.amortized["posterior"].sizes["data"] for result in again.results] == [3, 3]
     assert len(store.load_history(request.out / "vae")) == 1

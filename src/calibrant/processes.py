@@ -24,6 +24,14 @@ _PATIENCE = 0.5  # seconds between two checks whether the processes are alive
 # Where a new process is a copy of one that has imported the package, and has computed nothing. Elsewhere a copy of
 # a process may not use some of the system's libraries, and each process imports the package itself.
 _COPIES = sys.platform == "linux"
+# What recordings, the classifier test and pictures import where they begin: seconds for every process that is no copy.
+_LATER = (
+    "torch._dynamo",
+    "sklearn.covariance",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "arviz_plots.backend.matplotlib",
+)
 
 
 def processes_for(tasks: int) -> int:
@@ -37,7 +45,7 @@ def import_ahead(module: str) -> None:
     """Begin to import a module for the processes of `side_by_side`, while this process goes on with other work."""
     if not _COPIES or threading.current_thread() is not threading.main_thread():
         return
-    forkserver.set_forkserver_preload([module])
+    forkserver.set_forkserver_preload([module, *_LATER])
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a terminal sends it to all processes
     try:
         forkserver.ensure_running()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ from calibrant.workflow.preparing import (
     reopen,
 )
 from calibrant.workflow.telling import told
+
+_Sent = tuple[dict[str, Any], Pictures]  # the fields of a result without its model, and its pictures
 
 _PATIENCE = 0.5  # seconds between two looks for the weights of another member
 _NO_ELBO = (
@@ -92,8 +94,7 @@ def run(request: Request, progress: Progress = silent, command: str = "") -> Out
     with _interruptible(folder_of(request), _named(jobs), f"Resume with: {_resuming(request, 'run')}"):
         if _in_processes(jobs):
             _announce(jobs, progress)
-            pictures = side_by_side(_run_one, [(request, job.name, job.folder) for job in jobs], progress)
-            results = [_stored_result(job.folder, request) for job in jobs]
+            results, pictures = _together(_run_one, request, jobs, progress)
         else:
             results, pictures = [_run(job, _shown(progress, job, len(jobs))) for job in jobs], []
         return _report(folder_of(request), results, command, progress, pictures)
@@ -116,12 +117,31 @@ def _run(job: Job, progress: Progress) -> RunResult:
     return _evaluate(job, progress)
 
 
-def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> Pictures:
-    """Run one of several models in its own process, which writes the results to the model's folder; its pictures."""
+def _together(
+    task: Callable[..., _Sent], request: Request, jobs: Sequence[Job], progress: Progress
+) -> tuple[list[RunResult], list[Pictures]]:
+    """Results and pictures of several models, each from a task in a process of its own.
+
+    The results are written to the run folder, but not read from it: a process sends all but the model, which may be of
+    a user's file, and which is loaded here.
+    """
+    sent = side_by_side(task, [(request, job.name, job.folder) for job in jobs], progress)
+    models = [store.load(job.folder, model=model_for(job.folder, request.models))[0] for job in jobs]
+    results = [RunResult(model=model, **found) for model, (found, _) in zip(models, sent, strict=True)]
+    return results, [pictures for _, pictures in sent]
+
+
+def _run_one(request: Request, name: str, folder: Path, progress: Progress) -> _Sent:
+    """Run one of several models in its own process, which writes the results to the model's folder."""
     settings, shown = request.made(), prefixed(progress, f"{name}:")
     job = new_job(name, folder, load_splits(request, settings.seed), request, settings)
     shown(_STARTING, 1, 1)
-    return pictures_of(_run(job, shown), shown)  # while the processes of other models work
+    return _sent(_run(job, shown), shown)
+
+
+def _sent(result: RunResult, progress: Progress) -> _Sent:
+    """What the process of a model sends; it draws the pictures while the processes of other models work."""
+    return {f.name: getattr(result, f.name) for f in fields(result) if f.name != "model"}, pictures_of(result, progress)
 
 
 def _stored_result(folder: Path, request: Request) -> RunResult:
@@ -165,18 +185,17 @@ def check_run(request: Request, progress: Progress = silent, command: str = "") 
     with _interruptible(folder, _named(jobs), _repeating(command, "check", folder)):
         if _in_processes(jobs):
             _announce(jobs, progress)
-            pictures = side_by_side(_check_one, [(request, job.name, job.folder) for job in jobs], progress)
-            results = [_stored_result(member, request) for member in members]
+            results, pictures = _together(_check_one, request, jobs, progress)
         else:
             results, pictures = [_evaluate(job, _shown(progress, job, len(jobs))) for job in jobs], []
         return _report(folder, results, command, progress, pictures)
 
 
-def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> Pictures:
-    """Check one of several models in its own process, which writes the results to the model's folder; its pictures."""
+def _check_one(request: Request, name: str, folder: Path, progress: Progress) -> _Sent:
+    """Check one of several models in its own process, which writes the results to the model's folder."""
     job, shown = reopen(folder, model_for(folder, request.models), request), prefixed(progress, f"{name}:")
     shown(_STARTING, 1, 1)
-    return pictures_of(_evaluate(job, shown), shown)
+    return _sent(_evaluate(job, shown), shown)
 
 
 def report_run(request: Request, progress: Progress = silent, command: str = "") -> Outcome:
