@@ -15,8 +15,8 @@ from pyro.nn import PyroModule
 from scipy.stats import norm
 
 from calibrant.evaluation import RunResult, compare, uniformity
-from calibrant.evaluation.reporting import check_plots
-from calibrant.evaluation.reporting.check_plots import ecdf_band
+from calibrant.evaluation.reporting import check_plots, ecdf_bands
+from calibrant.evaluation.reporting.ecdf_bands import ecdf_band
 from calibrant.evaluation.reporting.style import data_uri
 
 RNG = np.random.default_rng
@@ -53,7 +53,7 @@ def test_the_probability_of_staying_inside_is_that_of_all_ways_to_fall_into_the_
     ways = [bins for bins in product(range(6), repeat=4) if sum(bins) == 5]
     shares = [factorial(5) / np.prod([factorial(k) for k in bins]) / 4**5 for bins in ways]
     inside = [all((low <= np.cumsum(bins)[:3]) & (np.cumsum(bins)[:3] <= high)) for bins in ways]
-    assert check_plots._inside(5, low, high) == pytest.approx(np.dot(shares, inside), rel=1e-12)
+    assert ecdf_bands._inside(5, low, high) == pytest.approx(np.dot(shares, inside), rel=1e-12)
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

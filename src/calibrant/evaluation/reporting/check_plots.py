@@ -6,15 +6,14 @@ A function returns None if its picture can't be made.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from scipy.special import ndtri
-from scipy.stats import binom, poisson
 
+from calibrant.evaluation.reporting.ecdf_bands import LEVEL, STEPS, ecdf_band
 from calibrant.evaluation.reporting.run_plots import scalar_draws, scores, typical_datum
 from calibrant.evaluation.reporting.style import (
     COLOURS,
@@ -40,62 +39,14 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-LEVEL = 0.95  # probability that a band holds a whole curve
-
 _FUNCTIONS = (*DENSITIES, "tarp")
-_STEPS = 100  # number of steps of the grid on which distribution functions are drawn
 _ACROSS = 3
 _ERRORS = 2.0  # half width of error bars and of the classifier's band, in standard errors
 
 
-# -- bands of distribution functions -----------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16)
-def ecdf_band(count: int, level: float = LEVEL, steps: int = _STEPS) -> tuple[Array, Array]:
-    """Simultaneous band for the distribution function of `count` uniform values.
-
-    At every point the band is a central interval of the Binomial distribution. All intervals have the same probability,
-    which is chosen so that the whole curve lies inside with probability `level` (Säilynoja, Bürkner & Vehtari 2022,
-    Statistics and Computing 32:32). It is found exactly: the counts are those of a Poisson process, given its last one.
-
-    Args:
-        count: number of values, independent and uniform on (0, 1).
-        level: probability that no point of the grid is outside; the actual one is slightly larger, since counts are
-            whole numbers.
-        steps: number of steps of the grid 1/steps, …, 1 − 1/steps.
-
-    Returns:
-        Lower and upper end of F at the points of the grid; the ends belong to the band.
-    """
-    grid = np.arange(1, steps) / steps
-
-    def ends(log_tail: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        tail = np.exp(log_tail)
-        return binom.ppf(tail, count, grid).astype(int), binom.isf(tail, count, grid).astype(int)
-
-    wide, narrow = np.log((1.0 - level) / (2 * steps)), np.log((1.0 - level) / 2)  # Bonferroni; as if one point
-    for _ in range(14):
-        middle = (wide + narrow) / 2
-        wide, narrow = (middle, narrow) if _inside(count, *ends(middle)) >= level else (wide, middle)
-    low, high = ends(wide)
-    return low / count, high / count
-
-
-def _inside(count: int, low: npt.NDArray[np.int64], high: npt.NDArray[np.int64]) -> float:
-    """Probability that the numbers of values up to each point of the grid all lie between `low` and `high`."""
-    rate = count / (len(low) + 1)
-    step = poisson.pmf(np.arange(poisson.isf(1e-16, rate) + 1), rate)
-    state = np.ones(1)
-    for least, most in zip(low, high, strict=True):
-        state = np.convolve(state, step)[: most + 1]
-        state[:least] = 0.0
-    return float(np.convolve(state, step)[count] / poisson.pmf(count, count))
-
-
 def _ecdf(values: Array) -> Array:
     """The empirical distribution function of values, on the grid."""
-    return np.searchsorted(np.sort(values), np.arange(1, _STEPS) / _STEPS, side="right") / len(values)
+    return np.searchsorted(np.sort(values), np.arange(1, STEPS) / STEPS, side="right") / len(values)
 
 
 # -- calibration by simulation -----------------------------------------------------------------------------------------
@@ -110,7 +61,7 @@ def calibration_bands(result: RunResult, most: int = 9) -> Figure | None:
         return None
     found = uniformity(result.calibration)
     values, band = pit_columns(result.calibration), joint_band(found)
-    u, shown = np.arange(1, _STEPS) / _STEPS, _quantities(found, most)
+    u, shown = np.arange(1, STEPS) / STEPS, _quantities(found, most)
     rows, across = -(-len(shown) // _ACROSS), min(_ACROSS, len(shown))
     with new_figure(WIDTH, 1.75 * rows + 0.3) as figure:
         grid = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
@@ -166,7 +117,7 @@ def coverage_curves(result: RunResult) -> Figure | None:
         return None
     columns, found = pit_columns(result.calibration), uniformity(result.calibration)
     latents = found["quantity"].values[_is_latent(found)].tolist()
-    level, band = np.arange(1, _STEPS) / _STEPS, ecdf_band(int(found.attrs["simulations"]))
+    level, band = np.arange(1, STEPS) / STEPS, ecdf_band(int(found.attrs["simulations"]))
     curves = {"highest-density region, all latents": 1.0 - _ecdf(columns["hpd"])[::-1]}
     central = np.array([_ecdf(np.abs(2.0 * columns[name] - 1.0)) for name in latents])
     if len(latents):
@@ -203,13 +154,13 @@ def _reference_coverage(result: RunResult, most: int = 64) -> Array | None:
     comparison = result.comparison
     if comparison is None or result.reference is None or not comparison.sizes["data"] or not comparison.sizes["latent"]:
         return None
-    labels, inside = comparison["data"].values[:most], np.zeros(_STEPS)
+    labels, inside = comparison["data"].values[:most], np.zeros(STEPS)
     for site in dict.fromkeys(comparison["site"].values.tolist()):
         for ours, theirs in zip(*(_flat(t, site, labels) for t in (result.amortized, result.reference)), strict=True):
             rank = np.searchsorted(np.sort(ours), theirs[:: max(1, len(theirs) // _REFERENCE_DRAWS)]) / len(ours)
             # The smallest central interval of the guide that holds the draw, in steps of the grid.
-            smallest = np.ceil(_STEPS * np.abs(2.0 * rank - 1.0)).clip(1, _STEPS)
-            inside += np.bincount(smallest.astype(int) - 1, minlength=_STEPS) / len(rank)
+            smallest = np.ceil(STEPS * np.abs(2.0 * rank - 1.0)).clip(1, STEPS)
+            inside += np.bincount(smallest.astype(int) - 1, minlength=STEPS) / len(rank)
     return inside.cumsum()[:-1] / inside.sum()
 
 
