@@ -92,16 +92,16 @@ def posterior_of(
     scored_sites = list(data.observed_names) if "log_likelihood" in groups else []
     few = torch.arange(min(len(data), 4))
     pair, given = (in_double(program), in_double(guide)), data.batch(few)[0]
-    with torch.no_grad(), seeded(stream(seed, "posterior")), defaults(program, given, torch.float64) as (device, _):
+    place, random = defaults(program, given, torch.float64), seeded(stream(seed, "posterior"))
+    with torch.no_grad(), random, place as (device, _), fixed(guide):
         some = data.batch(few, device, torch.float64)
         probe = scored(*pair, *some, repeats=1)
         entries = sum(probe.values[name][0].numel() for name in probe.local)
         require_memory(draws * len(data) * entries, f"{draws} draws of {len(data)} data", width=8)
         progress("posterior", 0, len(data))
         if set(probe.latents) <= set(probe.local):
-            with fixed(guide):
-                rows = measured_rows(ROWS, len(few), partial(scored, *pair, *some))
-                drawn = _draw_each(_Each(pair, guide, data, device, scored_sites), draws, rows, progress)
+            rows = measured_rows(ROWS, len(few), partial(scored, *pair, *some), problem.peaks)
+            drawn = _draw_each(_Each(pair, guide, data, device, scored_sites), draws, rows, progress)
         else:
             drawn = _draw_jointly(pair, data, draws, device, scored_sites, progress)
     tree = build_tree(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,12 +30,13 @@ class Problem:
     """A program and its guide, with data that both can take.
 
     `of` makes one and refuses what breaks the contract. What is derived from it is not checked again: only what has
-    changed is.
+    changed is. `peaks` holds the memory that small runs of program and guide took, which is measured once for all data.
     """
 
     program: PyroModule
     guide: PyroModule
     data: Data
+    peaks: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -102,7 +103,7 @@ class Problem:
 
     def with_guide(self, guide: Program) -> Problem:
         """The same program and data with a guide that was made for them."""
-        return replace(self, guide=as_program(guide))
+        return replace(self, guide=as_program(guide), peaks={})
 
 
 def checked(
