@@ -15,10 +15,13 @@ from small_models import build, hierarchical
 
 import calibrant as cal
 from calibrant import memory
+from calibrant.data.dataset import Data
 from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics import predictive_tallies, simulation_ranks
 from calibrant.inference import drawing, scoring
 from calibrant.inference.bounds import evidence
+from calibrant.inference.drawing import posterior_of
+from calibrant.inference.problem import Problem
 from calibrant.memory import GIB, Measured, blocks, halved, in_blocks, is_memory_error, limited, measured_rows
 
 WIDTH = 40
@@ -100,6 +103,34 @@ def test_the_rows_of_a_block_follow_from_the_memory_of_a_row():
         assert measured_rows(10**6, 4, run) == pytest.approx(1000, rel=0.1)  # 4,000 bytes a row
     with limited(1 / GIB):
         assert measured_rows(10**6, 4, run) == 1
+
+
+def test_what_is_known_of_a_program_is_not_measured_again():
+    calls: list[int] = []
+
+    def run(times: int) -> torch.Tensor:
+        calls.append(times)
+        return torch.zeros(4 * times, 1000)
+
+    known: dict[tuple[int, int], int] = {}
+    with limited(4_000_000 / GIB):
+        first = measured_rows(10**6, 4, run, known)
+        assert measured_rows(10**6, 4, run, known) == first == pytest.approx(1000, rel=0.1)
+    assert calls == [32, 16]
+    with limited(2_000_000 / GIB):  # the limit is today's, whatever it was when the rows were measured
+        assert measured_rows(10**6, 4, run, known) == pytest.approx(500, rel=0.1)
+    measured_rows(10**6, 2, run, known)
+    assert calls == [32, 16, 32, 16]  # other rows
+
+
+def test_problems_with_other_data_know_the_memory_of_a_run():
+    program = cal.models.create("ppca", shape=(4,), latents=2)
+    guide = cal.guides.amortize(program, {"x": torch.zeros(8, 4)})
+    problem = Problem.of(program, guide, {"x": torch.zeros(8, 4)})
+    posterior_of(problem, 50)
+    assert problem.peaks
+    assert problem.of_others(Data({"x": torch.ones(8, 4)})).peaks is problem.peaks
+    assert problem.with_guide(guide).peaks == {}
 
 
 def test_measuring_leaves_random_state_as_it_is():
