@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Case:
     observed: dict[str, torch.Tensor]
     truth: dict[str, Truth]
     quantities: Callable[[xr.Dataset], Mapping[str, Any]] = as_they_are
+    covariates: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def data(values: Any) -> torch.Tensor:

@@ -18,6 +18,7 @@ from calibrant.data.dataset import Data
 from calibrant.inference.graphs.metering import preparing, running_meter
 from calibrant.inference.graphs.recording import TensorFunction, compiled, record
 from calibrant.inference.references import adaptation, lane_state, nuts
+from calibrant.inference.references.approaching import approached
 from calibrant.inference.references.chains import STATISTICS, McmcDraws
 from calibrant.inference.references.coordinates import beside
 from calibrant.inference.references.partition import Places, log_own_share
@@ -94,7 +95,7 @@ def sample_nuts(
     """Sample by batched NUTS in float64; also returns κ of every complete datum and pair, `(data, lane, pair)`.
 
     Chains start at the places of their units. Without `places`, they start at draws of the prior, every second one at a
-    draw of the guide where one is given.
+    draw of the guide where one is given, and nearer where these are hopelessly far away.
 
     Raises:
         InferenceError: for latents that the sampler cannot move.
@@ -103,7 +104,7 @@ def sample_nuts(
         keys = keys_of(target, data, seed)
         if places is None:
             starts = prior_and_guide(target, keys, settings.chains, in_double(guide) if guide is not None else None)
-            places = Places(starts)
+            places = Places(approached(target, starts))
         return sample_target(target, keys, places, settings, progress)
 
 
