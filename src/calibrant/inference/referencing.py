@@ -89,7 +89,8 @@ def reference(
         warmup: number of adaptation steps per chain (MCMC only).
         draws: number of draws per chain that are kept (at least 500 for MCMC).
         init: a guide; every second chain of batched NUTS starts at a draw of it, all other chains at draws of the
-            prior. Method "importance" draws from it.
+            prior. Draws that lie hopelessly far from the posterior are brought nearer, but stay far outside it. Method
+            "importance" draws from it.
         target_accept: mean acceptance rate to which batched NUTS adapts its step sizes; data with divergences are run
             again with a higher rate.
         dense: whether batched NUTS estimates a dense metric, for few, strongly correlated latents (a Gaussian process);

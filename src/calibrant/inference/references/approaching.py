@@ -28,7 +28,7 @@ _MOST = 150  # evaluations of the density at most; starts whose ascents go on st
 _PAIRS = 8  # steps of an ascent, with changes of the gradient, that tell the curvature
 _HALVINGS = 60  # of the last step at most, whose end can lie far within the posterior
 _ENOUGH, _SHORTER = 1e-4, 0.3  # share of the expected gain that a step has to make; factor for steps that do not
-_ROWS = 16_384  # rows in one evaluation of the density
+_ROWS = {"cpu": 2048, "cuda": 65_536}  # starts in one evaluation of the density
 
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -40,8 +40,7 @@ def approached(target: Target, starts: Tensor) -> Tensor:
     """
     units, chains, width = starts.shape
     flat, unit = starts.reshape(-1, width), torch.arange(units, device=starts.device).repeat_interleave(chains)
-    rows = max(1, _ROWS // (target.total if target.joint else 1))
-    found = []
+    rows, found = _ROWS[starts.device.type], []
     for some, own in zip(flat.split(rows), unit.split(rows), strict=True):
         given = (target.covariates, target.observed) if target.joint else target.rows(own)
         powers = some.new_zeros(len(some), len(target.pairs))
