@@ -1,10 +1,10 @@
 """Adaptation in warm-up: the step size of each chain, and the metric and coordinates of each datum.
 
 Step sizes follow dual averaging (Hoffman & Gelman 2014, JMLR 15) lane by lane, and at the end of warm-up a lane takes
-their mean over the chains of its datum, so that none has to wait for one with far smaller steps. Metrics are estimated in windows of
-growing length. When a chain reaches the end of a window, it uses the draws that all chains of its datum have
-contributed to the window by then, so that no chain waits for another. Coordinates are chosen together with the metric,
-by how well a diagonal Normal fits the draws.
+their mean over the chains of its datum, so that none has to wait for one with far smaller steps. Metrics are estimated
+in windows of growing length. When a chain reaches the end of a window, it uses the draws that all chains of its datum
+have contributed to the window by then, so that no chain waits for another. Coordinates are chosen together with the
+metric, by how well a diagonal Normal fits the draws.
 """
 
 from __future__ import annotations
