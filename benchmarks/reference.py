@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="16 posteriors of the smaller problem, 500 iterations each"
     )
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, anew after each")
     asked = parser.parse_args()
     if asked.quick:
         asked.problems, asked.posteriors, asked.warmup, asked.draws = ["mlp"], [16], 500, 500
@@ -369,11 +369,11 @@ def main() -> None:
             for side in asked.sides:
                 rows.append(measure(name, posteriors, side, (asked.warmup, asked.draws), asked.device))
                 show(rows[-1:])
+                if asked.json:
+                    asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print()
     show(rows)
     ratios(rows)
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -258,29 +258,37 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def keep(file: Path, rows: list[Row]) -> None:
+    """Write the rows, with what they were measured on."""
+    machine = (
+        f"PyTorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        json.dumps({"machine": machine, "batch": BATCH, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    )
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="3 rounds of 8 steps, whose figures say little")
+    options.add_argument("--rounds", type=int, default=15, help="rounds of 40 steps")
     options.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     options.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     options.add_argument("--threads", nargs="+", type=int, default=[1])
-    options.add_argument("--json", help="write the rows to this file, with what they were measured on")
+    options.add_argument("--json", type=Path, help="write the rows to this file, anew after each problem")
     asked = options.parse_args()
-    rounds, steps = (3, 8) if asked.quick else (15, 40)
+    rounds, steps = (3, 8) if asked.quick else (asked.rounds, 40)
     sides = [HAND, *(side for side in asked.sides if side != HAND)]
-    rows = []
+    rows: list[Row] = []
     for problem in asked.problems:
         for threads in asked.threads:
             found = measure(problem, sides, threads, rounds, steps)
             print(table(found), flush=True)
             rows += found
-    if asked.json:
-        machine = {"torch": torch.__version__, "machine": platform.machine(), "processors": os.cpu_count()}
-        settings = {"batch": BATCH, "rounds": rounds, "steps a round": steps, "time": "processor time of the process"}
-        told = {**machine, **settings, "load at the end": os.getloadavg()[0], "rows": [asdict(row) for row in rows]}
-        Path(asked.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(asked.json).write_text(json.dumps(told, indent=1) + "\n")
+            if asked.json:
+                keep(asked.json, rows)
 
 
 if __name__ == "__main__":
