@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calibrant.inference.references.nuts import with_slope
 from calibrant.inference.references.target import Target
 
 _SLACK = 1000.0  # nats, once and for each dimension, by which a start may lie below what its ascent reaches
@@ -69,7 +70,7 @@ class _Ascents:
 
 def _nearer(value: Callable[[Tensor], Tensor], starts: Tensor, slack: float) -> Tensor:
     """The first points of ascents from starts `(n, d)` that lie less than `slack` below the following points."""
-    slope_at = _with_slope(value)
+    slope_at = _finite_slope(value)
     state = _begun(slope_at, starts)
     inside, outside, level = starts.clone(), starts.clone(), state.value - slack
     going = state.value.isfinite()  # other starts are replaced when chains begin
@@ -90,16 +91,13 @@ def _nearer(value: Callable[[Tensor], Tensor], starts: Tensor, slack: float) -> 
     return _between(value, outside, inside, level, 0.1 * slack)
 
 
-def _with_slope(value: Callable[[Tensor], Tensor]) -> Slope:
+def _finite_slope(value: Callable[[Tensor], Tensor]) -> Slope:
     """The log density and its gradient; −∞ and 0 where they are not finite."""
 
     def slope_at(q: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            q = q.detach().requires_grad_()
-            found = value(q)
-            (slope,) = torch.autograd.grad(found.sum(), q)
+        found, slope = with_slope(value, q)
         known = found.isfinite() & slope.isfinite().all(-1)
-        return found.detach().masked_fill(~known, -torch.inf), slope.masked_fill(~known[:, None], 0.0)
+        return found.masked_fill(~known, -torch.inf), slope.masked_fill(~known[:, None], 0.0)
 
     return slope_at
 

@@ -155,6 +155,15 @@ def turns_back(metric: Tensor, first: Tensor, last: Tensor, momentum: Tensor) ->
     return ((first * along).sum(-1) <= 0) | ((last * along).sum(-1) <= 0)
 
 
+def with_slope(density: Callable[[Tensor], Tensor], q: Tensor) -> tuple[Tensor, Tensor]:
+    """A log density of rows `(n, d)`, `(n,)`, and its gradient, `(n, d)`."""
+    with torch.enable_grad():
+        q = q.detach().requires_grad_()
+        value = density(q)
+        (slope,) = torch.autograd.grad(value.sum(), q)
+    return value.detach(), slope
+
+
 def leapfrog(
     slope_at: Callable[[Tensor], tuple[Tensor, Tensor]],
     q: Tensor,
@@ -262,11 +271,7 @@ def _grow_by_a_leaf(
     """Add a leaf to the growing subtree by a leapfrog step; also returns the log weight of the leaf."""
 
     def slope_at(q: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            q = q.detach().requires_grad_()
-            value = density(q, fixed.powers, fixed.rows)
-            (slope,) = torch.autograd.grad(value.sum(), q)
-        return value.detach(), slope
+        return with_slope(lambda q: density(q, fixed.powers, fixed.rows), q)
 
     direction = torch.where(lanes.forward, lanes.step_size, -lanes.step_size)
     time = direction.masked_fill(~moving, 0.0)
