@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # tests use what is here without Sphinx
     from sphinx.config import Config
 
 DEMO = "runs/demo"
-LIMIT = 120  # processor seconds of a page: twice what they may take on a fast machine, since processors differ
+LIMIT = 60  # processor seconds of a page
 KERNEL = """c.IPKernelApp.exec_lines = ["import os; os.chdir({folder!r})"]
 c.IPKernelApp.log_level = "ERROR"
 """
