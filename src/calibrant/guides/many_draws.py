@@ -17,6 +17,8 @@ from calibrant.guides.collapsed import CollapsedGuide
 from calibrant.guides.from_prior import PriorGuide
 from calibrant.guides.refined import RefinedGuide
 
+_KEPT = 2**25  # numbers that encoders returned, kept for later runs: 128 MiB in float32
+
 
 @contextmanager
 def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
@@ -43,32 +45,72 @@ def encoded_once(guide: PyroModule, repeats: int) -> Iterator[None]:
             hook.remove()
 
 
+class Encodings:
+    """What the encoder of a guide returns for parts of the data, on each of which the guide runs several times.
+
+    Where a guide runs on the same data many times, the encoder of a guide of `amortize` takes half of its time, or
+    more. The first run on a part keeps what the encoder returns, a function of the data alone, and later runs take it;
+    the weights must not change in between. Together, at most `_KEPT` numbers are kept, and nothing of a part on which
+    one run encodes several times with different results, as for the rows of all combinations of discrete values. Other
+    guides run as they are.
+    """
+
+    def __init__(self, guide: PyroModule) -> None:
+        inner = _unrefined(guide)
+        self._encoders = _encoders(inner) if isinstance(inner, AmortizedGuide | CollapsedGuide) else []
+        self._kept: dict[int, dict[nn.Module, Tensor]] = {}
+        self._left = _KEPT
+
+    @contextmanager
+    def of(self, part: int) -> Iterator[None]:
+        """Let the guide run on the part of the data with this number, which is encoded in the first run alone."""
+        if part in self._kept:
+            with _returning(self._kept[part]):
+                yield
+            return
+        with _outputs(self._encoders) as outputs:
+            yield
+        numbers = sum(output.numel() for found in outputs.values() for output in found[:1])
+        if numbers <= self._left and all(output.equal(found[0]) for found in outputs.values() for output in found[1:]):
+            self._left -= numbers
+            self._kept[part] = {encoder: found[0] for encoder, found in outputs.items() if found}
+
+
 @contextmanager
 def encoded_before(guide: PyroModule, run: Callable[[], object]) -> Iterator[None]:
     """Let the encoder of a guide return in all runs what it returns in `run`, which is made once, for the same data.
 
-    Where a guide runs on the same data many times, the encoder of a guide of `amortize` takes half of its time, or
-    more. Random state is left unchanged. Other guides run as they are.
+    Random state is left unchanged. See `Encodings`.
     """
-    inner = _unrefined(guide)
-    encoders = _encoders(inner) if isinstance(inner, AmortizedGuide | CollapsedGuide) else []
-    seen: dict[nn.Module, Any] = {}
-    hooks = [
-        encoder.register_forward_hook(lambda module, _, output: seen.update({module: output})) for encoder in encoders
-    ]
+    encodings = Encodings(guide)
+    with torch.random.fork_rng(), torch.no_grad(), encodings.of(0):
+        run()
+    with encodings.of(0):
+        yield
+
+
+@contextmanager
+def _outputs(modules: list[nn.Module]) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """Collect what modules return."""
+    outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in modules}
+    hooks = [module.register_forward_hook(lambda one, _, output: outputs[one].append(output)) for module in modules]
     try:
-        with torch.random.fork_rng(), torch.no_grad():
-            run()
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
-    for encoder, output in seen.items():
-        encoder.forward = partial(_constant, output)
+
+
+@contextmanager
+def _returning(outputs: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Let modules return these outputs."""
+    for module, output in outputs.items():
+        module.forward = partial(_constant, output)
     try:
         yield
     finally:
-        for encoder in seen:
-            del encoder.forward
+        for module in outputs:
+            del module.forward
 
 
 def _constant(output: Any, *inputs: Any) -> Any:

@@ -123,18 +123,20 @@ def checked(
 def check_supports(program: PyroModule, *parts: Data) -> None:
     """Refuse data outside the support of their site; all of them are looked at, some at a time.
 
-    The program runs for all of them only if the support of a site may depend on parameters, and so on covariates.
+    The program runs for all of them only if the support of a site may depend on covariates: by its contract, it depends
+    on no latent and not on the place of a datum, so that without covariates it is that of other rows too.
 
     Raises:
         DataError: naming the site and the first such datum.
     """
     with torch.no_grad(), seeded(0), defaults(program, {}) as (device, _):
         for data in parts:
-            run = None
+            run, rows = None, 0
             for index in torch.arange(len(data), device="cpu").split(_ROWS):
                 observed, covariates = data.batch(index, device)
-                if run is None or not supports_are_fixed(run, observed):
-                    run = trace(program, len(index), covariates)
+                is_same = rows == len(index) and not covariates
+                if run is None or not (is_same or supports_are_fixed(run, observed)):
+                    run, rows = trace(program, len(index), covariates), len(index)
                 refuse_outside(run, observed, data.labels()[index])
 
 

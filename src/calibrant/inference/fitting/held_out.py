@@ -7,6 +7,7 @@ import math
 import torch
 
 from calibrant.data.dataset import Data
+from calibrant.guides.many_draws import Encodings
 from calibrant.inference.fitting.objectives import ElboTerms
 from calibrant.inference.fitting.state import Modules, Plan, TrainingState
 from calibrant.program.contract import Values
@@ -57,11 +58,12 @@ def held_out_elbo(
     guide on new data, not a guide that was trained on the held-out data alone. If there are shared latents, more draws
     are averaged, since one draw of them changes the terms of all data together.
     """
+    encodings = Encodings(state.modules.guide)
     with seeded(stream(plan.seed, "fit", "held-out", purpose)):
-        passes = [_one_pass(state, held)]
+        passes = [_one_pass(state, held, encodings)]
         is_shared = bool(passes[0].shared != 0)
         count = draws[is_shared]
-        passes += [_one_pass(state, held) for _ in range(count - 1)]
+        passes += [_one_pass(state, held, encodings) for _ in range(count - 1)]
     local, shared = torch.stack([p.local for p in passes]), torch.stack([p.shared for p in passes])
     estimates = local.mean(1) + shared / total
     variance = local.mean(0).var() / len(held) if len(held) > 1 else torch.tensor(math.nan)
@@ -71,9 +73,11 @@ def held_out_elbo(
     return float(estimates.mean()), float(variance.sqrt()), float(score)
 
 
-def _one_pass(state: TrainingState, held: Data) -> ElboTerms:
+def _one_pass(state: TrainingState, held: Data, encodings: Encodings) -> ElboTerms:
     """The terms for all held-out data from one draw per datum (per particle under "iwae" and "dreg"), in float64."""
-    parts = torch.arange(len(held), device="cpu").split(EVALUATED)
-    terms = [state.evaluation(*held.batch(index, state.modules.device)) for index in parts]
+    terms = []
+    for part, index in enumerate(torch.arange(len(held), device="cpu").split(EVALUATED)):
+        with encodings.of(part):
+            terms.append(state.evaluation(*held.batch(index, state.modules.device)))
     local, shared, bound = zip(*terms, strict=True)
     return ElboTerms(torch.cat(local).double(), torch.stack(shared).double().mean(), torch.cat(bound).double())

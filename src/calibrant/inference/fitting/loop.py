@@ -361,4 +361,6 @@ def _split(model: Program, data: Data, validation: Any, seed: int) -> tuple[Data
             f"tenth of {_SPLIT_FROM} data or more and none of fewer, or the held-out data themselves"
         )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream(seed, "fit", "validation")))
-    return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)
+    is_held = torch.zeros(len(data), dtype=torch.bool)
+    is_held[order[:count]] = True
+    return data.subset(~is_held), data.subset(is_held)
