@@ -117,6 +117,20 @@ def test_poisoned_data_are_reported_and_change_no_other(clean, one_look):
     assert_same(*(each["posterior"]["rate"].isel(data=others) for each in (tree, clean)))
 
 
+def test_data_without_any_density_are_all_reported(one_look):
+    """The line of progress has no effective sample size then."""
+    told = []
+    tree = nuts(
+        Poisoned(),
+        COUNTS,
+        covariates={"poison": torch.ones(6)},
+        warmup=50,
+        progress=lambda *line: told.append(line[-1]),
+    )
+    assert not tree["convergence"]["is_reference"].any()
+    assert any("ESS of the density nan" in text for text in told)
+
+
 def test_an_interrupt_returns_what_is_complete(one_look, monkeypatch):
     monkeypatch.setattr(lanes, "_LANES", {"cpu": 8})
 

@@ -326,10 +326,13 @@ class _Run:
 
     def _ess(self) -> float:
         """The effective sample size of the log density by batch means, as the median over complete data."""
-        lp = self._in_chains(self.stats["lp"][self.complete & ~self.lost][:256])
+        lp = self.stats["lp"][self.complete & ~self.lost][:256]
+        if not len(lp):
+            return torch.nan
+        lp = self._in_chains(lp)
         draws = lp.shape[-1]
         blocks = int(draws**0.5)
-        if not len(lp) or blocks < 2:
+        if blocks < 2:
             return torch.nan
         length = draws // blocks
         means = lp[..., : blocks * length].unflatten(-1, (blocks, length)).mean(-1)
