@@ -43,16 +43,17 @@ def test_windows_grow_and_are_shorter_where_many_chains_pool(warmup, chains, end
     assert within.tolist() == sorted(within.tolist())
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_chains_of_a_datum_pool_what_they_know(dense):
+@pytest.mark.parametrize(("dense", "at_once"), [(False, 1), (True, 1), (False, 7), (True, 7)])
+def test_chains_of_a_datum_pool_what_they_know(dense, at_once):
     generator = torch.Generator().manual_seed(1)
     size = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([4.0, 1.0, 0.1])
     vectors = torch.randn(4, 30, 2, 3, dtype=torch.float64, generator=generator) * torch.stack(size) + 1e6
     state = adaptation.start(torch.zeros(4, 3, dtype=torch.float64), 2, 1, 0, dense)
-    for step in range(30):
-        some = torch.arange(4)[: 4 if step < 20 else 2]  # two chains stop early
+    made = torch.tensor([(lane, step) for step in range(30) for lane in range(4 if step < 20 else 2)])
+    for some in made.split(4 * at_once):  # two chains stop early
+        lane, step = some.unbind(1)
         window, none = torch.ones(len(some), dtype=torch.int64), torch.zeros(len(some), 0, 1)
-        adaptation.contribute(state, some, window, vectors[some, step, :, None], none, some.double())
+        adaptation.contribute(state, lane, window, vectors[lane, step, :, None], none, lane.double())
     count, variance, _ = adaptation.pooled(state, torch.arange(4)[None], torch.tensor([1]))
     together = torch.cat([vectors[:, :20].reshape(-1, 2, 3), vectors[:2, 20:].reshape(-1, 2, 3)])
     assert int(count) == len(together) == 100
@@ -109,13 +110,13 @@ def test_step_sizes_after_warm_up_are_means_over_the_chains_of_the_datum(monkeyp
         assert [before[1][lane] for lane in others] == lanes.step_size[others].tolist()
 
     monkeypatch.setattr(lane_state, "_settle_step_size", watched)
-    settings, data = NutsSettings(warmup=40, draws=4, dense=False), cal.data.Data({"x": torch.zeros(2)})
+    settings, data = NutsSettings(warmup=120, draws=4, dense=False), cal.data.Data({"x": torch.zeros(2)})
     draws, _ = sample_nuts(as_program(long_and_narrow), data, settings, 0, cal.progress.silent)
-    last = adaptation.schedule(40, 4).last
+    last = adaptation.schedule(120, 4).last
     steps, own = {}, {}
     for (iterations, counts, averages), index, found in settled:
         for lane in index:
-            assert iterations[lane] == 40
+            assert iterations[lane] == 120
             mates = [4 * (lane // 4) + chain for chain in range(4)]
             after = [mate for mate in mates if iterations[mate] > last]
             expected = np.average([averages[mate] for mate in after], weights=[counts[mate] for mate in after])

@@ -125,7 +125,10 @@ def learn_step(state: Averaging, acceptance: Tensor, wanted: float) -> tuple[Ten
 def contribute(
     state: Adaptation, lane: Tensor, window: Tensor, vectors: Tensor, slopes: Tensor, density: Tensor
 ) -> None:
-    """Add one draw of each lane to its window (Welford's update), in place.
+    """Add draws of lanes to their windows, in place; those of one lane are in one window.
+
+    The draws of a lane are summed up in their order, then joined with what is there (Chan, Golub & LeVeque 1983), so
+    that a lane's statistics do not depend on other lanes.
 
     Args:
         state: statistics so far.
@@ -135,18 +138,26 @@ def contribute(
         slopes: log|dv/dz| at the draws, `(n, pair, k)`.
         density: log density at the draws, `(n,)`.
     """
-    count = state.draws[lane, window] + 1
-    mean = state.mean[lane, window]
-    before = vectors - mean
-    mean = mean + before / count[:, None, None, None]
-    after = vectors - mean
+    lanes = torch.arange(len(state.draws), device=lane.device)
+    at = lanes, torch.zeros_like(lanes).index_put((lane,), window)
+
+    def summed(values: Tensor) -> Tensor:
+        total = values.new_zeros(len(lanes), *values.shape[1:])
+        return total.index_put_((lane,), values, accumulate=True)  # unlike `index_add_`, in the same order on a GPU
+
+    def product(values: Tensor) -> Tensor:
+        return values[..., :, None] * values[..., None, :] if dense else values.square()
+
     dense = state.scatter.dim() == 6
-    product = before[..., :, None] * after[..., None, :] if dense else before * after
-    state.scatter[lane, window] += product
-    state.mean[lane, window] = mean
-    state.draws[lane, window] = count
-    state.slopes[lane, window] += slopes
-    state.density[lane, window] += density
+    added, before = summed(torch.ones_like(density)), state.draws[at]
+    share = added / (before + added).clamp_min(1)
+    centre = summed(vectors) / added.clamp_min(1)[:, None, None, None]
+    moved = centre - state.mean[at]
+    between = product(moved) * (before * share).reshape(-1, *[1] * (state.scatter.dim() - 2))
+    within = summed(product(vectors - centre[lane]))
+    parts = (state.draws, added), (state.mean, share[:, None, None, None] * moved), (state.scatter, within + between)
+    for part, more in (*parts, (state.slopes, summed(slopes)), (state.density, summed(density))):
+        part[at] += more
 
 
 def stray(state: Adaptation, lane: Tensor, chains: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:

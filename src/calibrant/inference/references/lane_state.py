@@ -28,7 +28,7 @@ from calibrant.inference.references.nuts import (
     Lanes,
     Plan,
 )
-from calibrant.inference.references.random_numbers import fold, normal, uniform
+from calibrant.inference.references.random_numbers import fold, standard_normal, stream, uniform
 
 
 @dataclass
@@ -36,6 +36,7 @@ class State:
     """The state of all lanes."""
 
     key: Tensor  # (lane,): random key
+    momentum_key: Tensor  # (lane,): random key of the noise of momenta
     clock: Tensor  # (lane,): number of steps so far, which is the counter of the random stream
     lanes: Lanes
     fixed: Fixed
@@ -80,7 +81,8 @@ def init(key: Tensor, q: Tensor, powers: Tensor, rows: dict[str, Tensor], plan: 
     candidates = plan.coordinates.table.shape[1] if plan.choose_powers else 1
     known = adaptation.start(q, plan.schedule.windows, candidates, powers.shape[1], dense)
     lanes = Lanes(**{name: value.clone() for name, value in values.items()})
-    state = State(key, whole.clone(), lanes, fixed, known, whole.clone(), whole.clone(), flag.clone(), whole.clone())
+    clock, attempts, noisy, moved = (whole.clone() for _ in range(4))
+    state = State(key, fold(key, MOMENTUM), clock, lanes, fixed, known, attempts, noisy, flag.clone(), moved)
     _draw_noise(state)
     return state
 
@@ -144,17 +146,12 @@ def _contribute(state: State, ended: Ended, plan: Plan) -> None:
     place = (ended.over & (window >= 0)).nonzero()[:, 0]
     if not len(place):
         return
-    lane, step = place % size, place // size
-    q, powers = ended.q[place], state.fixed.powers[lane]
-    grad, slopes = ended.grad[place], q.new_zeros(len(q), powers.shape[1], 1)
-    draws, gradients = q[:, None], grad[:, None]
+    lane = place % size
+    q, grad, powers = ended.q[place], ended.grad[place], state.fixed.powers[lane]
+    vectors, slopes = torch.stack([q, grad], 1)[:, :, None], q.new_zeros(len(q), powers.shape[1], 1)
     if plan.choose_powers:
-        draws, slopes = plan.coordinates.in_all(q, powers)
-        gradients = plan.coordinates.gradients_in_all(q, grad, powers)
-    found = lane, window[place], torch.stack([draws, gradients], 1), slopes, ended.log_density[place]
-    lengths = step.bincount().tolist()
-    for parts in zip(*(part.split(lengths) for part in found), strict=True):  # at most one iteration per lane and step
-        adaptation.contribute(state.adaptation, *parts)
+        vectors, slopes = plan.coordinates.in_all(q, grad, powers)
+    adaptation.contribute(state.adaptation, lane, window[place], vectors, slopes, ended.log_density[place])
 
 
 def _retry(state: State, index: Tensor, plan: Plan) -> None:
@@ -253,9 +250,10 @@ def _mass_factor(metric: Tensor) -> Tensor:
 def _draw_noise(state: State) -> None:
     """Draw the noise of momenta for all iterations that may begin before the next call."""
     lanes, noise = state.lanes, state.fixed.noise
-    places = noise.shape[1]
+    places, width = noise.shape[1:]
     ahead = lanes.iteration[:, None] + torch.arange(places, device=noise.device)
     lane, number = (ahead >= state.noisy[:, None]).nonzero().unbind(1)
     ahead = ahead[lane, number]
-    noise[lane, ahead % places] = normal(fold(fold(state.key[lane], MOMENTUM), ahead), noise.shape[2])
+    counter = ahead[:, None] * width + torch.arange(width, device=noise.device)
+    noise[lane, ahead % places] = standard_normal(stream(state.momentum_key[lane, None], counter))
     state.noisy = lanes.iteration + places

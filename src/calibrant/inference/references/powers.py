@@ -48,60 +48,42 @@ class Coordinates:
         following = torch.tensor([1, 2, 1], device=index.device)[index]
         return self.table.expand(*index.shape, -1).gather(-1, following[..., None])[..., 0]
 
-    def in_all(self, q: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
-        """Convert vectors `(n, d)` of lanes with these powers to all candidate coordinates, `(n, k, d)`.
-
-        Also returns log|dv/dz|, summed over the entries of a pair, `(n, pair, k)`.
-        """
-        plain, log_scale = self.plain(q, powers), q[:, self.scale_of]
-        found, slopes = [], []
-        for candidate in self.table.unbind(1):
-            found.append(self._held(plain, log_scale, candidate.expand_as(powers)))
-            by_entry = self._spread(candidate * log_scale)
-            normal = self._is_normal(candidate.expand_as(powers))
-            if normal.any():
-                by_entry = torch.where(normal, -from_normal(found[-1], self.loc, self.scale)[1], by_entry)
-            inside = self.pair_of == torch.arange(len(self.table), device=q.device)[:, None]
-            slopes.append((by_entry[:, None] * inside).sum(-1))
-        return torch.stack(found, 1), torch.stack(slopes, -1)
-
-    def gradients_in_all(self, q: Tensor, grad: Tensor, powers: Tensor) -> Tensor:
-        """Gradients of the log density in all candidate coordinates, `(n, k, d)`, from those in the lanes' own.
+    def in_all(self, q: Tensor, grad: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert vectors of lanes, and gradients of the log density there, to all candidate coordinates.
 
         Args:
             q: vectors `(n, d)` in coordinates with these powers.
             grad: gradients there, `(n, d)`.
             powers: κ, `(n, pair)`.
-        """
-        plain = self.plain(q, powers)
-        at_plain = self._changed(q, plain, grad, powers, -1)
-        log_scale = q[:, self.scale_of]
-        every = [candidate.expand_as(powers) for candidate in self.table.unbind(1)]
-        return torch.stack(
-            [self._changed(self._held(plain, log_scale, some), plain, at_plain, some, 1) for some in every], 1
-        )
 
-    def _changed(self, held: Tensor, plain: Tensor, grad: Tensor, powers: Tensor, sign: int) -> Tensor:
+        Returns:
+            Vectors and gradients, `(n, 2, k, d)`, and log|dv/dz|, summed over the entries of a pair, `(n, pair, k)`.
+        """
+        every = self.table.T
+        plain, log_scale = self.plain(q, powers)[:, None], q[:, None, self.scale_of]
+        held, by_entry = self._held(plain, log_scale, every), self._spread(every * log_scale)
+        if self._has_kinks:
+            by_entry = torch.where(self._is_normal(every), -from_normal(held, self.loc, self.scale)[1], by_entry)
+        gradients = self._changed(held, self._changed(q, grad, powers, -1)[:, None], every, 1)
+        return torch.stack([held, gradients], 1), (by_entry @ self._members.to(q)).mT
+
+    def _changed(self, held: Tensor, grad: Tensor, powers: Tensor, sign: int) -> Tensor:
         """Gradients after a change from plain to held coordinates (`sign` 1), or back (−1).
 
         log p(v) = log p(z) − κ n log s with z = m + v s^−κ; n entries share the scale, and some the centre. Under a
         Laplace prior, where v is the Normal quantile, log p(v) = log p(z) + log|dz/dv|.
         """
-        factor = self._spread(-sign * powers * held[:, self.scale_of]).exp()
-        changed = grad * factor
+        powered = self._spread(powers)
+        changed = grad * self._spread(-sign * powers * held[..., self.scale_of]).exp()
         if self._has_kinks:
-            normal = self._is_normal(powers)
             slope, side = from_normal(held, self.loc, self.scale)[1].exp(), held.sign() / self.scale
             there = slope * (grad + side) - held if sign > 0 else (grad + held) / slope - side
-            changed = torch.where(normal, there, changed)
-        centred = (self._spread(powers) != 0) & (self.centre_of >= 0)
-        powered = self._spread(powers)
-        at_held = changed if sign > 0 else grad
+            changed = torch.where(self._is_normal(powers), there, changed)
+        at_held, at_plain = (changed, grad) if sign > 0 else (grad, changed)
         share = -sign * powered * (at_held * held + 1.0)
-        at_plain = grad if sign > 0 else changed
-        moved = pad(changed, (0, 1)).index_add(1, self.centre_of % (held.shape[1] + 1), sign * at_plain * centred)
-        by_pair = share @ self._members.to(share)
-        return moved[:, :-1].index_add(1, self.scale_of, by_pair)
+        centred = sign * at_plain * ((powered != 0) & (self.centre_of >= 0))
+        moved = pad(changed, (0, 1)).index_add(-1, self.centre_of % (held.shape[-1] + 1), centred)
+        return moved[..., :-1].index_add(-1, self.scale_of, share @ self._members.to(share))
 
     @cached_property
     def decides(self) -> Tensor:
@@ -137,12 +119,13 @@ class Coordinates:
 
     def _held(self, plain: Tensor, log_scale: Tensor, powers: Tensor) -> Tensor:
         powered = (plain - self._centre(plain, powers)) * self._spread(powers * log_scale).exp()
-        normal = self._is_normal(powers)
-        return torch.where(normal, to_normal(plain, self.loc, self.scale), powered) if normal.any() else powered
+        if not self._has_kinks:
+            return powered
+        return torch.where(self._is_normal(powers), to_normal(plain, self.loc, self.scale), powered)
 
     def _centre(self, q: Tensor, powers: Tensor) -> Tensor:
         """m, or zero at κ = 0; the entries from which it is computed are in no pair."""
-        return (self.offset + pad(q, (0, 1))[:, self.centre_of]) * (self._spread(powers) != 0)
+        return (self.offset + pad(q, (0, 1))[..., self.centre_of]) * (self._spread(powers) != 0)
 
     def _is_normal(self, powers: Tensor) -> Tensor:
         return self.kinked & (self.pair_of >= 0) & (self._spread(powers) == 0)

@@ -60,7 +60,11 @@ def uniform(key: Tensor, counter: Tensor | int) -> Tensor:
     return to_uniform(fold(key, counter))
 
 
+def standard_normal(bits: Tensor) -> Tensor:
+    """Standard normal numbers from 64 random bits each, float64."""
+    return math.sqrt(2.0) * torch.erfinv(2.0 * to_uniform(bits) - 1.0)
+
+
 def normal(key: Tensor, count: int) -> Tensor:
     """Standard normal numbers `(*key.shape, count)`, float64."""
-    level = uniform(key[..., None], torch.arange(count, device=key.device))
-    return math.sqrt(2.0) * torch.erfinv(2.0 * level - 1.0)
+    return standard_normal(fold(key[..., None], torch.arange(count, device=key.device)))
