@@ -13,18 +13,17 @@ that are loaded.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 import calibrant as cal
+from benchmarks.storing import keep
 from calibrant.settings import QUICK, Request, demonstration
 from calibrant.workflow.running import run
 
@@ -139,7 +138,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     small = f"{QUICK['held_out']} data of the demonstration, 100 data with 64 latents"
     parser.add_argument("--quick", action="store_true", help=small)
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Stage] = []
@@ -147,9 +146,7 @@ def main() -> None:
         rows += measure(case, asked.quick)
         show([row for row in rows if row.case == case])
     if asked.json:
-        told = {"quick": asked.quick, "torch": torch.__version__, "processors": os.cpu_count()}
-        with open(asked.json, "w") as file:
-            json.dump({**told, "rows": [asdict(row) for row in rows]}, file, indent=1)
+        keep(asked.json, rows, quick=asked.quick)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ time, so that two tell the rate. For one thread of XLA, set
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import xarray as xr
 from torch import Tensor
 
 import calibrant as cal
+from benchmarks.storing import keep
 from calibrant.inference.graphs.metering import metered
 from calibrant.inference.references.gate import mcmc_convergence
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="16 posteriors, 500 + 500 iterations")
-    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
     asked = parser.parse_args()
     if asked.quick:
         asked.posteriors, asked.warmup, asked.draws = [16], 500, 500
@@ -197,7 +197,7 @@ def main() -> None:
                 flush=True,
             )
             if asked.json:  # after every row, so that a run that is stopped leaves what it has
-                Path(asked.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                keep(asked.json, rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import calibrant as cal
 from benchmarks import reference
+from benchmarks.storing import keep
 from calibrant.inference.diagnostics import diagnose
 
 RESULTS = Path(__file__).parent / "results" / "guards-cpu.json"
@@ -242,7 +243,7 @@ def main() -> int:
     rows = [guard(name) for name in asked.only]
     show(rows, {row["name"]: row["ratio"] for row in stored["rows"]})
     if asked.json:
-        asked.json.write_text(json.dumps({"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        keep(asked.json, rows)
     return int(any(row.is_crossed for row in rows))
 
 

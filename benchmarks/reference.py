@@ -19,11 +19,12 @@ XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import calibrant as cal
+from benchmarks.storing import keep
 from calibrant.inference.graphs.recording import compiled
 from calibrant.inference.references import lanes
 from calibrant.inference.references.gate import mcmc_convergence
@@ -147,6 +149,7 @@ class Meter:
         """What `_Run._record` returns, with a count of its calls."""
         begin = time.perf_counter(), now()
         step = self.record(run, compile_it)
+        gc.collect()  # what compiling left behind; else this half second falls into sampling
         self.compiling += time.perf_counter() - begin[0]  # with the C++ compiler, which is another process
         count = len(run.state.key)
         self.gradient = self.gradient or seconds_of_gradient(run) / count
@@ -370,7 +373,7 @@ def main() -> None:
                 rows.append(measure(name, posteriors, side, (asked.warmup, asked.draws), asked.device))
                 show(rows[-1:])
                 if asked.json:
-                    asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                    keep(asked.json, rows, warmup=asked.warmup, draws=asked.draws)
     print()
     show(rows)
     ratios(rows)

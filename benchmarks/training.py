@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import calibrant as cal
+from benchmarks.storing import keep
 from calibrant.data import Data
 from calibrant.guides import amortize, from_encoder
 from calibrant.inference.fitting import loop, state
@@ -258,17 +256,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def keep(file: Path, rows: list[Row]) -> None:
-    """Write the rows, with what they were measured on."""
-    machine = (
-        f"PyTorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        json.dumps({"machine": machine, "batch": BATCH, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
-
-
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,7 +275,7 @@ def main() -> None:
             print(table(found), flush=True)
             rows += found
             if asked.json:
-                keep(asked.json, rows)
+                keep(asked.json, rows, batch=BATCH)
 
 
 if __name__ == "__main__":
