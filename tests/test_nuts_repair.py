@@ -23,7 +23,7 @@ def test_failures_are_treated_by_their_cause():
         assert first.after(1, none, lacking) == repair.Treatment(longer=4)
     assert first.after(1, few, 1.2) == repair.Treatment(target_accept=0.95)
     assert first.after(1, many, 1.2) == repair.Treatment(target_accept=0.95, other_powers=True)
-    assert first.after(1, many, 1.2).after(2, few, 1.2) == repair.Treatment(target_accept=0.99, dense=True)
+    assert first.after(1, many, 1.2).after(2, few, 1.2) == repair.Treatment(target_accept=0.995, dense=True)
     assert first.after(1, none, 1.2).after(2, none, 1.2) == repair.Treatment(longer=4, dense=True)
     assert first.after(1, many, 3.0).after(2, none, 3.0) == repair.Treatment(longer=4, target_accept=0.95, dense=True)
     assert repair.Treatment(longer=4, dense=True).text == "4 times longer, dense metric"
@@ -80,11 +80,11 @@ def test_only_what_fails_is_run_again_and_its_draws_are_those_of_its_last_look(m
     tree, sampler = made_up(monkeypatch, COUNTS, ill)
     convergence = tree["convergence"].dataset
     assert sampler.data == [[0, 1, 2, 3, 4, 5], [1, 3], [1]]
-    assert [plan.target_accept for plan in sampler.plans] == [0.8, 0.95, 0.99]
+    assert [plan.target_accept for plan in sampler.plans] == [0.8, 0.95, 0.995]
     assert [plan.dense for plan in sampler.plans] == ["auto", "auto", True]
     assert convergence["is_reference"].values.all()
     assert looks_of(tree) == convergence["look"].values.tolist() == [1, 3, 1, 2, 1, 1]
-    texts = ["", "target acceptance 0.99, dense metric", "", "target acceptance 0.95", "", ""]
+    texts = ["", "target acceptance 0.995, dense metric", "", "target acceptance 0.95", "", ""]
     assert convergence["treatment"].values.tolist() == texts
 
 

@@ -49,7 +49,7 @@ class Treatment:
                 return Treatment(target_accept=0.95, other_powers=divergences > _MANY)
             return Treatment(longer=2 if lacking <= _NEARLY else _LONGER)
         longer = self.longer if divergences else _LONGER
-        return Treatment(longer, 0.99 if divergences else self.target_accept, dense=True)
+        return Treatment(longer, 0.995 if divergences else self.target_accept, dense=True)
 
     def warmup(self, subchains: int) -> int:
         """The factor by which the warm-up of sub-chains is longer; in the last look it is that of a whole chain."""
