@@ -163,11 +163,13 @@ def test_encodings_are_kept_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> N
     kind, runs = type(guide.encoder), list[int]()
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, given: runs.append(len(runs)) or forward(self, given))
-    encodings, parts, found = Encodings(guide), (x, -x), []
+    encodings, parts, found, collected = Encodings(guide), (x, -x), [], list[int]()
     for _ in range(3):
         for place, part in enumerate(parts):
             with encodings.of(place):
                 found.append(guide.encoder({"x": part}))
+                collected.append(len(guide.encoder._forward_hooks))
+    assert collected == [1, 1, 0, 0, 0, 0]  # outputs are collected in the first run alone, also of what is not kept
     assert len(runs) == 4  # the first part once, the second one every time
     assert all(torch.equal(found[i], found[i % 2]) for i in range(6))
     assert not torch.equal(found[0], found[1])

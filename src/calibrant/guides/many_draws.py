@@ -70,6 +70,7 @@ class Encodings:
             return
         with _outputs(self._encoders) as outputs:
             yield
+        self._kept[part] = {}  # later runs encode anew, and what they return is not collected
         numbers = sum(output.numel() for found in outputs.values() for output in found[:1])
         if numbers <= self._left and all(output.equal(found[0]) for found in outputs.values() for output in found[1:]):
             self._left -= numbers
