@@ -373,7 +373,7 @@ def main() -> None:
                 rows.append(measure(name, posteriors, side, (asked.warmup, asked.draws), asked.device))
                 show(rows[-1:])
                 if asked.json:
-                    keep(asked.json, rows, warmup=asked.warmup, draws=asked.draws)
+                    keep(asked.json, rows, threads=asked.threads, warmup=asked.warmup, draws=asked.draws)
     print()
     show(rows)
     ratios(rows)

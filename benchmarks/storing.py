@@ -16,8 +16,7 @@ import torch
 def keep(file: Path, rows: Iterable[Any], **settings: Any) -> None:
     """Write rows, which are instances of a dataclass, with `settings` and a line about the machine."""
     machine = (
-        f"PyTorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} processors, "
-        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+        f"PyTorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     told = {"machine": machine, **settings, "rows": [asdict(row) for row in rows]}
