@@ -265,8 +265,8 @@ class _Passes:
         if len(rows) >= 2 and len(self.sides.latents) >= 2:
             self.chosen = [choose(half) for half in self.halves]
             for number, (row, (a, r)) in enumerate(zip(rows, self.sides.draws(labels), strict=True)):
+                progress("compare", int(_FIRST_PASS * size + (1 - _FIRST_PASS) * number), size)
                 self._second(row, a, r, number % 2)
-                progress("compare", int(_FIRST_PASS * size + (1 - _FIRST_PASS) * (number + 1)), size)
         progress("compare", size, size)
         return rows
 
