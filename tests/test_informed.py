@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pyro
@@ -81,3 +82,16 @@ def test_without_a_datum_that_passes_there_is_no_direction():
     theirs["convergence"] = none
     with pytest.raises(InferenceError, match="no datum passes its gate"):
         informed_directions(one_direction, X, theirs)
+
+
+def test_the_draws_of_all_data_are_never_copied_at_once():
+    data = {"x": X["x"].repeat(10, 1)}
+    few = reference(one_direction, data, draws=500, seed=0)
+    posterior = few["posterior"].to_dataset()
+    many = xr.concat([posterior] * 16, "draw").assign_coords(draw=np.arange(8000))
+    few["posterior"] = xr.DataTree(many)
+    tracemalloc.start()
+    informed_directions(one_direction, data, few)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < many["z"].nbytes

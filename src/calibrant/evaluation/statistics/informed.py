@@ -18,7 +18,7 @@ from calibrant.errors import InferenceError
 from calibrant.evaluation.statistics.joining import is_discrete
 from calibrant.inference.problem import checked
 from calibrant.inference.references.gate import passed_labels
-from calibrant.inference.trees import Latent, data_labels, latent_names, scalars
+from calibrant.inference.trees import Latent, data_labels, draw_blocks, latent_names, scalars
 from calibrant.program.contract import Program, Values
 from calibrant.program.density import density_of
 from calibrant.program.environment import cast, defaults, in_double
@@ -76,10 +76,9 @@ def informed_of(program: PyroModule, data: Data, reference: xr.DataTree, progres
     if not names:
         raise InferenceError("there is no continuous local latent along which a direction could lie")
     place = {label: i for i, label in enumerate(data_labels(reference).tolist())}
-    if "data" in posterior.dims:
-        posterior = posterior.isel(data=[place[label] for label in data.labels().tolist()])
-    likelihood, slopes = _at_draws(program, data, posterior, names, progress)
-    sd = np.concatenate([_sds(posterior[name]) for name in names], 1)
+    rows = [place[label] for label in data.labels().tolist()]
+    likelihood, slopes = _at_draws(program, data, posterior, rows, names, progress)
+    sd = np.concatenate([block.std((1, 2)) for block in draw_blocks(posterior, names, rows)])
     direction = np.stack([_leading(slopes[:, row] * sd[row]) for row in range(len(data))])
     latents: list[Latent] = scalars(posterior, names)
     return xr.Dataset(
@@ -91,11 +90,6 @@ def informed_of(program: PyroModule, data: Data, reference: xr.DataTree, progres
     )
 
 
-def _sds(draws: xr.DataArray) -> Array:
-    values = draws.transpose("data", "chain", "draw", ...).values.astype(np.float64)
-    return values.reshape(*values.shape[:3], -1).std((1, 2))
-
-
 def _leading(gradients: Array) -> Array:
     """The leading eigenvector `(latent,)` of the mean of g gᵀ over gradients `(draw, latent)`."""
     if not np.isfinite(gradients).all() or not gradients.any():
@@ -104,20 +98,21 @@ def _leading(gradients: Array) -> Array:
 
 
 def _at_draws(
-    program: PyroModule, data: Data, posterior: xr.Dataset, names: list[str], progress: Progress
+    program: PyroModule, data: Data, posterior: xr.Dataset, rows: list[int], names: list[str], progress: Progress
 ) -> tuple[Array, Array]:
     """Log likelihood `(draw, data)` and its gradient `(draw, data, latent)` at some reference draws.
 
-    A run of the program takes one draw of all data, since shared latents have one value in a run.
+    A run of the program takes one draw of all data, since shared latents have one value in a run. `rows` are the
+    positions of the data in the reference.
     """
     double, likelihoods, slopes = in_double(program), [], []
-    flat = posterior.stack(sample=("chain", "draw"), create_index=False)
-    chosen = np.unique(np.linspace(0, flat.sizes["sample"] - 1, _DRAWS).astype(int)).tolist()
+    chains, length = posterior.sizes["chain"], posterior.sizes["draw"]
+    chosen = np.unique(np.linspace(0, chains * length - 1, _DRAWS).astype(int)).tolist()
     with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as where:
         observed, covariates = data.tensors(*where)
         for done, draw in enumerate(chosen):
             progress(_STAGE, done, len(chosen))
-            one = flat.isel(sample=draw)
+            one = posterior.isel(chain=draw // length, draw=draw % length).isel(data=rows, missing_dims="ignore")
             values = cast({n: torch.as_tensor(one[n].values) for n in latent_names(posterior)}, *where)
             likelihood, gradients = _slope(double, values, observed, covariates, names)
             likelihoods.append(likelihood.cpu().numpy())
