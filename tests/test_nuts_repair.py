@@ -202,13 +202,13 @@ class OneMode(pyro.nn.PyroModule):
 
 @pytest.mark.parametrize("looks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_missing_mode_fails_the_gate_or_the_comparison(looks, monkeypatch):
-    """Without a search for modes. Of six data: where all four chains start in the guide's mode, one time in sixteen,
-    nothing can see the other."""
+    """Without a search for modes: where all four chains start in the guide's mode, one time in sixteen, nothing can see
+    the other. So are at most 10 of 48 data, but for one time in 5,000."""
     monkeypatch.setattr(repair, "_LOOKS", looks)
-    observed = {"x": torch.linspace(4.0, 5.5, 6)}
+    observed = {"x": torch.linspace(4.0, 5.5, 48)}
     tree = nuts(two_modes, observed, starts=0)
     result = cal.evaluation.compare(cal.inference.posterior(two_modes, OneMode(), observed, draws=1000), tree)
     passed = tree["convergence"]["is_reference"].values
     assert all("R-hat" in str(reason) for reason in tree["convergence"]["reason"].values[~passed])
     seen = (np.abs(result["mean_error"]) > 5 * result["mean_error_se"]).all("latent").sum()
-    assert int(seen) + int((~passed).sum()) >= 4
+    assert int(passed.sum()) - int(seen) <= 10
