@@ -138,7 +138,7 @@ def measure(name: str, posteriors: int, side: str, lengths: tuple[int, int], dev
 
 def middle(rows: Sequence[Row]) -> Row:
     """The row of a side with the median rate; the first one's time of compiling, which later ones find in a cache."""
-    typical = sorted(rows, key=lambda row: row.rate)[len(rows) // 2]
+    typical = sorted(rows, key=lambda row: row.rate)[(len(rows) - 1) // 2]  # the lower of two
     return replace(typical, compiling=rows[0].compiling, rounds=len(rows))
 
 

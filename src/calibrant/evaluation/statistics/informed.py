@@ -106,14 +106,14 @@ def _at_draws(
     positions of the data in the reference.
     """
     double, likelihoods, slopes = in_double(program), [], []
-    chains, length = posterior.sizes["chain"], posterior.sizes["draw"]
-    chosen = np.unique(np.linspace(0, chains * length - 1, _DRAWS).astype(int)).tolist()
+    posterior, length = posterior[latent_names(posterior)], posterior.sizes["draw"]
+    chosen = np.unique(np.linspace(0, posterior.sizes["chain"] * length - 1, _DRAWS).astype(int)).tolist()
     with pyro.validation_enabled(False), defaults(program, data.batch([0])[0], torch.float64) as where:
         observed, covariates = data.tensors(*where)
         for done, draw in enumerate(chosen):
             progress(_STAGE, done, len(chosen))
-            one = posterior.isel(chain=draw // length, draw=draw % length).isel(data=rows, missing_dims="ignore")
-            values = cast({n: torch.as_tensor(one[n].values) for n in latent_names(posterior)}, *where)
+            one = posterior.isel(chain=draw // length, draw=draw % length, data=rows)
+            values = cast({str(n): torch.as_tensor(value.values) for n, value in one.items()}, *where)
             likelihood, gradients = _slope(double, values, observed, covariates, names)
             likelihoods.append(likelihood.cpu().numpy())
             slopes.append(torch.cat([g.reshape(len(data), -1) for g in gradients], 1).cpu().numpy())
